@@ -1,0 +1,24 @@
+"""The data pipeline: from bytes on disk to packed batches of visible patches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.batch import PackedBatch
+    from pipeline.loader import Loader, LoaderConfig, open_evaluation_loader, open_loader
+
+__all__ = ["Loader", "LoaderConfig", "PackedBatch", "open_evaluation_loader", "open_loader"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: whoever only reads an index must not wait for torch."""
+    if name == "PackedBatch":
+        from pipeline.batch import PackedBatch
+
+        return PackedBatch
+    if name in __all__:
+        from pipeline import loader
+
+        return getattr(loader, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

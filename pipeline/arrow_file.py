@@ -1,0 +1,73 @@
+"""Arrow IPC files of one record batch, written safely and read as views of a memory map."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+
+def write_batch(path: Path, batch: pa.RecordBatch) -> None:
+    """Write one record batch and see it onto the disk.
+
+    One batch, because only then is a whole column one piece of memory when it is mapped.
+    """
+    with path.open("wb") as file:
+        with pa.ipc.new_file(file, batch.schema) as writer:
+            writer.write_batch(batch)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def map_batch(path: Path, schema: pa.Schema) -> pa.RecordBatch:
+    """Memory-map a file of one record batch; nothing is read but its footer.
+
+    Raises:
+        ValueError: the file is missing, damaged, or has other columns than `schema`.
+    """
+    hint = "make the index again with `python tools/index_shards.py SHARDS --out DIR`"
+    try:
+        with pa.memory_map(str(path)) as source:
+            reader = pa.ipc.open_file(source)
+            num_batches = reader.num_record_batches
+            batch = reader.get_batch(0) if num_batches == 1 else None
+            if batch is not None:
+                batch.validate()
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing from the index; {hint}") from None
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} is damaged ({_first_line(error)}); {hint}") from error
+    if batch is None:
+        raise ValueError(f"{path} holds {num_batches} record batches instead of one; {hint}")
+    if not batch.schema.equals(schema):
+        raise ValueError(f"{path} has columns {batch.schema.names}, not {schema.names}; {hint}")
+    return batch
+
+
+def column_view(batch: pa.RecordBatch, name: str) -> NDArray[Any]:
+    """A fixed-width column as a read-only numpy view of the mapped file."""
+    return batch.column(name).to_numpy(zero_copy_only=True)
+
+
+def string_parts(array: pa.Array) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    """Offsets [K+1] (starting at 0) and bytes of a large_string column without nulls."""
+    buffers = array.buffers()
+    count = len(array) + 1
+    offsets = np.frombuffer(buffers[1], dtype=np.int64)[array.offset : array.offset + count]
+    first, last = int(offsets[0]), int(offsets[-1])
+    raw = np.frombuffer(buffers[2], dtype=np.uint8) if buffers[2] else np.empty(0, np.uint8)
+    return offsets - first, raw[first:last]
+
+
+def list_parts(array: pa.Array) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """Offsets [K+1] into, and values of, a large_list column; both are views."""
+    offsets = array.offsets.to_numpy(zero_copy_only=True)
+    return offsets, array.values.to_numpy(zero_copy_only=True)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0]

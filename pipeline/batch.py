@@ -1,0 +1,71 @@
+"""The contract between the pipeline and everything behind it: one packed batch.
+
+Legend: B pairs on this rank, N patches of a full image, T visible patches of all B images, U text
+tokens of all B captions, p patch side in pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackedBatch:
+    """What one rank hands to the model: visible patches and real tokens only, end to end."""
+
+    patches: Tensor
+    """[T, 3*p*p] uint8, visible patches of all images, image after image; each (y, x, channel)."""
+    positions: Tensor
+    """[T] int32, place of each patch in its image's grid, row-major, 0 .. N-1."""
+    image_offsets: Tensor
+    """[B+1] int32, image i owns patches[image_offsets[i]:image_offsets[i+1]]."""
+    tokens: Tensor
+    """[U] int32, text token ids, caption after caption, SOT and EOT included, no padding."""
+    text_offsets: Tensor
+    """[B+1] int32, caption i owns tokens[text_offsets[i]:text_offsets[i+1]]."""
+    sample_ids: Tensor
+    """[B] int64, rows of the index: provenance, per-sample state, audits."""
+
+    @property
+    def num_samples(self) -> int:
+        """B, pairs in this batch."""
+        return len(self.sample_ids)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that cross to the model's device."""
+        return sum(t.numel() * t.element_size() for t in self._tensors().values())
+
+    def to(self, device: torch.device | str) -> PackedBatch:
+        """The same batch on `device`; asynchronous from pinned memory."""
+        return PackedBatch(
+            **{name: t.to(device, non_blocking=True) for name, t in self._tensors().items()}
+        )
+
+    def check(self) -> None:
+        """Hold the batch to its contract; for tests and the first batch of a run.
+
+        Raises:
+            AssertionError: a dtype, shape or offset is not as documented.
+        """
+        assert self.patches.dtype == torch.uint8
+        assert self.patches.ndim == 2
+        assert self.patches.shape[1] % 3 == 0
+        assert self.sample_ids.dtype == torch.int64
+        for values, offsets in (
+            (self.positions, self.image_offsets),
+            (self.tokens, self.text_offsets),
+        ):
+            assert values.dtype == torch.int32
+            assert offsets.dtype == torch.int32
+            assert len(offsets) == self.num_samples + 1
+            assert offsets[0] == 0
+            assert offsets[-1] == len(values)
+            assert bool((offsets.diff() > 0).all())
+        assert len(self.positions) == len(self.patches)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}

@@ -1,0 +1,54 @@
+"""What a decoder is: JPEG bytes and crop windows in, small square images out.
+
+Legend: B images, S side of the output in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decoded:
+    """Images of one call and what went wrong with some of them."""
+
+    images: Tensor
+    """[B, S, S, 3] uint8 RGB; black where decoding failed."""
+    failures: dict[int, str]
+    """Place in the call of each image that could not be decoded, with the reason."""
+
+
+class Decoder(Protocol):
+    """Decodes windows of pictures; one bad picture never spoils the others."""
+
+    def decode(self, encoded: Sequence[bytes], windows: NDArray[np.int32]) -> Decoded:
+        """Decode, crop and resize.
+
+        Args:
+            encoded: B files (JPEG, PNG, WebP).
+            windows: [B, 4] int32 (y, x, height, width) in the upright picture.
+        """
+        ...
+
+
+def open_decoder(image_size: int, batch_size: int, num_threads: int) -> Decoder:
+    """The decoder of this machine.
+
+    Args:
+        image_size: S, in pixels.
+        batch_size: most images in one call.
+        num_threads: CPU threads to decode with.
+
+    Raises:
+        ImportError: DALI is not installed.
+    """
+    # DALI takes a second to import, and everything that decodes nothing can do without it.
+    from pipeline.dali_graph import DaliDecoder
+
+    return DaliDecoder(image_size, batch_size, num_threads)

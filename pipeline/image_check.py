@@ -1,0 +1,114 @@
+"""Which image files a run can use, and how large they are.
+
+What is accepted is what DALI was seen to decode like Pillow does: JPEG (grey, CMYK and progressive
+too), PNG and WebP, by content and whatever the suffix. One file that DALI cannot decode ends its
+pipeline, so every doubt is settled here, once.
+"""
+
+from __future__ import annotations
+
+import struct
+from io import BytesIO
+
+from PIL import Image
+
+from pipeline.rejection import Reason, RejectedSampleError
+
+MAX_IMAGE_PIXELS = 100_000_000
+_ORIENTATION_TAG = 0x0112
+_EXIF_SHORT = 3
+_IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
+_OTHER_FORMATS = {
+    b"GIF8": "GIF",
+    b"BM": "BMP",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"%PDF": "PDF",
+    b"<svg": "SVG",
+}
+
+
+def checked_size(data: bytes, *, full_decode: bool) -> tuple[int, int]:
+    """Width and height of a sound image file, after its EXIF orientation is applied.
+
+    Args:
+        data: the file.
+        full_decode: decode all of it. Otherwise only its header, and a JPEG's end marker, are
+            looked at.
+
+    Returns:
+        Width and height in pixels.
+
+    Raises:
+        RejectedSampleError: the image cannot be used.
+    """
+    _check_format(data)
+    try:
+        image = Image.open(BytesIO(data), formats=_IMAGE_FORMATS)
+    except Image.DecompressionBombError as error:
+        raise RejectedSampleError(Reason.TOO_LARGE, str(error)) from None
+    except Exception as error:
+        raise RejectedSampleError(
+            Reason.TRUNCATED_IMAGE, f"no complete header: {error!r}"
+        ) from None
+    width, height = image.size
+    if width * height > MAX_IMAGE_PIXELS:
+        detail = f"{width}x{height} pixels exceed the limit of {MAX_IMAGE_PIXELS}"
+        raise RejectedSampleError(Reason.TOO_LARGE, detail)
+    if full_decode:
+        _decode_fully(image)
+    elif image.format in ("JPEG", "MPO") and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
+        raise RejectedSampleError(Reason.TRUNCATED_IMAGE, "the JPEG has no end marker")
+    exif = image.info.get("exif", b"")
+    turned = isinstance(exif, bytes) and exif_orientation(exif) >= 5
+    return (height, width) if turned else (width, height)
+
+
+def exif_orientation(exif: bytes) -> int:
+    """Orientation (1 to 8) that an EXIF block asks for; 1 where it says nothing valid.
+
+    Deliberately strict, as nvImageCodec is: the tag must be one SHORT in the first directory, and
+    XMP is not asked. Pillow accepts more, and width and height would then be swapped for pictures
+    that the decoder does not turn.
+    """
+    tiff = exif.removeprefix(b"Exif\0\0")
+    endian = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
+    if endian is None:
+        return 1
+    try:
+        (start,) = struct.unpack_from(f"{endian}I", tiff, 4)
+        (count,) = struct.unpack_from(f"{endian}H", tiff, start)
+        for entry in range(start + 2, start + 2 + 12 * count, 12):
+            tag, kind, length, value = struct.unpack_from(f"{endian}HHIH", tiff, entry)
+            if tag == _ORIENTATION_TAG:
+                return value if kind == _EXIF_SHORT and length == 1 and 1 <= value <= 8 else 1
+    except struct.error:
+        pass
+    return 1
+
+
+def _check_format(data: bytes) -> None:
+    """Tell by the first bytes whether this is JPEG, PNG or WebP; the suffix is not believed."""
+    if not data:
+        raise RejectedSampleError(Reason.EMPTY_IMAGE, "0 bytes")
+    if data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")):
+        return
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return
+    found = next((name for magic, name in _OTHER_FORMATS.items() if data.startswith(magic)), "")
+    if data[4:8] == b"ftyp":
+        found = f"{data[8:12].decode('ascii', 'backslashreplace').upper()} (AVIF/HEIF family)"
+    if found:
+        detail = f"it is {found}; only JPEG, PNG and WebP are read"
+        raise RejectedSampleError(Reason.UNSUPPORTED_IMAGE, detail)
+    raise RejectedSampleError(Reason.NOT_AN_IMAGE, f"it begins with {data[:16]!r}")
+
+
+def _decode_fully(image: Image.Image) -> None:
+    try:
+        image.load()
+    except Exception as error:
+        text = str(error)
+        cut = "truncated" in text.lower() or "unexpected end" in text.lower()
+        reason = Reason.TRUNCATED_IMAGE if cut else Reason.DAMAGED_IMAGE
+        raise RejectedSampleError(reason, text or repr(error)) from None

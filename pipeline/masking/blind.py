@@ -1,0 +1,124 @@
+"""Masks that do not look at the picture: none, random, grid and block.
+
+Legend: B images, N patches of an image in R rows and C columns, D values of a patch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isqrt
+
+import torch
+from torch import Tensor
+
+from pipeline.masking.strategy import MaskStrategy, check_ratio, keep_lowest
+
+
+@dataclass(frozen=True)
+class NoMask(MaskStrategy):
+    """Everything is visible: plain CLIP, and every evaluation."""
+
+    def visible(self, patches: Tensor, noise: Tensor) -> Tensor:
+        """All True, [B, N]."""
+        return torch.ones_like(noise, dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class RandomMask(MaskStrategy):
+    """The same number of patches from every image, drawn uniformly (FLIP, arXiv 2212.00794)."""
+
+    mask_ratio: float = 0.5
+    """Share of each image's patches that is dropped; N*(1-mask_ratio) is truncated, as FLIP's."""
+
+    def __post_init__(self) -> None:
+        check_ratio("mask_ratio", self.mask_ratio)
+
+    def visible(self, patches: Tensor, noise: Tensor) -> Tensor:
+        """[B, N] bool with int(N * (1 - mask_ratio)) True in each row, at least one."""
+        num_visible = max(1, int(noise.shape[1] * (1 - self.mask_ratio) + 1e-9))
+        return keep_lowest(noise, num_visible)
+
+
+@dataclass(frozen=True)
+class GridMask(MaskStrategy):
+    """One patch of every k x k window, or a checkerboard (CLIPA, arXiv 2305.07017, figure 1).
+
+    CLIPA's figure shows the top-left patch of each 2x2 window; its text leaves open whether the
+    place is drawn. `random_offset` draws one place for each image.
+    """
+
+    mask_ratio: float = 0.75
+    """0.5 is a checkerboard; otherwise 1 - 1/k**2: 0.75 for k=2, 0.8889 for k=3, ..."""
+    random_offset: bool = True
+    """Draw the place in the window for each image; False always keeps the top-left one."""
+    grid: tuple[int, int] | None = None
+    """(R, C); left out, the image is square."""
+
+    def __post_init__(self) -> None:
+        check_ratio("mask_ratio", self.mask_ratio)
+        window = self._window()
+        if self.mask_ratio != 0.5 and abs(1 - 1 / window**2 - self.mask_ratio) > 1e-3:
+            raise ValueError(
+                f"a grid mask drops 0.5, 0.75, 0.8889 or another 1 - 1/k**2, not {self.mask_ratio}"
+            )
+
+    def visible(self, patches: Tensor, noise: Tensor) -> Tensor:
+        """[B, N] bool; one in each window, or every second patch."""
+        rows, columns = _grid_places(noise, self.grid)
+        window = self._window()
+        draw = noise[:, :1] if self.random_offset else torch.zeros_like(noise[:, :1])
+        if self.mask_ratio == 0.5:
+            return (rows + columns) % 2 == (draw * 2).long()
+        place = (draw * window**2).long()
+        return (rows % window == place // window) & (columns % window == place % window)
+
+    def _window(self) -> int:
+        return max(1, round((1 / (1 - self.mask_ratio)) ** 0.5))
+
+
+@dataclass(frozen=True)
+class BlockMask(MaskStrategy):
+    """One contiguous block of each image stays (CLIPA, arXiv 2305.07017, figure 1).
+
+    CLIPA's figure shows a centred square; its text gives no rule for the place. Drawn for each
+    image here, so that every position of the grid is trained; `centred` gives the figure's.
+    """
+
+    mask_ratio: float = 0.75
+    """Share dropped; the block's sides are sqrt(1 - mask_ratio) of the grid's, rounded."""
+    centred: bool = False
+    """Keep the block in the middle of the picture."""
+    grid: tuple[int, int] | None = None
+    """(R, C); left out, the image is square."""
+
+    def __post_init__(self) -> None:
+        check_ratio("mask_ratio", self.mask_ratio)
+
+    def visible(self, patches: Tensor, noise: Tensor) -> Tensor:
+        """[B, N] bool; a rectangle of True in each image."""
+        rows, columns = _grid_places(noise, self.grid)
+        inside = []
+        for axis, (places, extent) in enumerate(
+            zip((rows, columns), _grid_shape(noise, self.grid), strict=True)
+        ):
+            side = max(1, round(extent * (1 - self.mask_ratio) ** 0.5))
+            free = extent - side
+            draw = noise[:, axis : axis + 1]
+            start = free // 2 if self.centred else (draw * (free + 1)).long()
+            inside.append((places >= start) & (places < start + side))
+        return inside[0] & inside[1]
+
+
+def _grid_shape(noise: Tensor, grid: tuple[int, int] | None) -> tuple[int, int]:
+    num_patches = noise.shape[1]
+    rows, columns = grid or (isqrt(num_patches), isqrt(num_patches))
+    if rows * columns != num_patches:
+        raise ValueError(f"{num_patches} patches are no {rows}x{columns} grid: pass grid=(R, C)")
+    return rows, columns
+
+
+def _grid_places(noise: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
+    """Row and column of every patch, each [B, N] long."""
+    _, columns = _grid_shape(noise, grid)
+    places = torch.arange(noise.shape[1], device=noise.device).expand(noise.shape)
+    return places // columns, places % columns

@@ -1,0 +1,67 @@
+"""What every mask strategy is: a function from patches and noise to visibility.
+
+Legend: B images, N patches of an image, D values of a patch.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+
+class MaskStrategy(ABC):
+    """Decides which patches of each image the model gets to see.
+
+    A strategy keeps no state. All its randomness is in one array of noise, one number for each
+    patch, so that the loader can draw it from (seed, pass, sample id) and a test from a generator.
+    """
+
+    def __call__(self, patches: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Choose the visible patches.
+
+        Args:
+            patches: [B, N, D]; uint8 pixels, or floats taken as already normalised.
+            generator: source of the noise, on the CPU; torch's default one if left out.
+
+        Returns:
+            visible: [B, N] bool.
+        """
+        noise = torch.rand(patches.shape[:2], generator=generator)
+        return self.visible(patches, noise.to(patches.device))
+
+    @abstractmethod
+    def visible(self, patches: Tensor, noise: Tensor) -> Tensor:
+        """Choose the visible patches from given noise.
+
+        Args:
+            patches: [B, N, D] as in `__call__`.
+            noise: [B, N] float32 in [0, 1), on the patches' device.
+
+        Returns:
+            [B, N] bool.
+        """
+
+
+def keep_lowest(values: Tensor, count: int | Tensor) -> Tensor:
+    """Mark the `count` lowest values of each row.
+
+    Args:
+        values: [B, N] sortable.
+        count: the same for all rows, or [B, 1].
+
+    Returns:
+        [B, N] bool.
+    """
+    return values.argsort(dim=1).argsort(dim=1) < count
+
+
+def check_ratio(name: str, ratio: float) -> None:
+    """Refuse a share that would hide nothing sensible.
+
+    Raises:
+        ValueError: `ratio` is outside 0 <= ratio < 1.
+    """
+    if not 0 <= ratio < 1:
+        raise ValueError(f"{name} is the share of patches dropped: 0 <= {name} < 1, got {ratio}")

@@ -1,0 +1,132 @@
+"""What a step consists of, computed without touching a file.
+
+Which samples, which window of each picture, which of its captions, which noise for its mask.
+
+Legend: B pairs of this rank, N patches of an image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.captions import CaptionTable
+from pipeline.counter_random import Purpose, uniforms
+from pipeline.crops import DRAWS_PER_WINDOW, CropConfig, centre_windows, draw_windows
+from pipeline.index import Index
+from pipeline.order import SampleOrder, Visits
+
+
+class Plan(Protocol):
+    """The steps of a loader as pure functions."""
+
+    def visits(self, step: int) -> Visits | None:
+        """The samples of a step on this rank; None after the last step."""
+        ...
+
+    def replacements(self, step: int, slots: NDArray[np.int64], attempt: int) -> Visits | None:
+        """What to serve instead of the bad samples in some slots; None to leave them out."""
+        ...
+
+    def windows(self, visits: Visits) -> NDArray[np.int32]:
+        """[B, 4] crop windows (y, x, height, width)."""
+        ...
+
+    def caption_rows(self, visits: Visits) -> NDArray[np.int64]:
+        """[B] rows of the caption table."""
+        ...
+
+    def noise(self, visits: Visits, num_patches: int) -> NDArray[np.float32]:
+        """[B, N] in [0, 1), for the mask."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPlan:
+    """Endless, shuffled, augmented; every draw keyed by (seed, pass, sample id, purpose)."""
+
+    index: Index
+    """Where widths and heights come from."""
+    captions: CaptionTable
+    """One text is drawn from those of each sample at each visit."""
+    order: SampleOrder
+    """Which sample comes when."""
+    crop: CropConfig
+    """Ranges of the crop window."""
+    batch_size: int
+    """Pairs in the global batch."""
+    rank: int
+    """This process, 0 .. world_size - 1."""
+    world_size: int
+    """Processes that share the global batch."""
+
+    def visits(self, step: int) -> Visits:
+        """This rank's share of the global batch."""
+        return self.order.visits(step, self.batch_size).part(self.rank, self.world_size)
+
+    def replacements(self, step: int, slots: NDArray[np.int64], attempt: int) -> Visits:
+        """The samples of the same slots some steps later: never one of the same batch.
+
+        A pure function of its arguments, so a resumed run replaces alike.
+        """
+        later = self.visits(step + attempt)
+        return Visits(sample_ids=later.sample_ids[slots], passes=later.passes[slots])
+
+    def windows(self, visits: Visits) -> NDArray[np.int32]:
+        """Random resized crops."""
+        draws = self._draw(visits, Purpose.CROP, DRAWS_PER_WINDOW)
+        ids = visits.sample_ids
+        return draw_windows(self.index.width[ids], self.index.height[ids], draws, self.crop)
+
+    def caption_rows(self, visits: Visits) -> NDArray[np.int64]:
+        """One of each sample's texts."""
+        draws = self._draw(visits, Purpose.CAPTION, 1)[:, 0]
+        return self.captions.draw(visits.sample_ids, draws)
+
+    def noise(self, visits: Visits, num_patches: int) -> NDArray[np.float32]:
+        """Fresh noise for each visit; rounded down, so that it stays below 1 in float32."""
+        draws = self._draw(visits, Purpose.MASK, num_patches)
+        return (np.floor(draws * 2**24) * 2.0**-24).astype(np.float32)
+
+    def _draw(self, visits: Visits, purpose: Purpose, count: int) -> NDArray[np.float64]:
+        return uniforms(self.order.seed, visits.passes, visits.sample_ids, purpose, count)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationPlan:
+    """Once through the index in its own order: centre crop, first caption, the last batch short."""
+
+    index: Index
+    """What is evaluated."""
+    captions: CaptionTable
+    """The first text of each sample is served."""
+    batch_size: int
+    """Pairs in a batch."""
+
+    def visits(self, step: int) -> Visits | None:
+        """The next samples of the index."""
+        first = step * self.batch_size
+        if first >= self.index.num_samples:
+            return None
+        ids = np.arange(first, min(first + self.batch_size, self.index.num_samples), dtype=np.int64)
+        return Visits(sample_ids=ids, passes=np.zeros_like(ids))
+
+    def replacements(self, step: int, slots: NDArray[np.int64], attempt: int) -> None:
+        """A score is of the samples themselves: a bad one is left out and counted."""
+        return
+
+    def windows(self, visits: Visits) -> NDArray[np.int32]:
+        """The largest centred square."""
+        ids = visits.sample_ids
+        return centre_windows(self.index.width[ids], self.index.height[ids])
+
+    def caption_rows(self, visits: Visits) -> NDArray[np.int64]:
+        """The first text of each sample."""
+        return self.captions.draw(visits.sample_ids, np.zeros(len(visits.sample_ids)))
+
+    def noise(self, visits: Visits, num_patches: int) -> NDArray[np.float32]:
+        """Nothing is masked, so nothing is drawn."""
+        return np.zeros((len(visits.sample_ids), num_patches), dtype=np.float32)

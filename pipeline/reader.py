@@ -1,0 +1,94 @@
+"""Reads image bytes out of shards by (shard, offset, size), without walking any tar."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.index import Index
+
+_MAX_OPEN = 256
+
+
+class ShardReader:
+    """Positioned reads from many threads; at most 256 shards are open at a time."""
+
+    def __init__(self, index: Index, num_threads: int) -> None:
+        """Prepare to read; no file is opened yet.
+
+        Args:
+            index: where the samples lie.
+            num_threads: reads in flight.
+        """
+        self._index = index
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="read")
+        self._files: dict[int, int] = {}
+        self._lock = Lock()
+
+    def read(self, sample_ids: NDArray[np.int64]) -> list[bytes | OSError]:
+        """Read the image bytes of some samples.
+
+        Args:
+            sample_ids: [B] rows of the index, any order.
+
+        Returns:
+            For each sample its bytes, or the error that kept them from being read.
+        """
+        disk_order = np.lexsort((self._index.offset[sample_ids], self._index.shard[sample_ids]))
+        shards = self._open(np.unique(self._index.shard[sample_ids]))
+        read_one = self._reader_of(shards)
+        results: list[bytes | OSError] = [b""] * len(sample_ids)
+        in_order = self._pool.map(read_one, sample_ids[disk_order].tolist(), chunksize=8)
+        for place, result in zip(disk_order.tolist(), in_order, strict=True):
+            results[place] = result
+        return results
+
+    def close(self) -> None:
+        """End the threads and close the shards."""
+        self._pool.shutdown(cancel_futures=True)
+        with self._lock:
+            for file in self._files.values():
+                os.close(file)
+            self._files.clear()
+
+    def _reader_of(self, shards: dict[int, int | OSError]):
+        index = self._index
+
+        def read_one(sample_id: int) -> bytes | OSError:
+            file = shards[int(index.shard[sample_id])]
+            size = int(index.size[sample_id])
+            if isinstance(file, OSError):
+                return file
+            try:
+                data = os.pread(file, size, int(index.offset[sample_id]))
+            except OSError as error:
+                return error
+            if len(data) < size:
+                return OSError(f"the shard ends early: got {len(data)} of {size} bytes")
+            return data
+
+        return read_one
+
+    def _open(self, shards: Sequence[int] | NDArray[np.int32]) -> dict[int, int | OSError]:
+        """File descriptors of the shards of one batch, opening and closing as needed."""
+        opened: dict[int, int | OSError] = {}
+        with self._lock:
+            for shard in map(int, shards):
+                if shard in self._files:
+                    self._files[shard] = opened[shard] = self._files.pop(shard)
+                    continue
+                try:
+                    file = os.open(self._index.shards[shard].path, os.O_RDONLY)
+                except OSError as error:
+                    opened[shard] = error
+                    continue
+                self._files[shard] = opened[shard] = file
+            # The oldest go first; those of this batch are the newest.
+            while len(self._files) > max(_MAX_OPEN, len(opened)):
+                os.close(self._files.pop(next(iter(self._files))))
+        return opened

@@ -1,0 +1,157 @@
+"""Scan many shards at once, in processes that go away with the one that started them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.scan_shard import ScanOptions, ShardScan, scan_shard
+
+_POLL_S = 0.5
+
+
+class _StoppedError(Exception):
+    """The scan is to end early."""
+
+
+class _Shared:
+    """What the processes share: bytes done, and whether to stop."""
+
+    def __init__(self, context: Any) -> None:
+        self.done_bytes = context.Value("q", 0)
+        self.stop = context.Event()
+
+    def advance(self, num_bytes: int) -> None:
+        if self.stop.is_set():
+            raise _StoppedError
+        with self.done_bytes.get_lock():
+            self.done_bytes.value += num_bytes
+
+
+_shared: _Shared | None = None
+
+
+def scan_shards(
+    paths: list[Path],
+    options: ScanOptions,
+    *,
+    num_workers: int,
+    progress: Callable[[int, int], None],
+) -> list[ShardScan]:
+    """Scan shards.
+
+    Args:
+        paths: the tars, absolute and resolved.
+        options: where captions are and how thoroughly images are checked.
+        num_workers: processes, a shard each; 1 scans in this process.
+        progress: called with the bytes done and the bytes there are.
+
+    Returns:
+        One result per path, in the order of `paths`.
+
+    Raises:
+        OSError: a shard cannot be read.
+        RuntimeError: a worker process was killed.
+    """
+    total_bytes = sum(path.stat().st_size for path in paths)
+    num_workers = min(num_workers, len(paths))
+    if num_workers <= 1:
+        return _scan_here(paths, options, total_bytes, progress)
+    methods = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    if "forkserver" in methods:
+        # Imported once and shared by all workers: it brings torch, seconds and 200 MB of it.
+        context.set_forkserver_preload(["open_clip.tokenizer"])
+    shared = _Shared(context)
+    pool = ProcessPoolExecutor(
+        num_workers, mp_context=context, initializer=_start_worker, initargs=(shared,)
+    )
+    with pool:
+        try:
+            with _interrupts_held():
+                futures = [pool.submit(_scan_in_worker, path, options) for path in paths]
+            _watch(futures, shared, total_bytes, progress)
+            return [future.result() for future in futures]
+        except BrokenProcessPool as error:
+            msg = "a worker process was killed, perhaps for want of memory"
+            raise RuntimeError(f"{msg}; try fewer workers than {num_workers}") from error
+        finally:
+            shared.stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _scan_here(
+    paths: list[Path],
+    options: ScanOptions,
+    total_bytes: int,
+    progress: Callable[[int, int], None],
+) -> list[ShardScan]:
+    done_bytes = 0
+
+    def advance(num_bytes: int) -> None:
+        nonlocal done_bytes
+        done_bytes += num_bytes
+        progress(done_bytes, total_bytes)
+
+    return [scan_shard(path, options, advance) for path in paths]
+
+
+def _watch(
+    futures: list[Future[ShardScan]],
+    shared: _Shared,
+    total_bytes: int,
+    progress: Callable[[int, int], None],
+) -> None:
+    """Report progress until all are done; the first failure is raised at once."""
+    pending = set(futures)
+    while pending:
+        done, pending = wait(pending, timeout=_POLL_S, return_when=FIRST_COMPLETED)
+        for future in done:
+            future.result()
+        progress(shared.done_bytes.value, total_bytes)
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Let Ctrl-C wait: a worker left half started comes up later, orphaned, and fails loudly."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _frame: caught.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if caught:
+        signal.raise_signal(signal.SIGINT)
+
+
+def _start_worker(shared: _Shared) -> None:
+    global _shared  # noqa: PLW0603 - the only way to hand an Event to the workers of a pool
+    _shared = shared
+    # Ctrl-C reaches the whole process group; the parent alone decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    """A parent that is killed cannot tell its workers to stop; without this they would stay."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _scan_in_worker(path: Path, options: ScanOptions) -> ShardScan:
+    if _shared is None:
+        raise RuntimeError("the worker was not started by scan_shards")
+    return scan_shard(path, options, _shared.advance)
