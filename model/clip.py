@@ -1,0 +1,130 @@
+"""CLIP: two towers into one space.
+
+Shapes: B image-text pairs, T visible patches of all images, N patches of a full image, p the
+patch side, U tokens of all captions, d length of a feature.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import ClipConfig, clip_config
+from model.text import TextTower
+from model.vit import ImageTower
+
+
+class Clip(nn.Module):
+    """Image and text encoders over packed batches, and the learned temperature."""
+
+    logit_scale: nn.Parameter
+    """[] float32, logarithm of the factor on cosine similarities."""
+
+    def __init__(self, config: ClipConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.image = ImageTower(config.vision, config.embed_dim, quick_gelu=config.quick_gelu)
+        self.text = TextTower(config.text, config.embed_dim, quick_gelu=config.quick_gelu)
+        self.logit_scale = nn.Parameter(torch.tensor(float(config.init_logit_scale)))
+
+    def encode_image(self, patches: Tensor, positions: Tensor, image_offsets: Tensor) -> Tensor:
+        """Features of a batch of images, of each of which any patches may be missing.
+
+        Off CUDA, lengths are checked; on CUDA that would stop the device, and offsets that
+        break the rules below give wrong results or a device-side assertion.
+
+        Args:
+            patches: [T, 3*p*p], image after image, each patch (y, x, channel). uint8 values are
+                normalised here with CLIP's mean and standard deviation; float values are taken
+                as already normalised.
+            positions: [T] int32, place of each patch in its image's grid, row-major, 0 .. N-1.
+            image_offsets: [B+1] int32, image i owns rows image_offsets[i] up to image_offsets[i+1].
+
+        Returns:
+            [B, d] features before unit normalisation.
+
+        Raises:
+            ValueError: The tensors' shapes or types do not fit each other or the model.
+        """
+        _check_matrix("patches", patches, self.config.vision.patch_dim)
+        _check_integers("positions", positions, patches.shape[0])
+        _check_offsets("image_offsets", image_offsets)
+        return self.image(patches, positions, image_offsets)
+
+    def encode_text(self, tokens: Tensor, text_offsets: Tensor) -> Tensor:
+        """Features of a batch of captions, read at each caption's last token.
+
+        Checks lengths as `encode_image` does.
+
+        Args:
+            tokens: [U] int32, caption after caption, start and end tokens included, no padding.
+            text_offsets: [B+1] int32, as `image_offsets`; no caption empty or longer than the
+                context length.
+
+        Returns:
+            [B, d] features before unit normalisation.
+
+        Raises:
+            ValueError: The tensors' shapes or types do not fit each other or the model.
+        """
+        _check_integers("tokens", tokens, None)
+        _check_offsets("text_offsets", text_offsets)
+        return self.text(tokens, text_offsets)
+
+    def forward(
+        self,
+        patches: Tensor,
+        positions: Tensor,
+        image_offsets: Tensor,
+        tokens: Tensor,
+        text_offsets: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Encodes pairs into what `clip_loss` takes; arguments as for the two encoders.
+
+        Returns:
+            Image features [B, d] and text features [B, d], float32 of unit length, and the
+            logit scale [], no longer a logarithm.
+        """
+        image_features = self.encode_image(patches, positions, image_offsets)
+        text_features = self.encode_text(tokens, text_offsets)
+        return (
+            F.normalize(image_features.float(), dim=-1),
+            F.normalize(text_features.float(), dim=-1),
+            self.logit_scale.exp(),
+        )
+
+
+def build_clip(name: str | ClipConfig) -> Clip:
+    """Builds a model with fresh weights.
+
+    Args:
+        name: open_clip's name of a model, one of our own (`tessera-demo`, `tessera-xs-16`), or
+            a config.
+
+    Raises:
+        ValueError: Unknown name, or a model that needs something this package lacks.
+    """
+    return Clip(clip_config(name) if isinstance(name, str) else name)
+
+
+def _check_matrix(name: str, value: Tensor, columns: int) -> None:
+    if value.ndim != 2 or value.shape[1] != columns:
+        raise ValueError(f"{name} must be [T, {columns}] for this model, got {list(value.shape)}")
+    if value.dtype != torch.uint8 and not value.is_floating_point():
+        raise ValueError(f"{name} must be uint8 or float, got {value.dtype}")
+
+
+def _check_integers(name: str, value: Tensor, length: int | None) -> None:
+    if value.ndim != 1 or (length is not None and value.shape[0] != length):
+        wanted = "one-dimensional" if length is None else f"[{length}]"
+        raise ValueError(f"{name} must be {wanted}, got {list(value.shape)}")
+    if value.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"{name} must be int32, got {value.dtype}")
+
+
+def _check_offsets(name: str, value: Tensor) -> None:
+    if value.ndim != 1 or value.shape[0] < 2 or value.dtype != torch.int32:
+        raise ValueError(
+            f"{name} must be [B+1] int32 with B at least 1, got {list(value.shape)} {value.dtype}"
+        )
