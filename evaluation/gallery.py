@@ -1,0 +1,166 @@
+"""Pictures for the report: what the model saw of some images, and what it found for some queries.
+
+Legend: B images, S their side in pixels, N patches of an image, A anchors of an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import isqrt
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from evaluation.report.data import GalleryItem, RetrievalExample
+from evaluation.retrieval import RetrievalRun
+from pipeline import LoaderConfig, open_evaluation_loader
+from pipeline.index import Index
+from pipeline.loader import Loader, Preview
+from pipeline.masking import ClusterMask, anchor_similarity
+from pipeline.tokenizer import token_strings
+
+_NUM_RESULTS = 5
+
+_NUM_RESULTS = 5
+
+
+def mask_gallery(loader: Loader, num_items: int) -> tuple[list[GalleryItem], NDArray[np.float64]]:
+    """Images of the first batch as the model sees them.
+
+    Args:
+        loader: a training loader; its place is not moved.
+        num_items: how many images to show.
+
+    Returns:
+        The items, and the share of hidden patches of every image of the batch, [B].
+    """
+    shown = loader.preview(0)
+    anchors, cluster = _clusters(loader, shown)
+    table = loader.index.captions(loader.config.caption_source)
+    rows = shown.caption_rows
+    side = isqrt(loader.config.num_patches)
+    items = [
+        GalleryItem(
+            key=loader.index.keys([int(shown.visits.sample_ids[i])])[0],
+            caption=table.texts(rows[i : i + 1])[0],
+            crop=shown.images[i].numpy(),
+            visible=shown.visible[i].numpy(),
+            anchors=anchors[i],
+            cluster=cluster[i],
+            grid=(side, side),
+            tokens=token_strings(table.pack(rows[i : i + 1], loader.config.context_length)[0]),
+        )
+        for i in range(min(num_items, len(rows)))
+    ]
+    return items, 1 - shown.visible.double().mean(dim=1).numpy()
+
+
+def _clusters(loader: Loader, shown: Preview) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Anchors [B, A] and the cluster of each hidden patch [B, N]; -1 where it is visible."""
+    mask = loader.config.mask.build()
+    hidden = ~shown.visible
+    if not isinstance(mask, ClusterMask):
+        none = np.empty((len(hidden), 0), dtype=np.int64)
+        return none, np.full(hidden.shape, -1, dtype=np.int64)
+    anchors = mask.draw_anchors(shown.noise)
+    nearest = anchor_similarity(shown.patches, anchors).argmax(dim=2)
+    return anchors.numpy(), nearest.masked_fill(~hidden, -1).numpy()
+
+
+def retrieval_examples(
+    run: RetrievalRun, index: Index, config: LoaderConfig, num_each: int
+) -> list[RetrievalExample]:
+    """Queries both ways, as many that found the right thing first as that did not, if there are.
+
+    Args:
+        run: features and who belongs to whom.
+        index: where pictures and captions come from.
+        config: the one the features were made with.
+        num_each: queries in each direction.
+    """
+    with open_evaluation_loader(index.directory, replace(config, batch_size=1)) as loader:
+        shelf = _Shelf(run, index, loader)
+        similarity = run.image_features @ run.text_features.T
+        return _text_queries(shelf, similarity.T, num_each) + _image_queries(
+            shelf, similarity, num_each
+        )
+
+
+class _Shelf:
+    """Pictures and captions of a retrieval run, by their place in it."""
+
+    def __init__(self, run: RetrievalRun, index: Index, loader: Loader) -> None:
+        self._run = run
+        self._index = index
+        self._table = index.captions(loader.config.caption_source)
+        self._loader = loader
+        self.owner = torch.from_numpy(run.image_of_text)
+
+    def picture(self, image: int) -> NDArray[np.uint8]:
+        return self._loader.preview(int(self._run.sample_ids[image])).images[0].numpy()
+
+    def caption(self, text: int) -> str:
+        return self._table.texts(self._run.text_rows[text : text + 1])[0]
+
+    def key(self, image: int) -> str:
+        return self._index.keys([int(self._run.sample_ids[image])])[0]
+
+
+def _text_queries(shelf: _Shelf, similarity: Tensor, num_each: int) -> list[RetrievalExample]:
+    """Examples from [K, M] similarities of texts to images."""
+    best = similarity.topk(min(_NUM_RESULTS, similarity.shape[1]), dim=1)
+    right = best.indices == shelf.owner[:, None]
+    examples = []
+    for text in _some_right_some_wrong(right[:, 0], num_each):
+        own = int(shelf.owner[text])
+        found = [shelf.picture(image) for image in best.indices[text].tolist()]
+        examples.append(
+            RetrievalExample(
+                kind="text_to_image",
+                query_text=shelf.caption(text),
+                query_key=shelf.key(own),
+                results=list(
+                    zip(found, best.values[text].tolist(), right[text].tolist(), strict=True)
+                ),
+                answer=shelf.picture(own),
+            )
+        )
+    return examples
+
+
+def _image_queries(shelf: _Shelf, similarity: Tensor, num_each: int) -> list[RetrievalExample]:
+    """Examples from [M, K] similarities of images to texts."""
+    best = similarity.topk(min(_NUM_RESULTS, similarity.shape[1]), dim=1)
+    right = shelf.owner[best.indices] == torch.arange(len(similarity))[:, None]
+    examples = []
+    for image in _some_right_some_wrong(right[:, 0], num_each):
+        found = [shelf.caption(text) for text in best.indices[image].tolist()]
+        examples.append(
+            RetrievalExample(
+                kind="image_to_text",
+                query_image=shelf.picture(image),
+                query_key=shelf.key(image),
+                results=list(
+                    zip(found, best.values[image].tolist(), right[image].tolist(), strict=True)
+                ),
+                answer=shelf.caption(int((shelf.owner == image).nonzero()[0, 0])),
+            )
+        )
+    return examples
+
+
+def _some_right_some_wrong(right: Tensor, count: int) -> Sequence[int]:
+    """Places of `count` queries, half of them right where there are enough of both.
+
+    Taken at even distances, so that they show the whole set and not its first shard.
+    """
+    hits, misses = (places.flatten().tolist() for places in (right.nonzero(), (~right).nonzero()))
+    num_hits = min(len(hits), max(count // 2, count - len(misses)))
+    return _spread(hits, num_hits) + _spread(misses, min(len(misses), count - num_hits))
+
+
+def _spread(places: list[int], count: int) -> list[int]:
+    return [places[i * len(places) // count] for i in range(count)]

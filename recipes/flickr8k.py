@@ -1,0 +1,57 @@
+"""A small CLIP on the 6,000 training photos of Flickr8k (Hodosh, Young and Hockenmaier, 2013)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.crops import CropConfig
+from training.config import DataConfig, EvaluationConfig, OptimConfig, TrainConfig
+
+_TRAIN = "data/flickr8k/train"
+_DEV = "data/flickr8k/dev"
+
+
+def flickr8k() -> TrainConfig:
+    """Train from nothing on 6,000 photos with five captions each, one drawn per visit.
+
+    Says nothing about any photo but Flickr8k's own: it is there to compare masks with each other
+    on real pictures, on a machine without a GPU, in half an hour.
+
+    Data: the official splits as img2dataset-style shards with all five captions in the json.
+
+        python tools/index_shards.py SHARDS/flickr8k-train --out data/flickr8k/train \
+            --captions json:captions
+        python tools/index_shards.py SHARDS/flickr8k-dev --out data/flickr8k/dev \
+            --captions json:captions
+
+    Command: `python train.py flickr8k --mask.kind cluster` (or `none`, `random`).
+    Result: docs/results/foundation-cpu.md.
+    """
+    return TrainConfig(
+        recipe="flickr8k",
+        run_dir="runs/flickr8k",
+        model="tessera-xs-16",
+        total_samples=96_000,
+        batch_size=128,
+        data=DataConfig(train=_TRAIN, crop=CropConfig(scale=(0.5, 1.0))),
+        optim=OptimConfig(learning_rate=1e-3, warmup_samples=6_400, weight_decay=0.2),
+        evaluation=EvaluationConfig(retrieval=(_DEV,)),
+        log_every=20,
+        save_every=100,
+    )
+
+
+def require_flickr8k(config: TrainConfig) -> None:
+    """Make sure that both indexes are there.
+
+    Raises:
+        FileNotFoundError: one is missing; gives the command that makes it.
+    """
+    for index_dir in (config.data.train, *config.evaluation.retrieval):
+        if not (Path(index_dir) / "index.json").is_file():
+            split = "flickr8k-dev" if index_dir == _DEV else "flickr8k-train"
+            raise FileNotFoundError(
+                f"there is no index at {index_dir}; make it with\n  python tools/index_shards.py "
+                f"SHARDS/{split} --out {index_dir} --captions json:captions\n"
+                f"where SHARDS/{split} is the folder of the tar files"
+            )

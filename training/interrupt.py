@@ -1,0 +1,71 @@
+"""Ctrl-C and SIGTERM end a run after the current step, with a checkpoint."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Interrupted(BaseException):
+    """The person or the scheduler asked the program to end.
+
+    Derived from BaseException, so that nothing on the way takes it for a failure to recover from.
+    """
+
+    def __init__(self, signum: int) -> None:
+        """Remember the signal.
+
+        Args:
+            signum: the signal's number.
+        """
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+    @property
+    def exit_status(self) -> int:
+        """What a shell reports for a process ended by this signal: 130 or 143."""
+        return 128 + self.signum
+
+
+class StopRequests:
+    """Turns SIGINT and SIGTERM into `Interrupted`, at once or at the next good moment."""
+
+    def __init__(self) -> None:
+        self._deferring = False
+        self._signum: int | None = None
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Handle the signals inside the block, and put the former handlers back after it."""
+        former = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for signum, handler in former.items():
+                signal.signal(signum, handler)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Inside the block a first signal only sets `requested`; a second one raises."""
+        self._deferring = True
+        try:
+            yield
+        finally:
+            self._deferring = False
+
+    @property
+    def requested(self) -> bool:
+        """Whether a signal came while they were deferred."""
+        return self._signum is not None
+
+    def raise_if_requested(self) -> None:
+        """Raise `Interrupted` for a deferred signal."""
+        if self._signum is not None:
+            raise Interrupted(self._signum)
+
+    def _handle(self, signum: int, _frame: FrameType | None) -> None:
+        if not self._deferring or self.requested:
+            raise Interrupted(signum)
+        self._signum = signum

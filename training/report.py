@@ -1,0 +1,191 @@
+"""The end of a run: what the model can do, and the page that shows it."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation.features import evaluation_config
+from evaluation.gallery import mask_gallery, retrieval_examples
+from evaluation.report import ReportData, StepSeries, write_report
+from evaluation.retrieval import RetrievalRun, evaluate_retrieval
+from evaluation.zero_shot import ZeroShotRun, evaluate_zero_shot
+from pipeline.index import Index, open_index
+from pipeline.stats import LoaderStats
+from training.config import to_json
+from training.environment import device_words, versions
+from training.metrics import memory_bytes, read_records
+from training.run_folder import write_json
+from training.session import Session
+
+_NUM_GALLERY = 12
+_NUM_EXAMPLES = 4
+
+
+@dataclass(kw_only=True, slots=True)
+class Outcome:
+    """Everything that was measured at the end of a run."""
+
+    zero_shot: list[ZeroShotRun] = field(default_factory=list)
+    """One for each labelled data set."""
+    retrieval: list[RetrievalRun] = field(default_factory=list)
+    """One for each data set of pairs."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, as evaluation.json holds them; shares are fractions of 1."""
+        return {
+            "zero_shot": [asdict(run.result) for run in self.zero_shot],
+            "retrieval": [asdict(run.scores) for run in self.retrieval],
+        }
+
+    def lines(self) -> list[str]:
+        """A line for each score, beside what guessing gives."""
+        found = []
+        for run in self.zero_shot:
+            score = run.result
+            found.append(
+                f"zero-shot {score.dataset}: {score.acc1:.1%} of {score.num_images} images right, "
+                f"{score.num_classes} classes, chance {score.chance:.1%}"
+            )
+        for run in self.retrieval:
+            score = run.scores
+            for name in ("image_to_text", "text_to_image"):
+                recalls = getattr(score, name)
+                shown = ", ".join(f"R@{k} {recall:.1%}" for k, recall in recalls.items())
+                chance = ", ".join(f"{c:.1%}" for c in score.chance[name].values())
+                found.append(f"{name} {score.dataset}: {shown} (chance {chance})")
+        return found
+
+
+def evaluate_session(session: Session, progress: Callable[[int], object] | None = None) -> Outcome:
+    """Measure the model on the recipe's data sets and write evaluation.json.
+
+    Args:
+        session: trained.
+        progress: told how many images and texts are done.
+    """
+    config = session.config
+    prepared = evaluation_config(
+        session.clip, config.evaluation.batch_size, config.data.num_threads
+    )
+    outcome = Outcome()
+    session.clip.eval()
+    with session.timeline.during("evaluation"):
+        for index_dir in config.evaluation.zero_shot:
+            outcome.zero_shot.append(
+                evaluate_zero_shot(session.clip, index_dir, prepared, progress)
+            )
+        for index_dir in config.evaluation.retrieval:
+            outcome.retrieval.append(
+                evaluate_retrieval(session.clip, index_dir, prepared, progress)
+            )
+    session.clip.train()
+    write_json(session.folder.evaluation, {"step": session.step, **outcome.to_json()})
+    return outcome
+
+
+def report_session(session: Session, outcome: Outcome, argv: list[str]) -> None:
+    """Write report.html.
+
+    Args:
+        session: of the run.
+        outcome: from `evaluate_session`; empty for a run that was stopped.
+        argv: command line arguments of this process.
+    """
+    config = session.config
+    gallery, mask_ratios = mask_gallery(session.loader, _NUM_GALLERY)
+    prepared = evaluation_config(
+        session.clip, config.evaluation.batch_size, config.data.num_threads
+    )
+    done = session.step >= config.num_steps
+    data = ReportData(
+        title=f"{config.recipe}: {config.model}, {config.mask.kind} mask",
+        recipe=config.recipe,
+        command=shlex.join(["python", "train.py", *argv]),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        status="finished" if done else f"stopped at step {session.step} of {config.num_steps}",
+        config=to_json(config),
+        model=config.model,
+        dataset=config.data.train,
+        device=device_words(session.device),
+        facts=_facts(session),
+        steps=_series(session),
+        loss_at_chance=math.log(config.batch_size),
+        time_split=list(session.timeline.seconds.items()),
+        data_facts=_data_facts(session.loader.index, session.loader.stats),
+        gallery=gallery,
+        mask_ratios=mask_ratios,
+        retrieval=[
+            example
+            for run, index_dir in zip(outcome.retrieval, config.evaluation.retrieval, strict=False)
+            for example in retrieval_examples(
+                run, open_index(Path(index_dir)), prepared, _NUM_EXAMPLES
+            )
+        ],
+        zero_shot=[run.result for run in outcome.zero_shot],
+        retrieval_scores=[run.scores for run in outcome.retrieval],
+        confusions=[item for run in outcome.zero_shot for item in run.confusions],
+    )
+    write_report(data, session.folder.report)
+
+
+def _series(session: Session) -> StepSeries:
+    records = read_records(session.folder.metrics)
+
+    def column(name: str) -> NDArray[np.float64]:
+        return np.array([getattr(record, name) for record in records], dtype=np.float64)
+
+    return StepSeries(
+        step=column("step"),
+        samples=column("samples"),
+        loss=column("loss"),
+        lr=column("lr"),
+        logit_scale=column("logit_scale"),
+        step_s=column("step_s"),
+        data_wait_s=column("data_wait_s"),
+    )
+
+
+def _facts(session: Session) -> list[tuple[str, str]]:
+    config = session.config
+    num_parameters = sum(p.numel() for p in session.clip.parameters())
+    records = read_records(session.folder.metrics)
+    seconds = sum(record.step_s for record in records)
+    facts = [
+        ("Model", f"{config.model}, {num_parameters / 1e6:.1f} M parameters"),
+        ("Device", device_words(session.device)),
+        ("Batch", f"{config.batch_size} pairs"),
+        ("Samples seen", f"{session.step * config.batch_size:,}"),
+    ]
+    if seconds:
+        waited = sum(record.data_wait_s for record in records) / seconds
+        facts += [
+            ("Training rate", f"{len(records) * config.batch_size / seconds:,.0f} pairs/s"),
+            ("Waiting for data", f"{waited:.1%} of the training time"),
+            ("Slowest loader stage", session.loader.stats.bottleneck()),
+        ]
+    facts.append(("Peak memory", f"{memory_bytes(session.device) / 2**30:.2f} GiB"))
+    return facts + [(name, number) for name, number in versions().items()]
+
+
+def _data_facts(index: Index, stats: LoaderStats) -> list[tuple[str, str]]:
+    facts = [
+        ("Samples", f"{index.num_samples:,}"),
+        ("Shards", f"{len(index.shards):,}"),
+        ("Fingerprint", index.fingerprint[:16]),
+    ]
+    facts += [(f"Rejected: {reason}", f"{n:,}") for reason, n in index.rejections.items()]
+    facts.append(("Replaced while training", f"{stats.num_replaced:,} visits"))
+    facts += [
+        (f"Bad sample {bad.key}", f"{bad.shard}: {bad.reason}")
+        for bad in list(stats.bad_samples.values())[:20]
+    ]
+    return facts
