@@ -1,0 +1,89 @@
+"""Data sets that tests make for themselves, and the real photos where they are at hand."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.build_index import build_index
+
+COLOURS = {
+    "red": (220, 30, 30),
+    "green": (30, 200, 40),
+    "blue": (30, 60, 220),
+    "yellow": (230, 220, 40),
+    "white": (240, 240, 240),
+    "purple": (150, 40, 180),
+}
+
+MakeShards = Callable[..., list[Path]]
+
+
+def jpeg_bytes(number: int, size: tuple[int, int] = (80, 64)) -> bytes:
+    """A noisy picture in the colour that its number stands for."""
+    colour = list(COLOURS.values())[number % len(COLOURS)]
+    noise = np.random.default_rng(number).normal(0, 30, (size[1], size[0], 3))
+    pixels = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def caption_of(number: int) -> str:
+    """The caption of a picture, which names its colour and its number."""
+    return f"a {list(COLOURS)[number % len(COLOURS)]} picture with the number {number}"
+
+
+def write_tar(path: Path, members: Sequence[tuple[str, bytes]]) -> None:
+    """A tar of (name, bytes)."""
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def sample_members(number: int) -> list[tuple[str, bytes]]:
+    """The files of one good sample."""
+    key = f"{number:09d}"
+    caption = caption_of(number)
+    texts = json.dumps({"captions": [caption, caption + ", seen again"]})
+    return [
+        (f"{key}.jpg", jpeg_bytes(number)),
+        (f"{key}.txt", caption.encode()),
+        (f"{key}.json", texts.encode()),
+        (f"{key}.cls", str(number % len(COLOURS)).encode()),
+    ]
+
+
+@pytest.fixture(scope="session")
+def coloured_index(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index of 96 coloured pictures in three shards, with labels and class names."""
+    folder = tmp_path_factory.mktemp("coloured")
+    shards = folder / "shards"
+    shards.mkdir()
+    for shard in range(3):
+        members = [m for n in range(shard * 32, shard * 32 + 32) for m in sample_members(n)]
+        write_tar(shards / f"{shard:05d}.tar", members)
+    (shards / "classnames.txt").write_text("\n".join(COLOURS) + "\n", encoding="utf-8")
+    (shards / "zeroshot_classification_templates.txt").write_text("a {c} picture\n", "utf-8")
+    build_index(sorted(shards.glob("*.tar")), folder / "index", captions="json:captions")
+    return folder / "index"
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real photos; tests that need it are skipped where it is absent."""
+    root = Path(__file__).resolve().parents[1]
+    folder = Path(os.environ.get("TESSERA_DATA", root.parent / "shared" / "data"))
+    if not (folder / "flickr8k-dev").is_dir():
+        pytest.skip(f"no real photos at {folder}: set TESSERA_DATA to their folder")
+    return folder

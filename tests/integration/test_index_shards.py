@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.index import Index, open_index
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = Path(os.environ.get("TESSERA_DATA", ROOT.parent / "shared" / "data"))
+FLICKR = DATA / "flickr8k-dev"
+
+needs_flickr = pytest.mark.skipif(
+    not FLICKR.is_dir(), reason=f"{FLICKR} is absent; set TESSERA_DATA to the test photos"
+)
+
+
+def run_tool(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "tools/index_shards.py", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def flickr(tmp_path_factory: pytest.TempPathFactory) -> tuple[Index, str]:
+    """The index of flickr8k-dev, and what the tool printed."""
+    out = tmp_path_factory.mktemp("flickr") / "index"
+    done = run_tool(FLICKR, "--out", out, "--captions", "json:captions", "--workers", 1)
+    assert done.returncode == 0, done.stderr
+    return open_index(out), done.stdout
+
+
+@needs_flickr
+def test_all_of_flickr8k_dev_is_indexed(flickr: tuple[Index, str]) -> None:
+    index, printed = flickr
+    summary = json.loads(printed.splitlines()[-1])
+    assert (summary["num_samples"], summary["num_texts"]) == (1000, 5000)
+    assert summary["num_rejected"] == 0
+    assert summary["fingerprint"] == index.fingerprint
+    assert index.captions().first_text.tolist() == list(range(0, 5001, 5))
+    assert set(index.width.tolist()) == set(index.height.tolist()) == {224}
+    index.check_shards()
+
+
+@needs_flickr
+def test_tokens_of_all_captions_equal_open_clip(flickr: tuple[Index, str]) -> None:
+    import open_clip
+
+    table = flickr[0].captions()
+    rows = np.arange(table.num_texts)
+    padded = open_clip.get_tokenizer("ViT-B-16")(table.texts(rows)).numpy()
+    tokens, offsets = table.pack(rows, 77)
+    ours = np.zeros_like(padded)
+    ours[np.arange(77) < np.diff(offsets)[:, None]] = tokens
+    np.testing.assert_array_equal(ours, padded)
+
+
+@needs_flickr
+def test_texts_equal_the_json_of_the_shard(flickr: tuple[Index, str]) -> None:
+    import tarfile
+
+    index, _ = flickr
+    table = index.captions()
+    (key,) = index.keys(np.array([7]))
+    with tarfile.open(index.shards[0].path) as tar:
+        member = tar.extractfile(f"{key}.json")
+        assert member is not None
+        expected = json.load(member)["captions"]
+    rows, _ = table.rows(np.array([7]))
+    assert table.texts(rows) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["/nowhere/at/all"], "there is no /nowhere/at/all"),
+        ([], "name at least one tar file"),
+        ([ROOT / "tools"], "holds no *.tar"),
+        (["/nowhere", "--workers", "0"], "--workers must be at least 1"),
+    ],
+)
+def test_wrong_use_gives_one_line_and_status_2(
+    tmp_path: Path, arguments: list[object], message: str
+) -> None:
+    done = run_tool(*arguments, "--out", tmp_path / "index")
+    assert done.returncode == 2
+    assert message in done.stderr.splitlines()[-1]
+    assert done.stdout == ""
+
+
+@needs_flickr
+def test_interrupt_gives_status_130_and_leaves_nothing(tmp_path: Path) -> None:
+    shards = sorted((DATA / "flickr8k-train").glob("*.tar"))
+    command = [sys.executable, "tools/index_shards.py", *map(str, shards), "--workers", "2"]
+    process = subprocess.Popen(
+        [*command, "--out", str(tmp_path / "index")],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not any(tmp_path.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    printed, told = process.communicate(timeout=60)
+    assert process.returncode == 130, told
+    assert printed == ""
+    assert told.splitlines()[-1] == "stopped; no index was written"
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,222 @@
+"""From real tars through DALI to packed batches: exact order, exact budget, nothing lost."""
+
+import io
+import shutil
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline import LoaderConfig, open_evaluation_loader, open_loader
+from pipeline.build_index import build_index
+from pipeline.index import open_index
+from pipeline.masking import MaskConfig
+from pipeline.patches import patchify
+from tests.conftest import caption_of
+
+CONFIG = LoaderConfig(batch_size=16, image_size=32, patch_size=8, context_length=24, num_threads=2)
+
+
+def test_batches_keep_their_contract(coloured_index: Path) -> None:
+    with open_loader(coloured_index, CONFIG) as loader:
+        for _ in range(8):
+            batch = next(loader)
+            batch.check()
+            assert len(batch.patches) == round(16 * 16 * 0.5)
+            assert batch.patches.shape[1] == 3 * 8 * 8
+            assert batch.tokens.max() == 49407
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_every_sample_is_served_once_per_pass(coloured_index: Path, world_size: int) -> None:
+    served = []
+    for rank in range(world_size):
+        with open_loader(coloured_index, CONFIG, rank=rank, world_size=world_size) as loader:
+            served.append([next(loader).sample_ids for _ in range(12)])
+    for number in range(2):
+        ids = torch.cat([ids for rank in served for ids in rank[number * 6 : number * 6 + 6]])
+        assert sorted(ids.tolist()) == list(range(96))
+
+
+def test_samples_do_not_depend_on_batch_size_threads_or_ranks(coloured_index: Path) -> None:
+    """With a mask that looks at one image at a time, a sample's patches are always the same."""
+    config = replace(CONFIG, mask=MaskConfig(kind="random"))
+    seen: list[dict[int, tuple]] = []
+    for batch_size, rank, world_size, threads in ((16, 0, 1, 1), (48, 0, 1, 3), (96, 1, 2, 2)):
+        changed = replace(config, batch_size=batch_size, num_threads=threads)
+        found = {}
+        with open_loader(coloured_index, changed, rank=rank, world_size=world_size) as loader:
+            for _ in range(96 // batch_size):
+                batch = next(loader)
+                for i, sample in enumerate(batch.sample_ids.tolist()):
+                    image = slice(int(batch.image_offsets[i]), int(batch.image_offsets[i + 1]))
+                    text = slice(int(batch.text_offsets[i]), int(batch.text_offsets[i + 1]))
+                    found[sample] = (
+                        batch.patches[image].numpy().tobytes(),
+                        batch.positions[image].tolist(),
+                        batch.tokens[text].tolist(),
+                    )
+        seen.append(found)
+    assert len(seen[0]) == 96
+    assert seen[0] == seen[1]
+    assert len(seen[2]) == 48
+    assert all(seen[0][sample] == value for sample, value in seen[2].items())
+
+
+def test_seeking_gives_the_batch_of_that_step(coloured_index: Path) -> None:
+    with open_loader(coloured_index, CONFIG) as loader:
+        batches = [next(loader) for _ in range(9)]
+        for step in (7, 0, 3):
+            loader.seek(step)
+            again = next(loader)
+            assert torch.equal(again.patches, batches[step].patches)
+            assert torch.equal(again.tokens, batches[step].tokens)
+
+
+def test_what_is_visible_is_what_was_decoded(coloured_index: Path) -> None:
+    with open_loader(coloured_index, CONFIG) as loader:
+        shown, batch = loader.preview(2), [next(loader) for _ in range(3)][2]
+    patches = patchify(shown.images, 8)
+    for i in range(16):
+        image = slice(int(batch.image_offsets[i]), int(batch.image_offsets[i + 1]))
+        places = batch.positions[image].long()
+        assert torch.equal(batch.patches[image], patches[i, places])
+        assert torch.equal(places, shown.visible[i].nonzero().squeeze(1))
+
+
+def test_decoding_agrees_with_pil(coloured_index: Path, real_data: Path, tmp_path: Path) -> None:
+    """Centre crops of real photos against PIL's bilinear resize, at least 40 dB."""
+    del coloured_index
+    build_index([real_data / "coco-val159" / "00000.tar"], tmp_path / "index")
+    index = open_index(tmp_path / "index")
+    config = replace(CONFIG, image_size=224, patch_size=16)
+    with open_evaluation_loader(tmp_path / "index", config) as loader:
+        ours = loader.preview(0)
+    for i in range(16):
+        sample = int(ours.visits.sample_ids[i])
+        with index.shards[index.shard[sample]].path.open("rb") as file:
+            file.seek(int(index.offset[sample]))
+            picture = Image.open(io.BytesIO(file.read(int(index.size[sample])))).convert("RGB")
+        side = min(picture.size)
+        left, top = (picture.width - side) // 2, (picture.height - side) // 2
+        box = (left, top, left + side, top + side)
+        theirs = picture.resize((224, 224), Image.Resampling.BILINEAR, box=box)
+        error = np.square(ours.images[i].numpy().astype(float) - np.asarray(theirs)).mean()
+        assert 10 * np.log10(255**2 / error) > 40
+
+
+def test_evaluation_goes_once_through_in_order(coloured_index: Path) -> None:
+    config = replace(CONFIG, batch_size=40)
+    with open_evaluation_loader(coloured_index, config) as loader:
+        batches = list(loader)
+    assert [b.num_samples for b in batches] == [40, 40, 16]
+    assert torch.cat([b.sample_ids for b in batches]).tolist() == list(range(96))
+    assert all(len(b.patches) == 16 * b.num_samples for b in batches)
+
+
+def test_both_captions_of_a_sample_are_drawn(coloured_index: Path) -> None:
+    with open_loader(coloured_index, CONFIG) as loader:
+        lengths = {
+            int(length) for _ in range(12) for length in next(loader).text_offsets.diff().tolist()
+        }
+    index = open_index(coloured_index)
+    rows, offsets = index.captions().rows(np.array([5]))
+    assert index.captions().texts(rows) == [caption_of(5), caption_of(5) + ", seen again"]
+    assert len(rows) == offsets[-1] == 2
+    assert len(lengths) >= 2
+
+
+@pytest.fixture
+def damaged_index(coloured_index: Path, tmp_path: Path) -> tuple[Path, list[int]]:
+    """An index whose shards lost some samples' bytes after it was made, unnoticed."""
+    folder = tmp_path / "copy"
+    shutil.copytree(coloured_index.parent, folder)
+    build_index(sorted((folder / "shards").glob("*.tar")), folder / "index")
+    index = open_index(folder / "index")
+    bad = [3, 40, 41, 77]
+    for sample in bad:
+        path = index.shards[index.shard[sample]].path
+        with path.open("r+b") as file:
+            file.seek(int(index.offset[sample]))
+            file.write(b"<html>" + bytes(int(index.size[sample]) - 6))
+    return folder / "index", bad
+
+
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Damage that comes after the check at the start: during the run."""
+    monkeypatch.setattr("pipeline.index.Index.check_shards", lambda _: None)
+
+
+def test_bad_samples_are_replaced_counted_and_named(
+    damaged_index: tuple[Path, list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    index_dir, bad = damaged_index
+    unchecked(monkeypatch)
+    served = []
+    for _ in range(2):
+        with open_loader(index_dir, CONFIG) as loader:
+            batches = [next(loader) for _ in range(6)]
+            assert sorted(loader.stats.bad_samples) == bad
+            assert loader.stats.num_replaced >= len(bad)
+        served.append(torch.cat([b.sample_ids for b in batches]))
+        assert all(len(b.sample_ids.unique()) == 16 for b in batches)
+    assert torch.equal(*served), "replacement is a function of the step, not of chance"
+    assert not set(bad) & set(served[0].tolist())
+    assert set(range(96)) - set(bad) <= set(served[0].tolist())
+    assert "000000003" in caplog.text
+    assert "00001.tar" in caplog.text
+
+
+def test_evaluation_leaves_bad_samples_out(
+    damaged_index: tuple[Path, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index_dir, bad = damaged_index
+    unchecked(monkeypatch)
+    with open_evaluation_loader(index_dir, CONFIG) as loader:
+        ids = torch.cat([b.sample_ids for b in loader]).tolist()
+    assert ids == [n for n in range(96) if n not in bad]
+
+
+def test_a_shard_that_vanishes_under_the_run_ends_it_with_its_name(
+    damaged_index: tuple[Path, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index_dir, _ = damaged_index
+    unchecked(monkeypatch)
+    for path in (index_dir.parent / "shards").glob("*.tar"):
+        path.unlink()
+    with open_loader(index_dir, CONFIG) as loader, pytest.raises(RuntimeError, match=r"\.tar"):
+        next(loader)
+
+
+def test_a_shard_changed_since_indexing_is_refused(
+    damaged_index: tuple[Path, list[int]],
+) -> None:
+    index_dir, _ = damaged_index
+    with (index_dir.parent / "shards" / "00001.tar").open("ab") as file:
+        file.write(bytes(512))
+    with pytest.raises(ValueError, match=r"00001\.tar[\s\S]*index_shards"):
+        open_loader(index_dir, CONFIG)
+
+
+def test_a_batch_larger_than_the_data_is_refused(coloured_index: Path) -> None:
+    with pytest.raises(ValueError, match="same pair twice"):
+        open_loader(coloured_index, replace(CONFIG, batch_size=97))
+
+
+def test_a_missing_index_names_the_command(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"tools/index_shards\.py"):
+        open_loader(tmp_path / "nothing", CONFIG)
+
+
+def test_closing_leaves_no_thread(coloured_index: Path) -> None:
+    before = threading.active_count()
+    loader = open_loader(coloured_index, CONFIG)
+    next(loader)
+    loader.close()
+    assert threading.active_count() <= before

@@ -1,0 +1,193 @@
+"""`python train.py` as a person runs it: exit statuses, messages, kill and resume."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = 10
+
+
+def arguments(index: Path, run_dir: Path, *more: str) -> list[str]:
+    fixed = {
+        "--data.train": index,
+        "--evaluation.retrieval": index,
+        "--evaluation.zero-shot": index,
+        "--run-dir": run_dir,
+        "--model": "tessera-demo",
+        "--total-samples": 32 * STEPS,
+        "--batch-size": 32,
+        "--optim.warmup-samples": 64,
+        "--save-every": 3,
+        "--log-every": 2,
+    }
+    flat = [str(word) for pair in fixed.items() for word in pair]
+    return [sys.executable, "train.py", "flickr8k", *flat, *more]
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
+    )
+
+
+def losses(run_dir: Path) -> list[tuple[int, float]]:
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [(record["step"], record["loss"]) for record in map(json.loads, lines)]
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 180
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, f"{path} never came"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def unbroken(coloured_index: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody disturbed."""
+    run_dir = tmp_path_factory.mktemp("unbroken") / "run"
+    finished = run(arguments(coloured_index, run_dir))
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert "report.html" in finished.stdout
+    assert "open the report" in finished.stdout
+    return run_dir
+
+
+def test_a_finished_run_leaves_everything(unbroken: Path) -> None:
+    names = {path.name for path in unbroken.iterdir()}
+    assert {"config.json", "metrics.jsonl", "evaluation.json", "report.html", "train.log"} <= names
+    assert [step for step, _ in losses(unbroken)] == list(range(1, STEPS + 1))
+    scores = json.loads((unbroken / "evaluation.json").read_text())
+    assert scores["zero_shot"][0]["num_classes"] == 6
+    assert scores["retrieval"][0]["num_texts"] == 192
+    page = (unbroken / "report.html").read_text()
+    assert "data:image/" in page
+    assert "Retrieval" in page
+
+
+def test_open_clip_opens_the_checkpoint(unbroken: Path) -> None:
+    import open_clip
+
+    folder = max((unbroken / "checkpoints").iterdir())
+    model = open_clip.create_model(f"local-dir:{folder}")
+    theirs, ours = model.state_dict(), load_file(folder / "open_clip_model.safetensors")
+    assert all(torch.equal(theirs[name], ours[name]) for name in ours)
+    with torch.inference_mode():
+        image = model.encode_image(torch.zeros(1, 3, 64, 64))  # pyright: ignore[reportCallIssue]
+    assert image.shape == (1, 192)
+
+
+def test_the_same_command_again_says_that_it_is_finished(
+    unbroken: Path, coloured_index: Path
+) -> None:
+    again = run(arguments(coloured_index, unbroken))
+    assert again.returncode == 0
+    assert "finished" in again.stdout
+
+
+def test_killed_at_any_moment_it_goes_on_bit_for_bit(
+    unbroken: Path, coloured_index: Path, tmp_path: Path
+) -> None:
+    command = arguments(coloured_index, tmp_path / "run")
+    for checkpoint in (3, 6):
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        wait_for(tmp_path / "run" / "checkpoints" / f"step_{checkpoint:09d}", process)
+        process.kill()
+        process.communicate()
+        assert not (tmp_path / "run" / "evaluation.json").exists()
+    assert run(command).returncode == 0
+    assert losses(tmp_path / "run") == losses(unbroken)
+    for name in ("open_clip_model.safetensors", "optimizer.safetensors"):
+        one, other = (
+            (path / "checkpoints" / f"step_{STEPS:09d}" / name).read_bytes()
+            for path in (unbroken, tmp_path / "run")
+        )
+        assert one == other, name
+
+
+@pytest.mark.parametrize(
+    ("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["TERM", "INT"]
+)
+def test_asked_to_end_it_saves_and_says_so(
+    coloured_index: Path, tmp_path: Path, signum: int, status: int
+) -> None:
+    command = arguments(coloured_index, tmp_path / "run", "--save-every", "4")
+    command[command.index("--total-samples") + 1] = "320000"
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    wait_for(tmp_path / "run" / "checkpoints" / "step_000000004", process)
+    os.kill(process.pid, signum)
+    _, messages = process.communicate(timeout=60)
+    assert process.returncode == status, messages
+    assert "same command goes on" in messages
+    assert "Traceback" not in messages
+    last = max((tmp_path / "run" / "checkpoints").iterdir())
+    assert losses(tmp_path / "run")[-1][0] == int(last.name.removeprefix("step_"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["flicker8k"], "did you mean 'flickr8k'"),
+        (["demo", "--mask.knid", "none"], "--mask.kind"),
+        (["demo", "--mask.kind", "clusters"], "cluster"),
+        (["demo", "--mask.mask-ratio", "1.5"], "mask_ratio"),
+        (["demo", "--model", "ViT-B-61"], "ViT-B-16"),
+        (["flickr8k", "--data.train", "nowhere/at/all"], "python tools/index_shards.py"),
+    ],
+)
+def test_wrong_use_ends_at_once_with_the_way_out(
+    words: list[str], message: str, tmp_path: Path
+) -> None:
+    failed = run([sys.executable, "train.py", *words, "--run-dir", str(tmp_path / "run")])
+    assert failed.returncode == 2
+    assert message in failed.stdout + failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+def test_dry_run_says_what_would_run(coloured_index: Path, tmp_path: Path) -> None:
+    shown = run(arguments(coloured_index, tmp_path / "run", "--dry-run"))
+    assert shown.returncode == 0, shown.stderr
+    for words in ("--mask.kind cluster", "M (image tower", "visible patches", "passes"):
+        assert words in shown.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_explains_every_field_with_its_unit() -> None:
+    shown = run([sys.executable, "train.py", "demo", "--help"])
+    assert shown.returncode == 0
+    text = " ".join(shown.stdout.replace("│", " ").split())
+    for words in ("Pairs per step over all ranks", "Share of patches dropped", "--dry-run"):
+        assert words in text
+
+
+def test_another_index_is_refused_on_resume(
+    unbroken: Path, coloured_index: Path, tmp_path: Path
+) -> None:
+    """The checkpoint knows which data it was trained on, whatever the configuration says."""
+    import shutil
+
+    copy = tmp_path / "run"
+    shutil.copytree(unbroken, copy)
+    (copy / "evaluation.json").unlink()
+    state = max((copy / "checkpoints").iterdir()) / "state.json"
+    content = json.loads(state.read_text())
+    content["index_fingerprint"] = "0" * 64
+    state.write_text(json.dumps(content))
+    failed = run(arguments(coloured_index, copy))
+    assert failed.returncode == 1
+    assert "0000000000000000" in failed.stderr
+    assert "Traceback" not in failed.stderr

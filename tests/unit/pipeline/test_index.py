@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.build_index import build_index
+from pipeline.index import head_tail_crc32, open_index
+
+
+def write_shard(path: Path, keys: str, text: str = "a caption") -> Path:
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 16), "red").save(buffer, "JPEG")
+    with tarfile.open(path, "w") as tar:
+        for key in keys:
+            for suffix, data in (("jpg", buffer.getvalue()), ("txt", text.encode())):
+                info = tarfile.TarInfo(f"{key}.{suffix}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+@pytest.fixture
+def index_dir(tmp_path: Path) -> Path:
+    """An index of two shards, three samples."""
+    (tmp_path / "shards").mkdir()
+    shards = [write_shard(tmp_path / f"shards/{n}.tar", keys) for n, keys in enumerate(("ab", "c"))]
+    build_index(shards, tmp_path / "index")
+    return tmp_path / "index"
+
+
+def test_columns_are_read_only_views_of_the_file(index_dir: Path) -> None:
+    index = open_index(index_dir)
+    assert index.num_samples == 3
+    assert index.shard.tolist() == [0, 0, 1]
+    assert index.shard.dtype == index.size.dtype == index.width.dtype == np.int32
+    assert index.offset.dtype == np.int64
+    assert not index.offset.flags.writeable
+    assert not index.offset.flags.owndata
+    assert index.keys(np.array([2, 0])) == ["c", "a"]
+    assert (index.num_rejected, index.rejections) == (0, {})
+
+
+def test_shard_records_describe_the_files(index_dir: Path) -> None:
+    record = open_index(index_dir).shards[0]
+    assert record.path == (index_dir.parent / "shards/0.tar").resolve()
+    assert record.size_bytes == record.path.stat().st_size
+    assert record.head_tail_crc32 == head_tail_crc32(record.path)
+    assert record.num_samples == 2
+
+
+def test_index_and_shards_can_move_together(index_dir: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    for name in ("shards", "index"):
+        shutil.move(tmp_path / name, moved / name)
+    index = open_index(moved / "index")
+    assert index.shards[0].path == (moved / "shards/0.tar").resolve()
+    index.check_shards()
+
+
+def test_shards_elsewhere_are_stored_absolutely(tmp_path: Path) -> None:
+    shard = write_shard(tmp_path / "0.tar", "a")
+    build_index([shard], tmp_path / "deep/index")
+    manifest = json.loads((tmp_path / "deep/index/index.json").read_text())
+    assert manifest["shards"][0]["path"] == str(shard)
+    assert open_index(tmp_path / "deep/index").shards[0].path == shard
+
+
+def test_missing_index_names_the_command(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"tools/index_shards.py SHARDS --out .*nowhere"):
+        open_index(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["samples.arrow", "captions/caption.arrow", "rejected.arrow"])
+@pytest.mark.parametrize("fault", ["cut", "gone", "zeros"])
+def test_damaged_tables_are_named(index_dir: Path, name: str, fault: str) -> None:
+    path = index_dir / name
+    raw = path.read_bytes()
+    if fault == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(raw[:-100] if fault == "cut" else bytes(len(raw)))
+    with pytest.raises(ValueError, match=rf"{path.name}.*tools/index_shards\.py"):
+        open_index(index_dir).captions()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"format_version": 1}'])
+def test_damaged_manifest_is_told(index_dir: Path, content: str) -> None:
+    (index_dir / "index.json").write_text(content)
+    with pytest.raises(ValueError, match="is damaged"):
+        open_index(index_dir)
+
+
+def test_unknown_version_is_told(index_dir: Path) -> None:
+    path = index_dir / "index.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 2}))
+    with pytest.raises(ValueError, match="format version 2, this code reads version 1"):
+        open_index(index_dir)
+
+
+def test_index_of_other_samples_is_told(index_dir: Path) -> None:
+    path = index_dir / "index.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_samples": 4}))
+    with pytest.raises(ValueError, match="3 rows"):
+        open_index(index_dir)
+
+
+def test_unknown_caption_source_lists_those_there_are(index_dir: Path) -> None:
+    with pytest.raises(ValueError, match="no caption source 'llava'; it has: caption"):
+        open_index(index_dir).captions("llava")
+
+
+def test_unchanged_and_touched_shards_pass(index_dir: Path) -> None:
+    index = open_index(index_dir)
+    index.check_shards()
+    os.utime(index.shards[0].path, (1, 1))
+    index.check_shards()
+
+
+def test_changed_shards_are_all_named(index_dir: Path) -> None:
+    index = open_index(index_dir)
+    for record, keys in zip(index.shards, ("ax", "cd"), strict=True):
+        write_shard(record.path, keys)
+        os.utime(record.path, (1, 1))
+    with pytest.raises(ValueError, match="2 of 2 shards changed") as caught:
+        index.check_shards()
+    for part in ("0.tar", "1.tar", f"--out {index_dir.resolve()}"):
+        assert part in str(caught.value)
+
+
+def test_vanished_shards_are_named(index_dir: Path) -> None:
+    index = open_index(index_dir)
+    index.shards[1].path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"1 of 2 shards .* are gone: .*1\.tar"):
+        index.check_shards()
+
+
+def test_index_survives_pickling(index_dir: Path) -> None:
+    index = open_index(index_dir)
+    assert pickle.loads(pickle.dumps(index)).offset.tolist() == index.offset.tolist()

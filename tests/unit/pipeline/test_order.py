@@ -1,0 +1,78 @@
+"""The order is a permutation in every pass, the same for every world size, and cheap anywhere."""
+
+import time
+
+import numpy as np
+import pytest
+
+from pipeline.order import SampleOrder
+
+
+@pytest.mark.parametrize("num_samples", [1, 2, 3, 17, 256, 1000, 4097])
+@pytest.mark.parametrize("seed", [0, 7, 2**63 + 5])
+def test_every_pass_serves_every_sample_once(num_samples: int, seed: int) -> None:
+    order = SampleOrder(num_samples, seed)
+    for number in range(3):
+        served = order.ids(number, num_samples)
+        assert sorted(served.tolist()) == list(range(num_samples))
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 32, 100])
+def test_passes_stay_whole_when_batches_straddle_them(batch_size: int) -> None:
+    num_samples, num_passes = 97, 4
+    order = SampleOrder(num_samples, 3)
+    steps = -(-num_samples * num_passes // batch_size)
+    visits = [order.visits(step, batch_size) for step in range(steps)]
+    ids = np.concatenate([v.sample_ids for v in visits])
+    passes = np.concatenate([v.passes for v in visits])
+    for number in range(num_passes):
+        assert sorted(ids[passes == number].tolist()) == list(range(num_samples))
+
+
+def test_batch_size_does_not_change_the_sequence() -> None:
+    order = SampleOrder(1000, 1)
+    small = np.concatenate([order.ids(step, 8) for step in range(100)])
+    large = np.concatenate([order.ids(step, 200) for step in range(4)])
+    assert (small == large).all()
+
+
+def test_ranks_share_the_global_batch() -> None:
+    visits = SampleOrder(1000, 1).visits(5, 96)
+    for world_size in (1, 2, 3, 8):
+        parts = [visits.part(rank, world_size).sample_ids for rank in range(world_size)]
+        assert (np.concatenate(parts) == visits.sample_ids).all()
+
+
+def test_passes_and_seeds_differ() -> None:
+    first, again = SampleOrder(500, 1), SampleOrder(500, 1)
+    assert (first.ids(0, 500) == again.ids(0, 500)).all()
+    assert (first.ids(0, 500) != first.ids(1, 500)).mean() > 0.9
+    assert (first.ids(0, 500) != SampleOrder(500, 2).ids(0, 500)).mean() > 0.9
+
+
+def test_neighbours_in_the_index_are_spread() -> None:
+    """A sample and the one stored after it share a batch no more often than by chance."""
+    num_samples, batch_size = 20_000, 100
+    order = SampleOrder(num_samples, 0)
+    batch_of = np.empty(num_samples, dtype=np.int64)
+    for step in range(num_samples // batch_size):
+        batch_of[order.ids(step, batch_size)] = step
+    together = (batch_of[1:] == batch_of[:-1]).sum()
+    assert 60 < together < 140  # 100 expected, standard deviation 10
+
+
+def test_any_step_of_a_huge_set_costs_little() -> None:
+    order = SampleOrder(400_000_000, 0)
+    order.ids(0, 1024)
+    start = time.perf_counter()
+    ids = order.ids(10**9, 1024)
+    assert time.perf_counter() - start < 0.1
+    assert len(set(ids.tolist())) == 1024
+    assert ids.max() < 400_000_000
+
+
+def test_wrong_arguments_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least one sample"):
+        SampleOrder(0, 0)
+    with pytest.raises(ValueError, match="step >= 0"):
+        SampleOrder(5, 0).ids(-1, 4)

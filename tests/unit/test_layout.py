@@ -1,0 +1,73 @@
+"""The architecture's rules, held by reading the imports of every module."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("pipeline", "model", "training", "evaluation", "recipes", "tools")
+FORBIDDEN = {
+    "pipeline": ("model", "training", "evaluation", "recipes", "tools", "train", "tests"),
+    "model": ("pipeline", "training", "evaluation", "recipes", "tools", "train", "tests"),
+    "evaluation": ("training", "recipes", "tools", "train", "tests"),
+    "training": ("recipes", "tools", "train", "tests"),
+    "recipes": ("tools", "train", "tests"),
+    "tools": ("train", "tests"),
+}
+DRAWERS = {"utils.py", "util.py", "helpers.py", "common.py", "misc.py"}
+
+
+def modules() -> list[Path]:
+    return [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            found.add(node.module or "")
+    return found
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_packages_only_import_what_lies_below_them(package: str) -> None:
+    for path in (ROOT / package).rglob("*.py"):
+        roots = {name.split(".")[0] for name in imports(path)}
+        assert not roots & set(FORBIDDEN[package]), path
+
+
+def test_one_module_imports_dali() -> None:
+    importing = [
+        path.relative_to(ROOT).as_posix()
+        for path in modules()
+        if any(name.startswith("nvidia.dali") for name in imports(path))
+    ]
+    assert importing == ["pipeline/dali_graph.py"]
+
+
+@pytest.mark.parametrize(
+    "module", ["pipeline.index", "pipeline.order", "pipeline.captions", "pipeline.build_index"]
+)
+def test_indexing_starts_without_torch(module: str) -> None:
+    check = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], cwd=ROOT, check=False).returncode == 0
+
+
+def test_no_drawer_and_no_giant_file() -> None:
+    for path in [*modules(), ROOT / "train.py"]:
+        assert path.name not in DRAWERS, path
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 400, path
+
+
+def test_no_giant_function() -> None:
+    for path in [*modules(), ROOT / "train.py"]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                length = (node.end_lineno or 0) - node.lineno + 1
+                assert length <= 80, f"{path}:{node.lineno} {node.name} has {length} lines"

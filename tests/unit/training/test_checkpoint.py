@@ -1,0 +1,125 @@
+"""Checkpoints come back bit for bit, or not at all."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from training import checkpoint
+from training.checkpoint import CheckpointError
+
+
+def trained() -> tuple[nn.Linear, torch.optim.AdamW]:
+    torch.manual_seed(0)
+    model = nn.Linear(5, 3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    for _ in range(3):
+        model(torch.randn(4, 5)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model, optimizer
+
+
+def save(folder: Path, step: int, keep: int = 2) -> Path:
+    model, optimizer = trained()
+    return checkpoint.save(
+        folder,
+        step,
+        weights=dict(model.state_dict()),
+        architecture={"model_cfg": {}},
+        optimizer=checkpoint.optimizer_tensors(model, optimizer),
+        state={"samples": step * 10},
+        keep=keep,
+    )
+
+
+def test_model_and_optimiser_come_back_bit_for_bit(tmp_path: Path) -> None:
+    save(tmp_path, 7)
+    model, optimizer = trained()
+    fresh = nn.Linear(5, 3)
+    fresh_optimizer = torch.optim.AdamW(fresh.parameters(), lr=0.1)
+    found = checkpoint.load_latest(tmp_path)
+    assert found is not None
+    assert found.step == 7
+    assert found.state["samples"] == 70
+    fresh.load_state_dict(found.weights)
+    checkpoint.restore_optimizer(fresh, fresh_optimizer, found.optimizer)
+    for net, updates in ((model, optimizer), (fresh, fresh_optimizer)):
+        torch.manual_seed(1)
+        net(torch.randn(4, 5)).square().mean().backward()
+        updates.step()
+    assert torch.equal(model.weight, fresh.weight)
+    assert torch.equal(model.bias, fresh.bias)
+
+
+def test_only_the_newest_stay(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 10):
+        save(tmp_path, step, keep=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step_000000003", "step_000000010"]
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(tmp_path, 1)
+    newest = save(tmp_path, 2)
+    weights = newest / "open_clip_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(bytes(data))
+    found = checkpoint.load_latest(tmp_path)
+    assert found is not None
+    assert found.step == 1
+    assert "damaged" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "name", ["state.json", "optimizer.safetensors", "open_clip_model.safetensors"]
+)
+def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
+    (save(tmp_path, 1) / name).unlink()
+    with pytest.raises(CheckpointError, match="whole"):
+        checkpoint.load_latest(tmp_path)
+    with pytest.raises(CheckpointError, match=name):
+        checkpoint.load(tmp_path / "step_000000001")
+
+
+def test_a_pickle_is_never_executed(tmp_path: Path) -> None:
+    path = save(tmp_path, 1)
+    trap = tmp_path / "sprung"
+
+    class Trap:
+        def __reduce__(self) -> tuple:
+            return (Path.touch, (trap,))
+
+    weights = path / "open_clip_model.safetensors"
+    weights.write_bytes(pickle.dumps(Trap()))
+    state = json.loads((path / "state.json").read_text())
+    state["sha256"][weights.name] = checkpoint._hash(weights)
+    (path / "state.json").write_text(json.dumps(state))
+    with pytest.raises(CheckpointError):
+        checkpoint.load(path)
+    assert not trap.exists()
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(CheckpointError, match="disk is full"):
+        save(tmp_path, 2)
+    monkeypatch.undo()
+    assert [p.name for p in tmp_path.iterdir()] == ["step_000000001"]
+    assert checkpoint.load_latest(tmp_path) is not None
+
+
+def test_an_empty_folder_is_a_fresh_start(tmp_path: Path) -> None:
+    assert checkpoint.load_latest(tmp_path / "none") is None

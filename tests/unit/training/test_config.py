@@ -1,0 +1,74 @@
+"""Configurations are checked, documented, and compared field by field."""
+
+import dataclasses
+import inspect
+from dataclasses import replace
+
+import pytest
+
+from pipeline.crops import CropConfig
+from pipeline.masking import MaskConfig
+from recipes import RECIPES, find_recipe
+from training.config import (
+    DataConfig,
+    EvaluationConfig,
+    OptimConfig,
+    TrainConfig,
+    differences,
+    to_json,
+)
+
+ALL = (TrainConfig, DataConfig, OptimConfig, EvaluationConfig, MaskConfig, CropConfig)
+
+
+def small() -> TrainConfig:
+    return TrainConfig(
+        recipe="demo", run_dir="x", model="tessera-demo", total_samples=1000, batch_size=100
+    )
+
+
+@pytest.mark.parametrize("config_class", ALL)
+def test_every_field_says_what_it_means(config_class: type) -> None:
+    source = inspect.getsource(config_class).splitlines()
+    for field in dataclasses.fields(config_class):
+        line = next(i for i, text in enumerate(source) if text.startswith(f"    {field.name}:"))
+        assert source[line + 1].lstrip().startswith('"""'), f"{config_class.__name__}.{field.name}"
+
+
+def test_there_are_few_enough_fields_to_know() -> None:
+    assert sum(len(dataclasses.fields(c)) for c in ALL) < 60
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_every_recipe_builds_and_carries_its_command(name: str) -> None:
+    recipe = find_recipe(name)
+    config = recipe.build()
+    assert config.recipe == name
+    assert config.num_steps > 0
+    assert "python train.py" in (recipe.build.__doc__ or "")
+
+
+def test_a_wrong_recipe_name_gives_the_nearest() -> None:
+    with pytest.raises(ValueError, match="did you mean 'flickr8k'"):
+        find_recipe("flicker8k")
+
+
+def test_wrong_values_are_refused() -> None:
+    with pytest.raises(ValueError, match="less than one batch"):
+        replace(small(), total_samples=10)
+    with pytest.raises(ValueError, match="batch_size"):
+        replace(small(), batch_size=0)
+    with pytest.raises(ValueError, match="learning_rate"):
+        OptimConfig(learning_rate=0)
+
+
+def test_only_what_changes_the_run_counts_as_a_difference() -> None:
+    before = to_json(small())
+    assert differences(before, to_json(small())) == []
+    free = replace(small(), log_every=7, data=DataConfig(num_threads=5), num_threads=1)
+    assert differences(before, to_json(free)) == []
+    other = replace(small(), seed=3, mask=MaskConfig(kind="none"))
+    assert differences(before, to_json(other)) == [
+        "mask.kind: was 'cluster', now 'none'",
+        "seed: was 0, now 3",
+    ]
