@@ -12,28 +12,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from nvidia.dali import fn, pipeline_def, types
+from nvidia.dali import fn, types
 from nvidia.dali.pipeline import Pipeline
 
 from pipeline.decode import Decoded
 
 _REASON_LENGTH = 200
-
-
-@pipeline_def
-def _decode_graph(image_size: int):
-    encoded = fn.external_source(name="encoded", dtype=types.DALIDataType.UINT8, ndim=1)
-    start = fn.external_source(name="start", dtype=types.DALIDataType.INT32, ndim=1)
-    shape = fn.external_source(name="shape", dtype=types.DALIDataType.INT32, ndim=1)
-    images = fn.decoders.image_slice(
-        encoded, start=start, shape=shape, axis_names="HW", output_type=types.DALIImageType.RGB
-    )
-    return fn.resize(
-        images,
-        size=[image_size, image_size],
-        interp_type=types.DALIInterpType.INTERP_LINEAR,
-        antialias=True,
-    )
 
 
 class DaliDecoder:
@@ -76,8 +60,7 @@ class DaliDecoder:
         return Decoded(images=images, failures=failures)
 
     def _build(self, batch_size: int, num_threads: int) -> Pipeline:
-        graph = _decode_graph(
-            self._image_size,
+        graph = Pipeline(
             batch_size=batch_size,
             num_threads=num_threads,
             device_id=None,
@@ -85,6 +68,24 @@ class DaliDecoder:
             exec_pipelined=False,
             exec_async=False,
         )
+        with graph:
+            encoded = fn.external_source(name="encoded", dtype=types.DALIDataType.UINT8, ndim=1)
+            start = fn.external_source(name="start", dtype=types.DALIDataType.INT32, ndim=1)
+            shape = fn.external_source(name="shape", dtype=types.DALIDataType.INT32, ndim=1)
+            images = fn.decoders.image_slice(
+                encoded,
+                start=start,
+                shape=shape,
+                axis_names="HW",
+                output_type=types.DALIImageType.RGB,
+            )
+            images = fn.resize(
+                images,
+                size=[self._image_size, self._image_size],
+                interp_type=types.DALIInterpType.INTERP_LINEAR,
+                antialias=True,
+            )
+            graph.set_outputs(images)
         graph.build()
         return graph
 
