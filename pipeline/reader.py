@@ -26,6 +26,7 @@ class ShardReader:
             num_threads: reads in flight.
         """
         self._index = index
+        self._num_threads = num_threads
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="read")
         self._files: dict[int, int] = {}
         self._lock = Lock()
@@ -41,11 +42,16 @@ class ShardReader:
         """
         disk_order = np.lexsort((self._index.offset[sample_ids], self._index.shard[sample_ids]))
         shards = self._open(np.unique(self._index.shard[sample_ids]))
-        read_one = self._reader_of(shards)
         results: list[bytes | OSError] = [b""] * len(sample_ids)
-        in_order = self._pool.map(read_one, sample_ids[disk_order].tolist(), chunksize=8)
-        for place, result in zip(disk_order.tolist(), in_order, strict=True):
-            results[place] = result
+
+        def read_run(places: NDArray[np.int64]) -> None:
+            for place in places.tolist():
+                results[place] = self._read_one(int(sample_ids[place]), shards)
+
+        # One run of neighbours for each thread: a task for each sample costs more than its read.
+        runs = np.array_split(disk_order, self._num_threads)
+        for _ in self._pool.map(read_run, runs):
+            pass
         return results
 
     def close(self) -> None:
@@ -56,23 +62,18 @@ class ShardReader:
                 os.close(file)
             self._files.clear()
 
-    def _reader_of(self, shards: dict[int, int | OSError]):
-        index = self._index
-
-        def read_one(sample_id: int) -> bytes | OSError:
-            file = shards[int(index.shard[sample_id])]
-            size = int(index.size[sample_id])
-            if isinstance(file, OSError):
-                return file
-            try:
-                data = os.pread(file, size, int(index.offset[sample_id]))
-            except OSError as error:
-                return error
-            if len(data) < size:
-                return OSError(f"the shard ends early: got {len(data)} of {size} bytes")
-            return data
-
-        return read_one
+    def _read_one(self, sample_id: int, shards: dict[int, int | OSError]) -> bytes | OSError:
+        file = shards[int(self._index.shard[sample_id])]
+        if isinstance(file, OSError):
+            return file
+        size = int(self._index.size[sample_id])
+        try:
+            data = os.pread(file, size, int(self._index.offset[sample_id]))
+        except OSError as error:
+            return error
+        if len(data) < size:
+            return OSError(f"the shard ends early: got {len(data)} of {size} bytes")
+        return data
 
     def _open(self, shards: Sequence[int] | NDArray[np.int32]) -> dict[int, int | OSError]:
         """File descriptors of the shards of one batch, opening and closing as needed."""
