@@ -28,7 +28,7 @@ from training.config import flatten, to_json
 from training.dry_run import describe_run
 from training.interrupt import Interrupted, StopRequests
 from training.metrics import NonFiniteLossError, describe
-from training.report import evaluate_session, report_session
+from training.report import check_evaluation, evaluate_session, report_session
 from training.run_folder import RunFolder
 from training.session import Session, open_session
 from training.step import train_step
@@ -75,6 +75,7 @@ def run(command: Command, argv: list[str], stops: StopRequests) -> int:
             return 0
         with timeline.during("making the data"):
             find_recipe(config.recipe).prepare(config)
+        check_evaluation(config.evaluation)
         session = open_session(config, folder, timeline)
         try:
             with logging_redirect_tqdm():

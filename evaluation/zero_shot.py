@@ -22,7 +22,7 @@ from evaluation.features import PackedTexts, Progress, encode_images, encode_tex
 from evaluation.report.data import ZeroShotResult
 from model import Clip
 from pipeline import LoaderConfig
-from pipeline.index import open_index
+from pipeline.index import Index, open_index
 from pipeline.tokenizer import tokenize_prompts
 
 
@@ -61,21 +61,33 @@ def evaluate_zero_shot(
         FileNotFoundError: the class names or the templates are missing.
         ValueError: the index has no labels, or labels beyond the class names.
     """
-    index = open_index(Path(index_dir))
-    prompts = read_prompts(index.shards[0].path.parent)
+    index, prompts = open_labelled(index_dir)
     images = encode_images(clip, index_dir, config, progress)
     labels = torch.from_numpy(index.label[images.sample_ids].astype("int64"))
     labelled = labels >= 0
-    if not labelled.any():
-        raise ValueError(f"{index_dir} has no class labels: its samples have no .cls member")
-    if int(labels.max()) >= len(prompts.class_names):
-        raise ValueError(
-            f"{index_dir} has label {int(labels.max())}, but classnames.txt only "
-            f"{len(prompts.class_names)} lines"
-        )
     classes = class_features(clip, prompts, config, progress)
     scores = images.features[labelled] @ classes.T
     return score_zero_shot(scores, labels[labelled], prompts.class_names, index_dir)
+
+
+def open_labelled(index_dir: str) -> tuple[Index, Prompts]:
+    """Open an index for classification and the names of its classes.
+
+    Raises:
+        FileNotFoundError: the index, the class names or the templates are missing.
+        ValueError: the index has no labels, or labels beyond the class names.
+    """
+    index = open_index(Path(index_dir))
+    prompts = read_prompts(index.shards[0].path.parent)
+    highest = int(index.label.max())
+    if highest < 0:
+        raise ValueError(f"{index_dir} has no class labels: its samples have no .cls member")
+    if highest >= len(prompts.class_names):
+        raise ValueError(
+            f"{index_dir} has label {highest}, but classnames.txt only "
+            f"{len(prompts.class_names)} lines"
+        )
+    return index, prompts
 
 
 def read_prompts(folder: Path) -> Prompts:

@@ -117,9 +117,9 @@ _OWN_CONFIGS = {
         ),
         ClipConfig(
             name="tessera-xs-16",
-            embed_dim=256,
-            vision=VisionConfig(image_size=224, patch_size=16, width=256, layers=6),
-            text=TextConfig(context_length=40, width=256, layers=4, heads=4),
+            embed_dim=192,
+            vision=VisionConfig(image_size=224, patch_size=16, width=192, layers=6),
+            text=TextConfig(context_length=40, width=192, layers=4, heads=3),
         ),
     )
 }

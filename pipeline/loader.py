@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import torch
@@ -128,6 +129,7 @@ class Loader(Iterator[PackedBatch]):
         self._mask: MaskStrategy = config.mask.build()
         self._reader = ShardReader(index, config.num_threads)
         self._decoder = open_decoder(config.image_size, config.batch_size, config.num_threads)
+        self._decoding = Lock()
         self._step = 0
         self._stages: list[Prefetched] = []
 
@@ -257,7 +259,8 @@ class Loader(Iterator[PackedBatch]):
         """Images [B, S, S, 3] and the places of those that failed, which are counted and logged."""
         windows = self._plan.windows(visits)
         data = [b"" if isinstance(item, OSError) else item for item in encoded]
-        with self.stats.decode.working(len(data)):
+        # A preview may be asked for while the threads work ahead, and DALI hangs if called twice.
+        with self._decoding, self.stats.decode.working(len(data)):
             decoded = self._decoder.decode(data, windows)
         self.stats.decode.num_bytes += decoded.images.numel()
         for place, reason in decoded.failures.items():

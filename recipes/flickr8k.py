@@ -42,16 +42,16 @@ def flickr8k() -> TrainConfig:
 
 
 def require_flickr8k(config: TrainConfig) -> None:
-    """Make sure that both indexes are there.
+    """Make sure that the recipe's own indexes are there; other data are the caller's affair.
 
     Raises:
         FileNotFoundError: one is missing; gives the command that makes it.
     """
     for index_dir in (config.data.train, *config.evaluation.retrieval):
-        if not (Path(index_dir) / "index.json").is_file():
-            split = "flickr8k-dev" if index_dir == _DEV else "flickr8k-train"
+        shards = {_TRAIN: "flickr8k-train", _DEV: "flickr8k-dev"}.get(index_dir)
+        if shards and not (Path(index_dir) / "index.json").is_file():
             raise FileNotFoundError(
                 f"there is no index at {index_dir}; make it with\n  python tools/index_shards.py "
-                f"SHARDS/{split} --out {index_dir} --captions json:captions\n"
-                f"where SHARDS/{split} is the folder of the tar files"
+                f"SHARDS/{shards} --out {index_dir} --captions json:captions\n"
+                f"where SHARDS/{shards} is the folder of the tar files"
             )

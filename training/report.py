@@ -17,10 +17,10 @@ from evaluation.features import evaluation_config
 from evaluation.gallery import mask_gallery, retrieval_examples
 from evaluation.report import ReportData, StepSeries, write_report
 from evaluation.retrieval import RetrievalRun, evaluate_retrieval
-from evaluation.zero_shot import ZeroShotRun, evaluate_zero_shot
+from evaluation.zero_shot import ZeroShotRun, evaluate_zero_shot, open_labelled
 from pipeline.index import Index, open_index
 from pipeline.stats import LoaderStats
-from training.config import to_json
+from training.config import EvaluationConfig, to_json
 from training.environment import device_words, versions
 from training.metrics import memory_bytes, read_records
 from training.run_folder import write_json
@@ -63,6 +63,19 @@ class Outcome:
                 chance = ", ".join(f"{c:.1%}" for c in score.chance[name].values())
                 found.append(f"{name} {score.dataset}: {shown} (chance {chance})")
         return found
+
+
+def check_evaluation(config: EvaluationConfig) -> None:
+    """Make sure that everything to be measured at the end is there at the start.
+
+    Raises:
+        FileNotFoundError: an index, class names or templates are missing.
+        ValueError: an index is damaged or has no labels.
+    """
+    for index_dir in config.zero_shot:
+        open_labelled(index_dir)
+    for index_dir in config.retrieval:
+        open_index(Path(index_dir))
 
 
 def evaluate_session(session: Session, progress: Callable[[int], object] | None = None) -> Outcome:

@@ -77,6 +77,13 @@ def test_seeking_gives_the_batch_of_that_step(coloured_index: Path) -> None:
             assert torch.equal(again.tokens, batches[step].tokens)
 
 
+def test_previews_while_the_threads_work_ahead(coloured_index: Path) -> None:
+    with open_loader(coloured_index, CONFIG) as loader:
+        for step in range(30):
+            batch, shown = next(loader), loader.preview(step)
+            assert torch.equal(batch.sample_ids, torch.from_numpy(shown.visits.sample_ids))
+
+
 def test_what_is_visible_is_what_was_decoded(coloured_index: Path) -> None:
     with open_loader(coloured_index, CONFIG) as loader:
         shown, batch = loader.preview(2), [next(loader) for _ in range(3)][2]

@@ -1,0 +1,71 @@
+"""Recalls and accuracies against slow definitions, and against what guessing gives."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from evaluation.retrieval import score_retrieval
+from evaluation.zero_shot import read_prompts, score_zero_shot
+
+
+def features(count: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(count, 16, generator=generator), dim=1)
+
+
+def slow_recall(
+    queries: torch.Tensor, answers: torch.Tensor, right: list[set[int]], k: int
+) -> float:
+    hits = 0
+    for query, wanted in zip(queries, right, strict=True):
+        order = (answers @ query).argsort(descending=True)[:k].tolist()
+        hits += bool(wanted & set(order))
+    return hits / len(queries)
+
+
+def test_recalls_are_the_definition() -> None:
+    images = features(700, 0)
+    image_of_text = np.repeat(np.arange(700), np.random.default_rng(0).integers(1, 6, 700))
+    texts = F.normalize(images[image_of_text] + 1.2 * features(len(image_of_text), 1), dim=1)
+    scores = score_retrieval(images, texts, image_of_text, "test")
+    own = [set(np.flatnonzero(image_of_text == i).tolist()) for i in range(700)]
+    for k in (1, 5, 10):
+        assert scores.image_to_text[k] == pytest.approx(slow_recall(images, texts, own, k))
+        wanted = [{int(i)} for i in image_of_text]
+        assert scores.text_to_image[k] == pytest.approx(slow_recall(texts, images, wanted, k))
+    assert 0.2 < scores.text_to_image[1] < 0.9, "neither trivial nor hopeless"
+
+
+def test_guessing_reaches_the_chance_that_is_stated() -> None:
+    image_of_text = np.repeat(np.arange(200), 5)
+    found = [
+        score_retrieval(features(200, 2 * s), features(1000, 2 * s + 1), image_of_text, "test")
+        for s in range(12)
+    ]
+    for name in ("image_to_text", "text_to_image"):
+        mean = np.mean([getattr(scores, name)[10] for scores in found])
+        assert mean == pytest.approx(found[0].chance[name][10], rel=0.25)
+
+
+def test_collapsed_features_score_nothing() -> None:
+    same = F.normalize(torch.ones(50, 16), dim=1)
+    scores = score_retrieval(same, same, np.arange(50), "test")
+    assert scores.image_to_text[10] == scores.text_to_image[10] == 0
+
+
+def test_accuracies_are_the_definition() -> None:
+    clear = [0.0, 9, 8, 7, 6, 5, 4]
+    scores = torch.tensor([[9.0, 1, 0, 2, 3, 4, 5], [1.0, 2, 3, 4, 5, 6, 0], clear, clear])
+    labels = torch.tensor([0, 0, 1, 2])
+    run = score_zero_shot(scores, labels, list("abcdefg"), "test")
+    assert run.result.acc1 == pytest.approx(2 / 4)
+    assert run.result.acc5 == pytest.approx(3 / 4)
+    assert run.result.mean_per_class_recall == pytest.approx((0.5 + 1 + 0) / 3)
+    assert run.result.chance == pytest.approx(1 / 7)
+    assert sorted(run.confusions) == [("a", "f", 1), ("c", "b", 1)]
+
+
+def test_missing_class_names_are_named(tmp_path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"classnames\.txt"):
+        read_prompts(tmp_path)
