@@ -1,0 +1,24 @@
+"""The report of a run: one HTML file that needs nothing beside it."""
+
+from __future__ import annotations
+
+from evaluation.report.data import (
+    GalleryItem,
+    ReportData,
+    RetrievalExample,
+    RetrievalScores,
+    StepSeries,
+    ZeroShotResult,
+)
+from evaluation.report.page import render_report, write_report
+
+__all__ = [
+    "GalleryItem",
+    "ReportData",
+    "RetrievalExample",
+    "RetrievalScores",
+    "StepSeries",
+    "ZeroShotResult",
+    "render_report",
+    "write_report",
+]

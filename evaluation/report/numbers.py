@@ -1,0 +1,99 @@
+"""Numbers as a reader expects them: percentages, durations, counts and the labels of an axis."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+_PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def percent(share: float) -> str:
+    """Return a fraction as a percentage, with more digits where it is small."""
+    if not math.isfinite(share):
+        return "not measured"
+    scaled = 100 * share
+    if scaled == 0 or scaled >= 10:
+        return f"{scaled:.1f}%" if 0 < scaled < 100 else f"{scaled:.0f}%"
+    return f"{scaled:.2f}%" if scaled >= 0.1 else f"{scaled:.2g}%"
+
+
+def count(value: float) -> str:
+    """Return a whole number with its thousands apart."""
+    return f"{round(value):,}" if math.isfinite(value) else "not measured"
+
+
+def short_count(value: float) -> str:
+    """Return a number in three digits with k, M or G."""
+    for size, letter in _PREFIXES:
+        if abs(value) >= size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in the one or two units that matter."""
+    if not math.isfinite(seconds):
+        return "not measured"
+    if seconds < 1:
+        return f"{1000 * seconds:.3g} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min"
+
+
+def decimal(value: float) -> str:
+    """Return a value in four significant digits, or in powers of ten where it is tiny or huge."""
+    if math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "infinite"
+    if value == 0:
+        return "0"
+    if not 1e-3 <= abs(value) < 1e6:
+        mantissa, exponent = f"{value:.2e}".split("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
+    return f"{value:.4g}" if abs(value) < 1e4 else count(value)
+
+
+def times(value: float, chance: float) -> str | None:
+    """Return "3.2 times" for a value against chance, or None where there is no ratio."""
+    if not (math.isfinite(value) and math.isfinite(chance)) or chance <= 0:
+        return None
+    ratio = value / chance
+    return f"{ratio:.0f} times" if ratio >= 10 else f"{ratio:.1f} times"
+
+
+def standard_error(share: float, num_trials: int) -> float:
+    """Return the standard error of a share measured over independent trials (binomial)."""
+    if num_trials <= 0 or not 0 <= share <= 1:
+        return math.nan
+    return math.sqrt(share * (1 - share) / num_trials)
+
+
+def ticks(low: float, high: float, most: int = 5) -> list[float]:
+    """Return about `most` values within low .. high, 1, 2 or 5 times a power of ten apart."""
+    rough = (high - low) / most
+    if not math.isfinite(rough) or rough <= 0:
+        return [low]
+    magnitude = 10.0 ** math.floor(math.log10(rough))
+    step = next(
+        factor * magnitude for factor in (1, 2, 5, 10) if factor * magnitude >= rough * 0.999
+    )
+    first, last = math.ceil(low / step - 1e-6), math.floor(high / step + 1e-6)
+    return [index * step for index in range(first, last + 1)]
+
+
+def tick_labels(values: Sequence[float]) -> list[str]:
+    """Return labels of one form for the ticks of an axis."""
+    largest = max((abs(value) for value in values), default=0.0)
+    if largest >= 1000:
+        return [short_count(value) for value in values]
+    if 0 < largest < 1e-2:
+        exponent = math.floor(math.log10(largest) + 1e-9)
+        return [f"{value / 10.0**exponent:.3g}e{exponent}" if value else "0" for value in values]
+    return [f"{value:.6g}" for value in values]

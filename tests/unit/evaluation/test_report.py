@@ -1,0 +1,497 @@
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from evaluation.report import (
+    GalleryItem,
+    ReportData,
+    RetrievalExample,
+    RetrievalScores,
+    StepSeries,
+    ZeroShotResult,
+    render_report,
+    write_report,
+)
+from evaluation.report.charts import Frame, Line, axis, line_chart
+from evaluation.report.markup import escape, shorten, tag
+from evaluation.report.numbers import decimal, duration, percent, tick_labels, ticks
+from evaluation.report.pictures import cells_path, data_uri
+from evaluation.report.series import data_wait, pairs_per_s, shown_range, thin, trend
+from evaluation.report.summary import against_chance, headlines, summary
+
+SCRIPT = "<script>alert(1)</script>"
+SECTIONS = {
+    "learning": "Learning",
+    "seen": "What the model saw",
+    "evaluation": "Evaluation",
+    "retrieval": "Retrieval examples",
+    "time": "Where the time went",
+    "data": "Data",
+    "configuration": "Configuration",
+    "repeat": "How to repeat it",
+}
+VOID = {"br", "hr", "img", "link", "meta"}
+
+
+class Page(HTMLParser):
+    """Walks a page, holding every tag to the one that closes it."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] != ["style"]:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.words)
+
+    def values(self, *names: str) -> list[str]:
+        return [attrs[name] or "" for _, attrs in self.seen for name in names if name in attrs]
+
+
+def picture(side: int = 64, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
+
+
+def gallery_item(caption: str = "a photo of a dog", side: int = 64) -> GalleryItem:
+    cluster = np.full(16, -1)
+    cluster[[0, 1, 4]], cluster[[10, 11]] = 0, 1
+    return GalleryItem(
+        key="000012",
+        caption=caption,
+        crop=picture(side),
+        visible=cluster < 0,
+        anchors=np.array([0, 10]),
+        cluster=cluster,
+        grid=(4, 4),
+        tokens=["<start>", "a", "dog", "<end>"],
+    )
+
+
+def steps(loss: np.ndarray | None = None, num_steps: int = 100) -> StepSeries:
+    step = np.arange(1, num_steps + 1)
+    return StepSeries(
+        step=step,
+        samples=step * 32,
+        loss=np.linspace(3.5, 1.5, num_steps) if loss is None else loss,
+        lr=np.linspace(1e-3, 0, num_steps),
+        logit_scale=np.linspace(14, 20, num_steps),
+        step_s=np.full(num_steps, 0.5),
+        data_wait_s=np.full(num_steps, 0.01),
+        evaluations=[(1600, "top-1", 0.1), (3200, "top-1", 0.2)],
+    )
+
+
+def full(caption: str = "a photo of a dog") -> ReportData:
+    pictures = [(picture(seed=k), 0.3 - k / 100, k == 2) for k in range(5)]
+    texts = [(f"text {k} {caption}", 0.3 - k / 100, False) for k in range(5)]
+    return ReportData(
+        title="A run",
+        recipe="demo",
+        command="python train.py demo --training.seed 3",
+        created="2025-11-22T15:37:12+00:00",
+        status="finished",
+        config={"training": {"lr": 1e-3, "betas": (0.9, 0.98)}, "mask": {"mask_ratio": 0.5}},
+        model="ViT-S-8",
+        dataset="shapes",
+        device="2 CPU cores",
+        facts=[("Peak memory", "1.2 GiB")],
+        steps=steps(),
+        loss_at_chance=math.log(32),
+        time_split=[("forward", 20.0), ("backward", 29.0)],
+        data_facts=[("Rejected: no caption", "12")],
+        gallery=[gallery_item(caption), gallery_item(caption, side=224)],
+        mask_ratios=np.linspace(0.3, 0.7, 200),
+        retrieval=[
+            RetrievalExample(kind="text_to_image", query_text=caption, results=pictures),
+            RetrievalExample(
+                kind="image_to_text", query_image=picture(), results=texts, answer=caption
+            ),
+        ],
+        zero_shot=[
+            ZeroShotResult(
+                dataset="shapes-dev",
+                num_classes=10,
+                num_images=500,
+                acc1=0.42,
+                acc5=0.81,
+                mean_per_class_recall=0.4,
+                chance=0.1,
+            )
+        ],
+        retrieval_scores=[
+            RetrievalScores(
+                dataset="shapes-dev",
+                num_images=500,
+                num_texts=500,
+                image_to_text={1: 0.1, 5: 0.3, 10: 0.5},
+                text_to_image={1: 0.11, 5: 0.33, 10: 0.55},
+                chance={"text_to_image": {1: 0.002, 5: 0.01, 10: 0.02}},
+            )
+        ],
+        confusions=[("square", "diamond", 4), ("disc", "ring", 9)],
+    )
+
+
+def empty(status: str = "stopped at step 0 of 500") -> ReportData:
+    return ReportData(title="", recipe="demo", command="", created="", status=status, config={})
+
+
+def test_page_has_every_section_reachable_from_the_navigation() -> None:
+    page = Page(render_report(full()))
+    links = {attrs.get("href") for name, attrs in page.seen if name == "a"}
+    assert {attrs.get("id") for name, attrs in page.seen if name == "section"} == set(SECTIONS)
+    assert {f"#{name}" for name in SECTIONS} <= links
+    assert all(title in page.text for title in SECTIONS.values())
+
+
+def test_page_shows_the_numbers_it_was_given() -> None:
+    text = Page(render_report(full())).text
+    for shown in ("42.0%", "4.2 times chance (10.0%)", "33.0%", "training.betas"):
+        assert shown in text
+    assert "11 of 16 seen" in text
+    assert "python train.py demo --training.seed 3" in text
+    assert "Rejected: no caption" in text
+    assert "2025-11-22 15:37 UTC" in text
+
+
+def test_text_from_outside_stays_text_wherever_it_appears() -> None:
+    data = full(SCRIPT)
+    item = dataclasses.replace(data.gallery[0], key=f'"><img src=x>{SCRIPT}', tokens=[SCRIPT])
+    hostile = dataclasses.replace(
+        data,
+        title=SCRIPT,
+        recipe=SCRIPT,
+        command=SCRIPT,
+        created=SCRIPT,
+        status=SCRIPT,
+        model=SCRIPT,
+        dataset=SCRIPT,
+        device=SCRIPT,
+        config={SCRIPT: SCRIPT},
+        facts=[(SCRIPT, SCRIPT)],
+        data_facts=[(SCRIPT, SCRIPT)],
+        time_split=[(SCRIPT, 1.0)],
+        gallery=[item],
+        confusions=[(SCRIPT, SCRIPT, 1)],
+        steps=dataclasses.replace(data.steps, evaluations=[(1, f'"{SCRIPT}', 0.1)]),
+        zero_shot=[dataclasses.replace(data.zero_shot[0], dataset=SCRIPT)],
+        retrieval_scores=[dataclasses.replace(data.retrieval_scores[0], dataset=SCRIPT)],
+    )
+    html = render_report(hostile)
+    page = Page(html)
+    assert "<script" not in html
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
+    assert {name for name, _ in page.seen}.isdisjoint({"script", "iframe", "object", "embed"})
+    assert not [name for _, attrs in page.seen for name in attrs if name.startswith("on")]
+    assert "x" not in page.values("src")
+
+
+def test_nothing_is_loaded_from_outside_the_file() -> None:
+    html = render_report(full("see https://example.com/a.png"))
+    page = Page(html)
+    addresses = page.values("src", "href", "srcset", "action", "poster", "data")
+    assert addresses
+    assert all(address.startswith(("data:image/", "#")) for address in addresses)
+    style = html.split("<style>")[1].split("</style>")[0]
+    assert not re.search(r"url\(|@import|https?:", style)
+    assert "default-src 'none'" in "".join(page.values("content"))
+
+
+def test_references_within_the_page_have_their_target() -> None:
+    page = Page(render_report(full()))
+    names = page.values("id")
+    assert len(names) == len(set(names))
+    assert {href[1:] for href in page.values("href") if href.startswith("#")} <= set(names)
+
+
+def test_embedded_pictures_decode() -> None:
+    page = Page(render_report(full()))
+    uris = [uri for uri in page.values("src", "href") if ";base64," in uri]
+    assert len(uris) == 2 + 5 + 1
+    for uri in uris:
+        kind, content = uri.removeprefix("data:image/").split(";base64,")
+        image = Image.open(io.BytesIO(base64.b64decode(content, validate=True)))
+        image.load()
+        assert (image.format or "").lower() == kind
+
+
+def test_same_data_gives_the_same_page() -> None:
+    assert render_report(full()) == render_report(full())
+
+
+def test_a_dozen_images_stay_below_three_megabytes() -> None:
+    # Noise is the worst case for any codec.
+    data = full()
+    item = gallery_item(side=224)
+    noisy = dataclasses.replace(data, gallery=[item] * 12, retrieval=list(data.retrieval) * 4)
+    assert len(render_report(noisy)) < 3_000_000
+
+
+@pytest.mark.parametrize("status", ["finished", "stopped at step 0 of 500"])
+def test_a_run_without_anything_says_what_is_missing(status: str) -> None:
+    text = Page(render_report(empty(status))).text
+    assert "logged no training step" in text
+    assert "not evaluated" in text
+    assert "No images were kept" in text
+    assert status in text
+
+
+def test_each_part_may_be_missing_on_its_own() -> None:
+    data = full()
+    bare = empty()
+    for name in (field.name for field in dataclasses.fields(ReportData)):
+        Page(render_report(dataclasses.replace(data, **{name: getattr(bare, name)})))
+        Page(render_report(dataclasses.replace(bare, **{name: getattr(data, name)})))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 0.0, 1e300])
+@pytest.mark.parametrize("num_steps", [1, 2, 700])
+def test_no_number_in_the_log_breaks_the_page(value: float, num_steps: int) -> None:
+    whole = steps(num_steps=num_steps)
+    for name in ("step", "samples", "loss", "lr", "logit_scale", "step_s", "data_wait_s"):
+        for place in (slice(None), slice(-1, None)):
+            column = np.array(getattr(whole, name), dtype=np.float64)
+            column[place] = value
+            series = dataclasses.replace(whole, **{name: column})
+            data = dataclasses.replace(empty(), steps=series, loss_at_chance=value)
+            page = Page(render_report(data))
+            drawn = page.values("style", "d", "x", "y", "y1", "width", "height")
+            assert not [text for text in drawn if "nan" in text or "inf" in text]
+
+
+def test_a_loss_that_breaks_is_told_with_its_step() -> None:
+    loss = np.linspace(3, 2, 100)
+    loss[80:] = np.nan
+    data = dataclasses.replace(full(), steps=steps(loss))
+    text = Page(render_report(data)).text
+    assert "not a finite number from step 81 on" in text
+    assert "20 of 100 log lines hold no finite loss, the first at step 81" in text
+    assert "diverged" in [headline.value for headline in headlines(data)]
+
+
+def test_a_stopped_run_says_so_in_its_summary() -> None:
+    assert "stopped at step 7 of 9" in summary(
+        dataclasses.replace(full(), status="stopped at step 7 of 9")
+    )
+
+
+def test_retrieval_marks_right_answers_by_more_than_colour() -> None:
+    text = Page(render_report(full())).text
+    assert "\N{CHECK MARK} right at rank 3" in text
+    assert text.count("\N{CHECK MARK} right") == 2
+    assert "not among the first 5" in text
+    assert "The right answer:" in text
+
+
+def test_mistakes_are_listed_most_frequent_first() -> None:
+    text = Page(render_report(full())).text
+    assert text.index("disc \N{RIGHTWARDS ARROW} ring") < text.index("square \N{RIGHTWARDS ARROW}")
+
+
+def test_without_clusters_there_is_no_cluster_panel() -> None:
+    item = dataclasses.replace(
+        gallery_item(), anchors=np.zeros(0, dtype=int), cluster=np.full(16, -1)
+    )
+    text = Page(render_report(dataclasses.replace(full(), gallery=[item]))).text
+    assert "11 of 16 seen" in text
+    assert "clusters" not in text
+
+
+def test_write_replaces_the_file_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "report.html"
+    write_report(empty(), path)
+    write_report(dataclasses.replace(full(), title="lone \udcff surrogate \x00"), path)
+    assert [each.name for each in path.parent.iterdir()] == ["report.html"]
+    assert "lone \N{REPLACEMENT CHARACTER} surrogate" in path.read_text(encoding="utf-8")
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "report.html"
+    path.write_text("old")
+
+    def fail(self: Path, content: bytes) -> int:
+        self.touch()
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    with pytest.raises(OSError, match="No space"):
+        write_report(full(), path)
+    assert path.read_text() == "old"
+    assert [each.name for each in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_the_file_itself_is_never_written_in_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[Path] = []
+    write_bytes = Path.write_bytes
+
+    def record(self: Path, content: bytes) -> int:
+        written.append(self)
+        return write_bytes(self, content)
+
+    monkeypatch.setattr(Path, "write_bytes", record)
+    write_report(empty(), tmp_path / "report.html")
+    assert len(written) == 1
+    assert written[0].parent == tmp_path
+    assert written[0].name != "report.html"
+
+
+def test_columns_of_unequal_length_are_refused() -> None:
+    with pytest.raises(ValueError, match="differ in length"):
+        StepSeries(step=np.arange(3))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"crop": np.zeros((8, 8, 3), dtype=np.float32)},
+        {"visible": np.ones(15, dtype=bool)},
+        {"anchors": np.array([16, 0])},
+        {"cluster": np.full(16, 2)},
+        {"cluster": np.full(16, -2)},
+    ],
+)
+def test_gallery_items_that_do_not_fit_name_their_key(change: dict[str, np.ndarray]) -> None:
+    with pytest.raises(ValueError, match="000012"):
+        dataclasses.replace(gallery_item(), **change)
+
+
+def test_retrieval_example_needs_results_of_the_other_kind() -> None:
+    with pytest.raises(ValueError, match="text_to_image"):
+        RetrievalExample(kind="text_to_image", query_text="q", results=[("text", 0.1, True)])
+    with pytest.raises(ValueError, match="image_to_text"):
+        RetrievalExample(kind="image_to_text", results=[])
+
+
+def test_trend_ignores_a_spike_and_breaks_where_values_are_missing() -> None:
+    values = np.ones(200)
+    values[50] = 1e6
+    values[100:150] = np.nan
+    x, line = trend(np.arange(200), values, window=9)
+    assert np.all(line[(x < 95) | (x > 155)] == 1)
+    assert np.all(np.isnan(line[(x > 105) & (x < 145)]))
+
+
+def test_thin_keeps_the_extremes_and_the_end() -> None:
+    y = np.random.default_rng(0).normal(size=10_000)
+    y[1234], y[8765] = 50.0, -50.0
+    x, kept = thin(np.arange(10_000), y, most=100)
+    assert len(kept) <= 101
+    assert kept.max() == 50
+    assert kept.min() == -50
+    assert x[-1] == 9999
+    assert np.all(np.diff(x) > 0)
+    np.testing.assert_array_equal(kept, y[x.astype(int)])
+
+
+def test_range_leaves_out_rare_outliers_only() -> None:
+    values = np.linspace(1, 2, 1000)
+    assert shown_range(values) == (1.0, 2.0)
+    values[500] = 1e5
+    assert shown_range(values)[1] < 3
+    assert shown_range(np.array([np.nan])) == (0.0, 1.0)
+
+
+def test_rates_come_from_the_slope_of_the_log() -> None:
+    every_tenth = dataclasses.replace(steps(), step=np.arange(1, 101) * 10)
+    assert pairs_per_s(steps()) == pytest.approx(64)
+    assert pairs_per_s(every_tenth) == pytest.approx(6.4)
+    assert data_wait(steps()) == pytest.approx(0.02)
+    assert math.isnan(pairs_per_s(StepSeries()))
+
+
+def test_cells_path_covers_exactly_the_chosen_cells() -> None:
+    chosen = np.random.default_rng(1).random(35) < 0.5
+    covered = np.zeros((5, 7), dtype=int)
+    for left, top, width in re.findall(r"M(\d+) (\d+)h(\d+)v1h-\3z", cells_path(chosen, (5, 7))):
+        covered[int(top), int(left) : int(left) + int(width)] += 1
+    np.testing.assert_array_equal(covered, chosen.reshape(5, 7))
+
+
+def test_panels_blank_the_hidden_patches_and_colour_the_clusters() -> None:
+    item = gallery_item()
+    page = Page(render_report(dataclasses.replace(empty(), gallery=[item])))
+    paths = {attrs["class"]: attrs["d"] for name, attrs in page.seen if name == "path"}
+    assert paths["hidden"] == cells_path(~item.visible, item.grid)
+    assert paths["tint c0"] == cells_path(item.cluster == 0, item.grid)
+    assert paths["tint c1"] == cells_path(item.cluster == 1, item.grid)
+    assert paths["anchor"] == "M0 0h1v1h-1zM2 2h1v1h-1z"
+
+
+def test_line_breaks_at_missing_values() -> None:
+    frame = Frame(summary="s", x=axis(0, 4), y=axis(0, 1))
+    line = Line(x=np.arange(5), y=np.array([0, 1, np.nan, 1, 0]), look="raw")
+    (path,) = [attrs for name, attrs in Page(line_chart(frame, [line])).seen if name == "path"]
+    assert path["d"] == "M0.0 1000.0L250.0 0.0M750.0 0.0L1000.0 1000.0"
+
+
+def test_large_pictures_are_shrunk_and_small_ones_kept_exactly() -> None:
+    small = picture(64)
+    content = data_uri(small).removeprefix("data:image/png;base64,")
+    kept = np.array(Image.open(io.BytesIO(base64.b64decode(content))))
+    np.testing.assert_array_equal(kept, small)
+    content = data_uri(picture(500), 128).removeprefix("data:image/jpeg;base64,")
+    assert Image.open(io.BytesIO(base64.b64decode(content))).size == (128, 128)
+
+
+def test_chance_is_told_apart_from_luck() -> None:
+    assert against_chance(0.121, 0.1, 372) == "no different from chance (10.0%)"
+    assert against_chance(0.42, 0.1, 500) == "4.2 times chance (10.0%)"
+    assert against_chance(0.01, 0.1, 500) == "below chance (10.0%)"
+    assert against_chance(0.4, math.nan, 500) == "chance not known"
+
+
+def test_numbers_read_well() -> None:
+    shares = (0, 0.00002, 0.0099, 0.381, 1, math.nan)
+    assert [percent(share) for share in shares] == [
+        *("0%", "0.002%", "0.99%", "38.1%", "100%", "not measured")
+    ]
+    assert [duration(s) for s in (0.0123, 59.94, 61, 7500)] == [
+        *("12.3 ms", "59.9 s", "1 min 1 s", "2 h 05 min")
+    ]
+    values = (0, 5e-4, 1.98765, 12345, 1e7, math.inf)
+    assert [decimal(value) for value in values] == [
+        "0",
+        "5e-4",
+        "1.988",
+        "12,345",
+        "1e7",
+        "infinite",
+    ]
+    assert ticks(0.0, 1.0) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    assert tick_labels([0, 2e-4, 4e-4]) == ["0", "2e-4", "4e-4"]
+    assert tick_labels([0, 5e6, 1.5e7]) == ["0", "5M", "15M"]
+
+
+def test_markup_escapes_text_once() -> None:
+    assert tag("p", tag("b", "<"), "&", class_='"') == '<p class="&quot;"><b>&lt;</b>&amp;</p>'
+    assert escape(escape("<")) == "&lt;"
+    assert shorten("one two three", 9) == "one two\N{HORIZONTAL ELLIPSIS}"
