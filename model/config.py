@@ -111,9 +111,9 @@ _OWN_CONFIGS = {
     for config in (
         ClipConfig(
             name="tessera-demo",
-            embed_dim=192,
-            vision=VisionConfig(image_size=64, patch_size=8, width=192, layers=4),
-            text=TextConfig(context_length=32, width=192, layers=3, heads=3),
+            embed_dim=128,
+            vision=VisionConfig(image_size=64, patch_size=8, width=128, layers=4),
+            text=TextConfig(context_length=32, width=128, layers=3, heads=2),
         ),
         ClipConfig(
             name="tessera-xs-16",

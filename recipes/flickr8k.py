@@ -31,11 +31,12 @@ def flickr8k() -> TrainConfig:
         recipe="flickr8k",
         run_dir="runs/flickr8k",
         model="tessera-xs-16",
-        total_samples=96_000,
+        total_samples=64_000,
         batch_size=128,
         data=DataConfig(train=_TRAIN, crop=CropConfig(scale=(0.5, 1.0))),
         optim=OptimConfig(learning_rate=1e-3, warmup_samples=6_400, weight_decay=0.2),
         evaluation=EvaluationConfig(retrieval=(_DEV,)),
+        precision="bfloat16",
         log_every=20,
         save_every=100,
     )

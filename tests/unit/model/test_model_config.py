@@ -19,7 +19,7 @@ from model.open_clip_weights import open_clip_config
         ("ViT-S-32-alt", (224, 32, 384, 12, 6), (77, 256, 4), False),
         ("ViT-B-32-quickgelu", (224, 32, 768, 12, 12), (77, 512, 8), True),
         ("ViT-bigG-14", (224, 14, 1664, 48, 16), (77, 1280, 20), False),
-        ("tessera-demo", (64, 8, 192, 4, 3), (32, 192, 3), False),
+        ("tessera-demo", (64, 8, 128, 4, 2), (32, 128, 2), False),
         ("tessera-xs-16", (224, 16, 192, 6, 3), (40, 192, 4), False),
     ],
 )
