@@ -24,8 +24,6 @@ from pipeline.tokenizer import token_strings
 
 _NUM_RESULTS = 5
 
-_NUM_RESULTS = 5
-
 
 def mask_gallery(loader: Loader, num_items: int) -> tuple[list[GalleryItem], NDArray[np.float64]]:
     """Images of the first batch as the model sees them.

@@ -123,7 +123,7 @@ def _chunks(features: Tensor) -> tuple[Tensor, ...]:
 
 
 def _recalls(ranks: Tensor) -> dict[int, float]:
-    return {k: (ranks < k).float().mean().item() for k in RECALL_AT}
+    return {k: (ranks < k).double().mean().item() for k in RECALL_AT}
 
 
 def _chance(num_texts: int, captions: NDArray[np.int64], k: int) -> float:

@@ -142,9 +142,9 @@ def score_zero_shot(
         dataset=dataset,
         num_classes=num_classes,
         num_images=len(labels),
-        acc1=hits[:, 0].float().mean().item(),
-        acc5=hits.any(dim=1).float().mean().item(),
-        mean_per_class_recall=per_class[present].mean().item(),
+        acc1=hits[:, 0].double().mean().item(),
+        acc5=hits.any(dim=1).double().mean().item(),
+        mean_per_class_recall=per_class[present].double().mean().item(),
         chance=1 / num_classes,
     )
     return ZeroShotRun(

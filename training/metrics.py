@@ -81,8 +81,14 @@ class StepLog:
             for loss, scale, (_, _, known) in zip(losses, scales, self._pending, strict=True)
         ]
         self._pending.clear()
-        with self._path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(asdict(record)) + "\n" for record in records)
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(asdict(record)) + "\n" for record in records)
+        except OSError as error:
+            raise OSError(
+                f"{self._path} cannot be written ({error.strerror}); make room, then run the same "
+                "command again: it goes on from the last checkpoint"
+            ) from error
         for record in records:
             if not math.isfinite(record.loss):
                 raise NonFiniteLossError(

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -190,4 +191,35 @@ def test_another_index_is_refused_on_resume(
     failed = run(arguments(coloured_index, copy))
     assert failed.returncode == 1
     assert "0000000000000000" in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 9 MB: room for the run folder and no whole checkpoint of the model."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=9m", "tmpfs", str(place)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small file system takes rights that this process lacks")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_ends_with_a_message_and_nothing_half_written(
+    small_disk: Path, coloured_index: Path
+) -> None:
+    failed = run(arguments(coloured_index, small_disk / "run"))
+    assert failed.returncode == 1
+    assert "disk is full" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert list((small_disk / "run" / "checkpoints").iterdir()) == []
+    assert losses(small_disk / "run")[-1][0] == 3, "what was logged is kept"
+
+
+def test_a_run_folder_that_cannot_be_written_is_named(coloured_index: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    failed = run(arguments(coloured_index, tmp_path / "file" / "run"))
+    assert failed.returncode == 2
+    assert "--run-dir" in failed.stderr
     assert "Traceback" not in failed.stderr
