@@ -104,16 +104,16 @@ def train(session: Session, stops: StopRequests) -> None:
         while session.step < config.num_steps:
             take_step(session)
             bar.update(config.batch_size)
-            if stops.requested or session.step % config.save_every == 0:
+            is_last = session.step == config.num_steps
+            if stops.requested or is_last or session.step % config.save_every == 0:
                 records = session.save()
-            elif session.step % config.log_every == 0 or session.step == config.num_steps:
+            elif session.step % config.log_every == 0:
                 records = session.log.flush()
             else:
                 continue
             if records:
                 logger.info("%s", describe(records, config.num_steps, session.device))
             stops.raise_if_requested()
-        session.save()
 
 
 def take_step(session: Session) -> None:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from pipeline import index as layout
 from pipeline.arrow_file import column_view, list_parts, string_parts, write_batch
+from pipeline.durable import sync_folder, write_text
 from pipeline.rejection import Reason, Rejection
 from pipeline.scan_pool import scan_shards
 from pipeline.scan_shard import ScanOptions, ShardScan
@@ -311,12 +312,8 @@ def _write(
             for scan, count in zip(merged.shards, counts.tolist(), strict=True)
         ],
     }
-    with (partial / layout.INDEX_FILE).open("w", encoding="utf-8") as file:
-        json.dump(manifest, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    _sync_directory(partial / layout.CAPTIONS_DIR)
-    _sync_directory(partial)
+    write_text(partial / layout.INDEX_FILE, json.dumps(manifest, indent=1))
+    sync_folder(partial / layout.CAPTIONS_DIR)
 
 
 def _rejected_batch(rejected: list[Rejection], directory: Path) -> pa.RecordBatch:
@@ -340,17 +337,8 @@ def _move_into_place(partial: Path, directory: Path) -> None:
         if old.exists():
             old.rename(directory)
         raise
-    _sync_directory(directory.parent)
+    sync_folder(directory.parent)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync_directory(path: Path) -> None:
-    """Make renames and new names in a folder survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _count_reasons(rejected: list[Rejection]) -> dict[str, int]:

@@ -35,20 +35,3 @@ class Decoder(Protocol):
             windows: [B, 4] int32 (y, x, height, width) in the upright picture.
         """
         ...
-
-
-def open_decoder(image_size: int, batch_size: int, num_threads: int) -> Decoder:
-    """The decoder of this machine.
-
-    Args:
-        image_size: S, in pixels.
-        batch_size: most images in one call.
-        num_threads: CPU threads to decode with.
-
-    Raises:
-        ImportError: DALI is not installed.
-    """
-    # DALI takes a second to import, and everything that decodes nothing can do without it.
-    from pipeline.dali_graph import DaliDecoder
-
-    return DaliDecoder(image_size, batch_size, num_threads)

@@ -24,7 +24,7 @@ from torch import Tensor
 from pipeline.batch import PackedBatch
 from pipeline.captions import CaptionTable
 from pipeline.crops import CropConfig
-from pipeline.decode import open_decoder
+from pipeline.decode import Decoder
 from pipeline.index import Index, open_index
 from pipeline.masking import MaskConfig, MaskStrategy
 from pipeline.order import SampleOrder, Visits
@@ -128,7 +128,7 @@ class Loader(Iterator[PackedBatch]):
         self._plan = plan
         self._mask: MaskStrategy = config.mask.build()
         self._reader = ShardReader(index, config.num_threads)
-        self._decoder = open_decoder(config.image_size, config.batch_size, config.num_threads)
+        self._decoder = _open_decoder(config)
         self._decoding = Lock()
         self._step = 0
         self._stages: list[Prefetched] = []
@@ -300,6 +300,13 @@ class Loader(Iterator[PackedBatch]):
             text_offsets=torch.from_numpy(text_offsets),
             sample_ids=torch.from_numpy(shown.visits.sample_ids),
         )
+
+
+def _open_decoder(config: LoaderConfig) -> Decoder:
+    # DALI takes a second to import, and whoever only looks at a configuration needs none of it.
+    from pipeline.dali_graph import DaliDecoder
+
+    return DaliDecoder(config.image_size, config.batch_size, config.num_threads)
 
 
 def open_loader(

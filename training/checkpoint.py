@@ -23,6 +23,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from pipeline.durable import sync_folder, write_text
+
 logger = logging.getLogger(__name__)
 
 _FORMAT = 1
@@ -84,14 +86,14 @@ def save(
         partial.mkdir(parents=True)
         save_file(weights, partial / _WEIGHTS)
         save_file(optimizer, partial / _OPTIMIZER)
-        _write_synced(partial / _ARCHITECTURE, json.dumps(architecture, indent=1))
+        write_text(partial / _ARCHITECTURE, json.dumps(architecture, indent=1))
         files = (_WEIGHTS, _ARCHITECTURE, _OPTIMIZER)
         hashes = {name: _hash_and_sync(partial / name) for name in files}
         content = {"format": _FORMAT, "step": step, "sha256": hashes, **state}
-        _write_synced(partial / _STATE, json.dumps(content, indent=1))
+        write_text(partial / _STATE, json.dumps(content, indent=1))
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
-        _sync_folder(folder)
+        sync_folder(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(_explain(error, folder)) from error
@@ -193,21 +195,6 @@ def _hash_and_sync(path: Path) -> str:
     with path.open("rb") as file:
         os.fsync(file.fileno())
     return _hash(path)
-
-
-def _write_synced(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _explain(error: Exception, folder: Path) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import resource
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from pipeline.durable import write_text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +54,7 @@ class StepLog:
         self._path = path
         self._pending: list[tuple[Tensor, Tensor, dict[str, float]]] = []
         kept = [r for r in read_records(path) if r.step <= resumed_step]
-        _rewrite(path, kept)
+        write_text(path, "".join(map(_line, kept)))
 
     def add(self, loss: Tensor, log_scale: Tensor, **known: float) -> None:
         """Remember a step.
@@ -83,7 +84,7 @@ class StepLog:
         self._pending.clear()
         try:
             with self._path.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(asdict(record)) + "\n" for record in records)
+                file.writelines(map(_line, records))
         except OSError as error:
             raise OSError(
                 f"{self._path} cannot be written ({error.strerror}); make room, then run the same "
@@ -146,13 +147,8 @@ def memory_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _rewrite(path: Path, records: list[StepRecord]) -> None:
-    partial = path.with_suffix(".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(asdict(record)) + "\n" for record in records)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+def _line(record: StepRecord) -> str:
+    return json.dumps(asdict(record)) + "\n"
 
 
 def _short(number: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -11,6 +10,7 @@ from evaluation.report import result_sections, training_sections
 from evaluation.report.data import ReportData
 from evaluation.report.markup import Markup, tag
 from evaluation.report.summary import headlines, summary
+from pipeline.durable import write_text
 
 _STYLE = Path(__file__).with_name("style.css")
 # A browser that follows this policy fetches nothing and runs no script, whatever a caption holds.
@@ -38,14 +38,8 @@ def write_report(data: ReportData, path: Path) -> None:
         data: What to show. Missing parts are named on the page.
         path: The file; its folder is made when missing, and an older file is replaced at once.
     """
-    page = render_report(data).encode("utf-8")
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        draft.write_bytes(page)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_text(path, render_report(data))
 
 
 def render_report(data: ReportData) -> str:

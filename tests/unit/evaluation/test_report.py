@@ -332,38 +332,6 @@ def test_write_replaces_the_file_and_leaves_nothing_beside_it(tmp_path: Path) ->
     assert "lone \N{REPLACEMENT CHARACTER} surrogate" in path.read_text(encoding="utf-8")
 
 
-def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "report.html"
-    path.write_text("old")
-
-    def fail(self: Path, content: bytes) -> int:
-        self.touch()
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", fail)
-    with pytest.raises(OSError, match="No space"):
-        write_report(full(), path)
-    assert path.read_text() == "old"
-    assert [each.name for each in tmp_path.iterdir()] == ["report.html"]
-
-
-def test_the_file_itself_is_never_written_in_part(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    written: list[Path] = []
-    write_bytes = Path.write_bytes
-
-    def record(self: Path, content: bytes) -> int:
-        written.append(self)
-        return write_bytes(self, content)
-
-    monkeypatch.setattr(Path, "write_bytes", record)
-    write_report(empty(), tmp_path / "report.html")
-    assert len(written) == 1
-    assert written[0].parent == tmp_path
-    assert written[0].name != "report.html"
-
-
 def test_columns_of_unequal_length_are_refused() -> None:
     with pytest.raises(ValueError, match="differ in length"):
         StepSeries(step=np.arange(3))
