@@ -20,7 +20,7 @@ from model.open_clip_weights import open_clip_config
         ("ViT-B-32-quickgelu", (224, 32, 768, 12, 12), (77, 512, 8), True),
         ("ViT-bigG-14", (224, 14, 1664, 48, 16), (77, 1280, 20), False),
         ("tessera-demo", (64, 8, 128, 4, 2), (32, 128, 2), False),
-        ("tessera-xs-16", (224, 16, 192, 6, 3), (40, 192, 4), False),
+        ("tessera-xs-16", (224, 16, 192, 6, 3), (40, 192, 3), False),
     ],
 )
 def test_known_names(name: str, vision: tuple, text: tuple, quick_gelu: bool) -> None:

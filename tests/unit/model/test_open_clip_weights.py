@@ -46,7 +46,7 @@ def test_dump_loads_strictly_into_open_clip(clip: Clip, tmp_path: Path) -> None:
     theirs = open_clip.create_model("tessera-test-export", pretrained=None)
     theirs.load_state_dict(dump(clip), strict=True)
     weight = theirs.state_dict()["visual.conv1.weight"]
-    assert weight.shape == (192, 3, 8, 8)
+    assert weight.shape == (128, 3, 8, 8)
     # ours is [W, (y, x, channel)]
     assert torch.equal(weight[5, 2, 3, 4], clip.image.patch_embed.weight[5, (3 * 8 + 4) * 3 + 2])
 
@@ -63,14 +63,14 @@ def test_every_misfit_is_named_and_nothing_changes(clip: Clip) -> None:
     state = {name: value + 1 for name, value in dump(clip).items()}
     del state["ln_final.bias"]
     state["visual.extra"] = torch.zeros(1)
-    state["visual.proj"] = torch.zeros(192, 3)
+    state["visual.proj"] = torch.zeros(128, 3)
     state["text_projection"] = state["text_projection"].double()
     with pytest.raises(ValueError, match="does not fit 'tessera-demo'") as error:
         load(clip, state)
     message = str(error.value)
     assert "missing ln_final.bias" in message
     assert "unexpected visual.extra" in message
-    assert "visual.proj is [192, 3], wanted [192, 192]" in message
+    assert "visual.proj is [128, 3], wanted [128, 128]" in message
     assert "text_projection is torch.float64" in message
     assert_same(dict(clip.state_dict()), before)
 

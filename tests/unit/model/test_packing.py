@@ -151,7 +151,7 @@ def cuda_calls(dtype: torch.dtype) -> list[tuple[str, tuple]]:
                 image, text, _ = clip(patches, ids, offsets, ids, offsets)
     finally:
         torch.set_default_dtype(before)
-    assert image.shape == text.shape == (4, 192)
+    assert image.shape == text.shape == (4, 128)
     return called.calls
 
 
