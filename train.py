@@ -24,7 +24,7 @@ from model.config import clip_config
 from recipes import find_recipe
 from training.checkpoint import CheckpointError
 from training.command_line import Command, parse
-from training.config import flatten, to_json
+from training.config import TrainConfig, flatten, to_json
 from training.dry_run import describe_run
 from training.interrupt import Interrupted, StopRequests
 from training.metrics import NonFiniteLossError, describe
@@ -149,11 +149,17 @@ def finish(session: Session, argv: list[str]) -> None:
         f"report      {folder.report}",
         f"checkpoint  {max(folder.checkpoints.iterdir())}",
         f"metrics     {folder.metrics}",
-        "next        open the report; then try `python train.py --mask.kind random --run-dir "
-        "runs/demo-random`, or your own photos: docs/recipes.md",
+        f"next        open the report, then compare: `{comparison(session.config)}`",
+        "            or train on your own photos: docs/recipes.md",
     ]
     for line in lines:
         logger.info("%s", line)
+
+
+def comparison(config: TrainConfig) -> str:
+    """A command worth trying after this run: the same samples under another mask."""
+    kind = "random" if config.mask.kind == "cluster" else "cluster"
+    return f"python train.py {config.recipe} --mask.kind {kind} --run-dir {config.run_dir}-{kind}"
 
 
 def brief(session: Session) -> dict[str, object]:

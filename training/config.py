@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pipeline.crops import CropConfig
 from pipeline.masking import MaskConfig
+from training.environment import num_cores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,10 +21,15 @@ class DataConfig:
     """Which of the index's caption sources is trained on; one text is drawn per visit."""
     crop: CropConfig = field(default_factory=CropConfig)
     """Random resized crop."""
-    num_threads: int = 2
-    """CPU threads that read, and that decode."""
+    num_threads: int = 0
+    """CPU threads that read, and that decode; 0 takes one for each core."""
     prefetch: int = 2
     """Batches made ahead."""
+
+    @property
+    def threads(self) -> int:
+        """`num_threads` with the cores of this machine put in."""
+        return self.num_threads or num_cores()
 
 
 @dataclass(frozen=True, kw_only=True)

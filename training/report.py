@@ -86,9 +86,7 @@ def evaluate_session(session: Session, progress: Callable[[int], object] | None 
         progress: told how many images and texts are done.
     """
     config = session.config
-    prepared = evaluation_config(
-        session.clip, config.evaluation.batch_size, config.data.num_threads
-    )
+    prepared = evaluation_config(session.clip, config.evaluation.batch_size, config.data.threads)
     outcome = Outcome()
     session.clip.eval()
     with session.timeline.during("evaluation"):
@@ -115,9 +113,7 @@ def report_session(session: Session, outcome: Outcome, argv: list[str]) -> None:
     """
     config = session.config
     gallery, mask_ratios = mask_gallery(session.loader, _NUM_GALLERY)
-    prepared = evaluation_config(
-        session.clip, config.evaluation.batch_size, config.data.num_threads
-    )
+    prepared = evaluation_config(session.clip, config.evaluation.batch_size, config.data.threads)
     done = session.step >= config.num_steps
     data = ReportData(
         title=f"{config.recipe}: {config.model}, {config.mask.kind} mask",

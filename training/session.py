@@ -149,7 +149,7 @@ def loader_config(config: TrainConfig, architecture: ClipConfig) -> LoaderConfig
         caption_source=config.data.caption_source,
         crop=config.data.crop,
         mask=config.mask,
-        num_threads=config.data.num_threads,
+        num_threads=config.data.threads,
         prefetch=config.data.prefetch,
     )
 
