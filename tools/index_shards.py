@@ -1,7 +1,7 @@
 """Make the index of a data set: walk its tar shards, check every sample, tokenise every caption.
 
     python tools/index_shards.py data/cc12m --out data/cc12m-index
-    python tools/index_shards.py data/flickr8k-dev --out /tmp/index --captions json:captions
+    python tools/index_shards.py data/flickr8k-dev --out data/flickr8k/dev --captions json:captions
 
 Prints a report and, last, one JSON line. Exit status: 0 done, 1 failed, 2 wrong use, 130 stopped.
 """
