@@ -12,6 +12,7 @@ or missing data, 130 and 143 stopped by Ctrl-C and SIGTERM.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -63,6 +64,8 @@ def run(command: Command, argv: list[str], stops: StopRequests) -> int:
     """Prepare the data, train, evaluate, report."""
     config = command.config
     clip_config(config.model)  # a wrong name ends the run before any work is done
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("this version trains in one process: start it with python, not torchrun")
     folder = RunFolder(Path(config.run_dir))
     timeline = Timeline()
     try:

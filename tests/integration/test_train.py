@@ -159,6 +159,15 @@ def test_wrong_use_ends_at_once_with_the_way_out(
     assert "Traceback" not in failed.stderr
 
 
+def test_several_processes_are_refused(
+    coloured_index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    failed = run(arguments(coloured_index, tmp_path / "run"))
+    assert failed.returncode == 2
+    assert "one process" in failed.stderr
+
+
 def test_dry_run_says_what_would_run(coloured_index: Path, tmp_path: Path) -> None:
     shown = run(arguments(coloured_index, tmp_path / "run", "--dry-run"))
     assert shown.returncode == 0, shown.stderr
