@@ -9,21 +9,9 @@ Shapes: B image-text pairs, d length of a feature.
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-
-class ContrastiveLoss(Protocol):
-    """What the training step calls; `clip_loss` is one."""
-
-    def __call__(
-        self, image_features: Tensor, text_features: Tensor, logit_scale: Tensor
-    ) -> Tensor:
-        """Scalar loss of [B, d] image and [B, d] text features at a logit scale []."""
-        ...
 
 
 def clip_loss(image_features: Tensor, text_features: Tensor, logit_scale: Tensor) -> Tensor:

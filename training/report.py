@@ -18,11 +18,12 @@ from evaluation.gallery import mask_gallery, retrieval_examples
 from evaluation.report import ReportData, StepSeries, write_report
 from evaluation.retrieval import RetrievalRun, evaluate_retrieval
 from evaluation.zero_shot import ZeroShotRun, evaluate_zero_shot, open_labelled
+from pipeline import LoaderConfig
 from pipeline.index import Index, open_index
 from pipeline.stats import LoaderStats
 from training.config import EvaluationConfig, to_json
 from training.environment import device_words, versions
-from training.metrics import memory_bytes, read_records
+from training.metrics import StepRecord, memory_bytes, read_records
 from training.run_folder import write_json
 from training.session import Session
 
@@ -86,7 +87,7 @@ def evaluate_session(session: Session, progress: Callable[[int], object] | None 
         progress: told how many images and texts are done.
     """
     config = session.config
-    prepared = evaluation_config(session.clip, config.evaluation.batch_size, config.data.threads)
+    prepared = _prepared(session)
     outcome = Outcome()
     session.clip.eval()
     with session.timeline.during("evaluation"):
@@ -113,7 +114,8 @@ def report_session(session: Session, outcome: Outcome, argv: list[str]) -> None:
     """
     config = session.config
     gallery, mask_ratios = mask_gallery(session.loader, _NUM_GALLERY)
-    prepared = evaluation_config(session.clip, config.evaluation.batch_size, config.data.threads)
+    prepared = _prepared(session)
+    records = read_records(session.folder.metrics)
     done = session.step >= config.num_steps
     data = ReportData(
         title=f"{config.recipe}: {config.model}, {config.mask.kind} mask",
@@ -125,8 +127,8 @@ def report_session(session: Session, outcome: Outcome, argv: list[str]) -> None:
         model=config.model,
         dataset=config.data.train,
         device=device_words(session.device),
-        facts=_facts(session),
-        steps=_series(session),
+        facts=_facts(session, records),
+        steps=_series(records),
         loss_at_chance=math.log(config.batch_size),
         time_split=list(session.timeline.seconds.items()),
         data_facts=_data_facts(session.loader.index, session.loader.stats),
@@ -146,9 +148,13 @@ def report_session(session: Session, outcome: Outcome, argv: list[str]) -> None:
     write_report(data, session.folder.report)
 
 
-def _series(session: Session) -> StepSeries:
-    records = read_records(session.folder.metrics)
+def _prepared(session: Session) -> LoaderConfig:
+    """How data are prepared to be evaluated by this model."""
+    config = session.config
+    return evaluation_config(session.clip, config.evaluation.batch_size, config.data.threads)
 
+
+def _series(records: list[StepRecord]) -> StepSeries:
     def column(name: str) -> NDArray[np.float64]:
         return np.array([getattr(record, name) for record in records], dtype=np.float64)
 
@@ -163,10 +169,9 @@ def _series(session: Session) -> StepSeries:
     )
 
 
-def _facts(session: Session) -> list[tuple[str, str]]:
+def _facts(session: Session, records: list[StepRecord]) -> list[tuple[str, str]]:
     config = session.config
     num_parameters = sum(p.numel() for p in session.clip.parameters())
-    records = read_records(session.folder.metrics)
     seconds = sum(record.step_s for record in records)
     facts = [
         ("Model", f"{config.model}, {num_parameters / 1e6:.1f} M parameters"),
