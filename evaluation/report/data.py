@@ -13,8 +13,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-Numbers: TypeAlias = NDArray[Any]
-"""Any real-valued array; the report reads it as float64."""
+from evaluation.page.charts import Numbers
+
 Picture: TypeAlias = NDArray[np.uint8]
 """[H, W, 3] uint8, RGB."""
 Result: TypeAlias = tuple["Picture | str", float, bool]

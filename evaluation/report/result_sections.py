@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from evaluation.report.charts import Axis, Frame, axis, bar_chart, share_bar
+from evaluation.page.charts import Axis, Frame, axis, bar_chart, share_bar
+from evaluation.page.document import table
+from evaluation.page.markup import Markup, join, shorten, tag
+from evaluation.page.numbers import count, percent, standard_error
 from evaluation.report.data import (
     GalleryItem,
     Numbers,
@@ -18,8 +21,6 @@ from evaluation.report.data import (
     RetrievalScores,
     ZeroShotResult,
 )
-from evaluation.report.markup import Markup, join, shorten, tag
-from evaluation.report.numbers import count, percent, standard_error
 from evaluation.report.pictures import cluster_panel, crop_panel, picture_tag, visible_panel
 from evaluation.report.summary import hidden_shares
 
@@ -130,23 +131,6 @@ def _mask_ratio_figure(ratios: Numbers) -> Markup:
     )
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], look: str) -> Markup:
-    """Return a table whose cells carry their column's name, for a phone that stacks them."""
-    body = [
-        tag(
-            "tr",
-            tag("th", row[0], scope="row"),
-            *(
-                tag("td", cell, data_label=head)
-                for head, cell in zip(heads[1:], row[1:], strict=True)
-            ),
-        )
-        for row in rows
-    ]
-    head = tag("thead", tag("tr", *(tag("th", text, scope="col") for text in heads)))
-    return tag("table", head, tag("tbody", *body), class_=look)
-
-
 def _zero_shot_table(results: Sequence[ZeroShotResult]) -> Markup:
     heads = ("Zero-shot", "Top-1", "Top-5", "Mean recall", "Chance", "Classes", "Images", "")
     rows = [
@@ -164,7 +148,7 @@ def _zero_shot_table(results: Sequence[ZeroShotResult]) -> Markup:
     ]
     note = "\N{PLUS-MINUS SIGN} covers 95% of what another draw of as many images would give. "
     note += "The bar is top-1, the tick chance; mean recall is over classes."
-    return join([_table(heads, rows, "scores"), tag("p", note, class_="note")])
+    return join([table(heads, rows, "scores"), tag("p", note, class_="note")])
 
 
 def _with_error(result: ZeroShotResult) -> Markup:
@@ -190,7 +174,7 @@ def _retrieval_table(scores: Sequence[RetrievalScores]) -> Markup:
             sizes = count(each.num_images), count(each.num_texts)
             rows.append((each.dataset, title.lower(), *cells, *sizes))
     note = "R@k: share of queries with a right answer among the first k. In grey: guessing."
-    return join([_table(heads, rows, "scores"), tag("p", note, class_="note")])
+    return join([table(heads, rows, "scores"), tag("p", note, class_="note")])
 
 
 def _recall(value: float | None, chance: float | None) -> Markup:

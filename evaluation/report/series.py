@@ -8,7 +8,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.report.data import Numbers, StepSeries
+from evaluation.page.charts import Numbers
+from evaluation.report.data import StepSeries
 
 Floats = NDArray[np.float64]
 

@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 
-from evaluation.report.data import Numbers, ReportData, RetrievalScores, ZeroShotResult
-from evaluation.report.numbers import count, decimal, percent, standard_error, times
+from evaluation.page.charts import Numbers
+from evaluation.page.document import Headline
+from evaluation.page.numbers import count, decimal, percent, standard_error, times
+from evaluation.report.data import ReportData, RetrievalScores, ZeroShotResult
 from evaluation.report.series import broke_at, data_wait, pairs_per_s, per_step, trend
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Headline:
-    """One large number."""
-
-    value: str
-    """The number."""
-    label: str
-    """What it is."""
-    against: str
-    """What to compare it with."""
 
 
 def headlines(data: ReportData) -> list[Headline]:

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.report.charts import Axis, Frame, Line, axis, line_chart, share_bar
+from evaluation.page.charts import Axis, Frame, Line, axis, line_chart, share_bar
+from evaluation.page.document import definitions
+from evaluation.page.markup import Markup, join, tag
+from evaluation.page.numbers import count, decimal, duration, percent, short_count
 from evaluation.report.data import ReportData, StepSeries
-from evaluation.report.markup import Markup, join, tag
-from evaluation.report.numbers import count, decimal, duration, percent, short_count
 from evaluation.report.series import data_wait, shown_range, thin, trend, window_for
 from evaluation.report.summary import loss_ends
 
@@ -49,14 +50,6 @@ def time(data: ReportData) -> Markup:
     if np.isfinite(np.asarray(data.steps.step_s, dtype=np.float64)).any():
         parts.append(_step_time(data.steps))
     return join(parts)
-
-
-def definitions(facts: Sequence[tuple[str, str]], look: str = "facts") -> Markup:
-    """Return labels and values as a definition list."""
-    rows = [
-        tag("div", tag("dt", label), tag("dd", str(value), dir="auto")) for label, value in facts
-    ]
-    return tag("dl", *rows, class_=look)
 
 
 def data_section(data: ReportData) -> Markup:

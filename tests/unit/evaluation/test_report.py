@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from evaluation.page.charts import Frame, Line, axis, line_chart
+from evaluation.page.markup import escape, shorten, tag
+from evaluation.page.numbers import decimal, duration, percent, tick_labels, ticks
 from evaluation.report import (
     GalleryItem,
     ReportData,
@@ -22,9 +25,6 @@ from evaluation.report import (
     render_report,
     write_report,
 )
-from evaluation.report.charts import Frame, Line, axis, line_chart
-from evaluation.report.markup import escape, shorten, tag
-from evaluation.report.numbers import decimal, duration, percent, tick_labels, ticks
 from evaluation.report.pictures import cells_path, data_uri
 from evaluation.report.series import data_wait, pairs_per_s, shown_range, thin, trend
 from evaluation.report.summary import against_chance, headlines, summary

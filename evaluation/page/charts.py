@@ -11,12 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
-from evaluation.report.data import Numbers
-from evaluation.report.markup import Markup, escape, join, tag
-from evaluation.report.numbers import tick_labels, ticks
+from evaluation.page.markup import Markup, escape, join, tag
+from evaluation.page.numbers import tick_labels, ticks
+
+Numbers: TypeAlias = NDArray[Any]
+"""Any real-valued array."""
 
 _SIZE = 1000
 

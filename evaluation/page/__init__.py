@@ -1,0 +1,1 @@
+"""Pages of charts and tables in one HTML file, for the reports of runs, indexes and downloads."""
