@@ -22,7 +22,9 @@ from evaluation.features import PackedTexts, Progress, encode_images, encode_tex
 from evaluation.report.data import ZeroShotResult
 from model import Clip
 from pipeline import LoaderConfig
-from pipeline.index import Index, open_index
+from pipeline.index import Index
+from pipeline.selection import open_dataset
+from pipeline.storage import folder_of, read_text
 from pipeline.tokenizer import tokenize_prompts
 
 
@@ -49,11 +51,11 @@ class Prompts:
 def evaluate_zero_shot(
     clip: Clip, index_dir: str, config: LoaderConfig, progress: Progress | None = None
 ) -> ZeroShotRun:
-    """Classify all labelled images of an index.
+    """Classify all labelled images of an index or a selection.
 
     Args:
         clip: the model.
-        index_dir: written by tools/index_shards.py.
+        index_dir: `INDEX`, or `INDEX@SELECTION`.
         config: from `evaluation_config`.
         progress: told how many images and prompts are done.
 
@@ -77,9 +79,10 @@ def open_labelled(index_dir: str) -> tuple[Index, Prompts]:
         FileNotFoundError: the index, the class names or the templates are missing.
         ValueError: the index has no labels, or labels beyond the class names.
     """
-    index = open_index(Path(index_dir))
-    prompts = read_prompts(index.shards[0].path.parent)
-    highest = int(index.label.max())
+    dataset = open_dataset(index_dir)
+    index = dataset.index
+    prompts = read_prompts(folder_of(index.shards[0].location))
+    highest = int(dataset.of_samples(index.label).max())
     if highest < 0:
         raise ValueError(f"{index_dir} has no class labels: its samples have no .cls member")
     if highest >= len(prompts.class_names):
@@ -90,7 +93,7 @@ def open_labelled(index_dir: str) -> tuple[Index, Prompts]:
     return index, prompts
 
 
-def read_prompts(folder: Path) -> Prompts:
+def read_prompts(folder: str | Path) -> Prompts:
     """Read the class names and templates that lie beside shards.
 
     Raises:
@@ -98,10 +101,13 @@ def read_prompts(folder: Path) -> Prompts:
     """
     lines = []
     for name in ("classnames.txt", "zeroshot_classification_templates.txt"):
-        path = folder / name
-        if not path.is_file():
-            raise FileNotFoundError(f"zero-shot evaluation needs {path}, one entry a line")
-        lines.append([line for line in path.read_text(encoding="utf-8").splitlines() if line])
+        path = f"{folder}/{name}"
+        try:
+            text = read_text(path)
+        except FileNotFoundError:
+            msg = f"zero-shot evaluation needs {path}, one entry a line"
+            raise FileNotFoundError(msg) from None
+        lines.append([line for line in text.splitlines() if line])
     return Prompts(class_names=lines[0], templates=lines[1])
 
 

@@ -23,11 +23,11 @@ def write_batch(path: Path, batch: pa.RecordBatch) -> None:
         os.fsync(file.fileno())
 
 
-def map_batch(path: Path, schema: pa.Schema) -> pa.RecordBatch:
+def map_batch(path: Path, schema: pa.Schema | None = None) -> pa.RecordBatch:
     """Memory-map a file of one record batch; nothing is read but its footer.
 
     Raises:
-        ValueError: the file is missing, damaged, or has other columns than `schema`.
+        ValueError: the file is missing, damaged, or has other columns than `schema`, if given.
     """
     hint = "make the index again with `python tools/index_shards.py SHARDS --out DIR`"
     try:
@@ -43,7 +43,7 @@ def map_batch(path: Path, schema: pa.Schema) -> pa.RecordBatch:
         raise ValueError(f"{path} is damaged ({_first_line(error)}); {hint}") from error
     if batch is None:
         raise ValueError(f"{path} holds {num_batches} record batches instead of one; {hint}")
-    if not batch.schema.equals(schema):
+    if schema is not None and not batch.schema.equals(schema):
         raise ValueError(f"{path} has columns {batch.schema.names}, not {schema.names}; {hint}")
     return batch
 

@@ -4,6 +4,7 @@ An index is a folder that `tools/index_shards.py` writes:
 
     samples.arrow             one row per sample, in the order of the sorted shards
     captions/<source>.arrow   one row per text
+    columns/<name>.arrow      optional: one value per sample, such as its url or sha256
     rejected.arrow            one row per sample that cannot be used, with the reason
     index.json                shards, counts, fingerprint
 
@@ -13,8 +14,8 @@ The row of a sample in `samples.arrow` is its id everywhere else.
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,19 @@ from numpy.typing import NDArray
 
 from pipeline.arrow_file import column_view, map_batch
 from pipeline.captions import CaptionTable
+from pipeline.storage import file_state, folder_of, head_tail_crc32, is_remote
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 INDEX_FILE = "index.json"
 SAMPLES_FILE = "samples.arrow"
 REJECTED_FILE = "rejected.arrow"
 CAPTIONS_DIR = "captions"
+COLUMNS_DIR = "columns"
 DEFAULT_SOURCE = "caption"
-_EDGE_BYTES = 64 * 1024
+COLUMN_FIELD = "value"
+_NUM_STATE_THREADS = 16
+_MAX_LISTED = 20
+_RECORD_FIELDS = ("size_bytes", "mtime_ns", "version", "head_tail_crc32", "num_samples")
 
 SAMPLE_SCHEMA = pa.schema(
     [
@@ -54,16 +60,38 @@ REJECTED_SCHEMA = pa.schema(
 class ShardRecord:
     """A shard as it was when it was indexed."""
 
-    path: Path
-    """Absolute and resolved."""
+    location: str
+    """Absolute path, or URL."""
     size_bytes: int
     """Length of the file."""
     mtime_ns: int
-    """Time of its last change, in nanoseconds since the epoch."""
+    """Time of its last change, in nanoseconds since the epoch; 0 if it is remote."""
+    version: str
+    """ETag or the like of a remote file; empty if it is local."""
     head_tail_crc32: int
     """CRC-32 over its first and its last 64 KiB."""
     num_samples: int
-    """Usable samples in it, at least 1."""
+    """Usable samples in it."""
+
+    def is_unchanged(self) -> bool:
+        """Whether the file is still what was indexed.
+
+        A file whose time or version alone differs (a copy) passes if its first and last 64 KiB are
+        what they were.
+
+        Raises:
+            FileNotFoundError: it is gone.
+            OSError: it cannot be asked for.
+        """
+        state = file_state(self.location)
+        if state.size_bytes != self.size_bytes:
+            return False
+        if (state.mtime_ns, state.version) == (self.mtime_ns, self.version):
+            return bool(state.mtime_ns or state.version) or self._has_same_edges()
+        return self._has_same_edges()
+
+    def _has_same_edges(self) -> bool:
+        return head_tail_crc32(self.location) == self.head_tail_crc32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -79,7 +107,7 @@ class Index:
     caption_spec: str
     """Where the default captions came from: `txt` or `json:FIELD`."""
     shards: tuple[ShardRecord, ...]
-    """Shards with at least one usable sample, sorted by path."""
+    """Shards with at least one usable sample, sorted by location."""
     rejections: dict[str, int]
     """Samples that cannot be used, counted by reason."""
     shard: NDArray[np.int32]
@@ -112,6 +140,32 @@ class Index:
         """Names of the caption sources, sorted."""
         return sorted(path.stem for path in (self.directory / CAPTIONS_DIR).glob("*.arrow"))
 
+    @property
+    def column_names(self) -> list[str]:
+        """Names of the optional columns, sorted."""
+        return sorted(path.stem for path in (self.directory / COLUMNS_DIR).glob("*.arrow"))
+
+    def column(self, name: str) -> pa.Array:
+        """Map one optional column.
+
+        Returns:
+            [M] values; missing ones are empty strings or NaN.
+
+        Raises:
+            ValueError: there is no such column (the message lists those there are), its file is
+                damaged, or it belongs to another index.
+        """
+        if name not in self.column_names:
+            known = ", ".join(self.column_names) or "none"
+            msg = f"the index {self.directory} has no column {name!r}; it has: {known}"
+            raise ValueError(f"{msg}. Add it with `--columns {name}` of tools/index_shards.py")
+        path = self.directory / COLUMNS_DIR / f"{name}.arrow"
+        batch = map_batch(path)
+        if batch.schema.names != [COLUMN_FIELD] or batch.num_rows != self.num_samples:
+            found = f"{batch.num_rows} rows of {', '.join(batch.schema.names)}"
+            raise ValueError(f"{path} does not belong to this index: it holds {found}")
+        return batch.column(COLUMN_FIELD)
+
     def keys(self, ids: Sequence[int] | NDArray[np.int64]) -> list[str]:
         """Keys of the samples `ids`."""
         return self.table.column("key").take(pa.array(ids, pa.int64())).to_pylist()
@@ -132,24 +186,33 @@ class Index:
     def check_shards(self) -> None:
         """See that the shards are still those that were indexed; reads no data unless it must.
 
-        A shard whose modification time alone differs (a copy) passes if its first and last 64 KiB
-        are what they were.
-
         Raises:
             FileNotFoundError: shards are gone; the message names them.
             ValueError: shards have changed; the message names them and how to index again.
         """
-        missing = [record.path for record in self.shards if not record.path.is_file()]
+        missing: list[str] = []
+        changed: list[str] = []
+
+        def check(record: ShardRecord) -> None:
+            try:
+                if not record.is_unchanged():
+                    changed.append(record.location)
+            except FileNotFoundError:
+                missing.append(record.location)
+
+        # Each question to a network file system waits, so they wait together.
+        with ThreadPoolExecutor(_NUM_STATE_THREADS) as pool:
+            for _ in pool.map(check, self.shards):
+                pass
         if missing:
             msg = f"{len(missing)} of {len(self.shards)} shards of {self.directory} are gone"
             raise FileNotFoundError(f"{msg}: {_listed(missing)}; {self._how_to_reindex()}")
-        changed = [record.path for record in self.shards if not _is_unchanged(record)]
         if changed:
             msg = f"{len(changed)} of {len(self.shards)} shards changed after they were indexed"
             raise ValueError(f"{msg}: {_listed(changed)}; {self._how_to_reindex()}")
 
     def _how_to_reindex(self) -> str:
-        folders = sorted({str(record.path.parent) for record in self.shards})
+        folders = sorted({folder_of(record.location) for record in self.shards})
         captions = "" if self.caption_spec == "txt" else f" --captions {self.caption_spec}"
         command = f"python tools/index_shards.py {' '.join(folders)} --out {self.directory}"
         return f"index again with `{command}{captions}`"
@@ -172,7 +235,7 @@ def open_index(index_dir: Path) -> Index:
         _check_file_sizes(directory, manifest["files"])
         table = map_batch(directory / SAMPLES_FILE, SAMPLE_SCHEMA)
         map_batch(directory / REJECTED_FILE, REJECTED_SCHEMA)
-        shards = tuple(_shard_record(directory, entry) for entry in manifest["shards"])
+        shards = shard_records(directory, manifest["shards"])
         index = Index(
             directory=directory,
             fingerprint=manifest["fingerprint"],
@@ -214,42 +277,38 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     return manifest
 
 
-def stored_path(path: Path, directory: Path) -> str:
-    """A shard's path as `index.json` holds it.
+def stored_location(location: str, directory: Path) -> str:
+    """A shard's location as `index.json` holds it.
 
     Relative to the folder that the index lies in if the shard lies beneath that, so that the two
     can be moved together; absolute otherwise.
     """
     parent = directory.resolve().parent
-    return (path.relative_to(parent) if path.is_relative_to(parent) else path).as_posix()
+    if is_remote(location) or not Path(location).is_relative_to(parent):
+        return location
+    return Path(location).relative_to(parent).as_posix()
 
 
-def head_tail_crc32(path: Path) -> int:
-    """CRC-32 over the first and the last 64 KiB of a file, which overlap in a short one."""
-    with path.open("rb") as file:
-        crc = zlib.crc32(file.read(_EDGE_BYTES))
-        size_bytes = file.seek(0, 2)
-        file.seek(max(0, size_bytes - _EDGE_BYTES))
-        return zlib.crc32(file.read(_EDGE_BYTES), crc)
-
-
-def _shard_record(directory: Path, entry: dict[str, Any]) -> ShardRecord:
-    return ShardRecord(
-        path=directory.parent / entry["path"],
-        size_bytes=entry["size_bytes"],
-        mtime_ns=entry["mtime_ns"],
-        head_tail_crc32=entry["head_tail_crc32"],
-        num_samples=entry["num_samples"],
+def shard_records(directory: Path, entries: Sequence[dict[str, Any]]) -> tuple[ShardRecord, ...]:
+    """Records of the shards that a manifest lists; a missing field is a KeyError."""
+    return tuple(
+        ShardRecord(
+            location=absolute_location(entry["location"], directory),
+            **{name: entry[name] for name in _RECORD_FIELDS},
+        )
+        for entry in entries
     )
 
 
-def _is_unchanged(record: ShardRecord) -> bool:
-    status = record.path.stat()
-    if status.st_size != record.size_bytes:
-        return False
-    if status.st_mtime_ns == record.mtime_ns:
-        return True
-    return head_tail_crc32(record.path) == record.head_tail_crc32
+def shard_entry(record: ShardRecord, directory: Path) -> dict[str, Any]:
+    """A record as a manifest lists it."""
+    fields = {name: getattr(record, name) for name in _RECORD_FIELDS}
+    return {"location": stored_location(record.location, directory), **fields}
+
+
+def absolute_location(stored: str, directory: Path) -> str:
+    """The inverse of `stored_location`."""
+    return stored if is_remote(stored) else str(directory.resolve().parent / stored)
 
 
 def _check_file_sizes(directory: Path, sizes: dict[str, int]) -> None:
@@ -267,5 +326,7 @@ def _damaged(directory: Path, what: str) -> str:
     return f"the index {directory} is damaged ({what}); make it again with `{command}`"
 
 
-def _listed(paths: list[Path]) -> str:
-    return ", ".join(str(path) for path in paths)
+def _listed(locations: list[str]) -> str:
+    shown = sorted(locations)[:_MAX_LISTED]
+    more = len(locations) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")

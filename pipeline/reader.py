@@ -11,8 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.index import Index
+from pipeline.storage import is_remote, read_range
 
 _MAX_OPEN = 256
+_REMOTE = -1
+"""Stands where a local shard has its file descriptor."""
 
 
 class ShardReader:
@@ -67,8 +70,13 @@ class ShardReader:
         if isinstance(file, OSError):
             return file
         size = int(self._index.size[sample_id])
+        offset = int(self._index.offset[sample_id])
         try:
-            data = os.pread(file, size, int(self._index.offset[sample_id]))
+            if file == _REMOTE:
+                location = self._index.shards[int(self._index.shard[sample_id])].location
+                data = read_range(location, offset, size)
+            else:
+                data = os.pread(file, size, offset)
         except OSError as error:
             return error
         if len(data) < size:
@@ -83,8 +91,12 @@ class ShardReader:
                 if shard in self._files:
                     self._files[shard] = opened[shard] = self._files.pop(shard)
                     continue
+                location = self._index.shards[shard].location
+                if is_remote(location):
+                    opened[shard] = _REMOTE
+                    continue
                 try:
-                    file = os.open(self._index.shards[shard].path, os.O_RDONLY)
+                    file = os.open(location, os.O_RDONLY)
                 except OSError as error:
                     opened[shard] = error
                     continue

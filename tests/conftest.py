@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.build_index import build_index
+from pipeline.indexing import ScanOptions, build_index
 
 COLOURS = {
     "red": (220, 30, 30),
@@ -75,7 +75,8 @@ def coloured_index(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_tar(shards / f"{shard:05d}.tar", members)
     (shards / "classnames.txt").write_text("\n".join(COLOURS) + "\n", encoding="utf-8")
     (shards / "zeroshot_classification_templates.txt").write_text("a {c} picture\n", "utf-8")
-    build_index(sorted(shards.glob("*.tar")), folder / "index", captions="json:captions")
+    options = ScanOptions(captions="json:captions")
+    build_index(sorted(shards.glob("*.tar")), folder / "index", options=options)
     return folder / "index"
 
 

@@ -1,9 +1,11 @@
 """Make the index of a data set: walk its tar shards, check every sample, tokenise every caption.
 
-    python tools/index_shards.py data/cc12m --out data/cc12m-index
+    python tools/index_shards.py data/cc12m/shards data/cc12m/retry-01/shards --out data/cc12m/index
     python tools/index_shards.py data/flickr8k-dev --out data/flickr8k/dev --captions json:captions
 
-Prints a report and, last, one JSON line. Exit status: 0 done, 1 failed, 2 wrong use, 130 stopped.
+The same command goes on after it was stopped, and after shards were added, changed or removed it
+reads only those. Prints a report, writes it as report.html and report.json into the index, and
+prints one JSON line last. Exit status: 0 done, 1 failed, 2 wrong use, 130 stopped.
 """
 
 from __future__ import annotations
@@ -20,23 +22,41 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
-from pipeline.build_index import IndexReport, build_index
+from evaluation.index_report import write_index_report
+from pipeline.durable import write_text
+from pipeline.index import open_index
+from pipeline.indexing import IndexReport, ScanOptions, build_index
+from pipeline.indexing.other_loaders import write_dali_indexes, write_key_list
+from pipeline.storage import list_shards
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Arguments:
     """Make the index of a data set: walk its tar shards, check every sample, tokenise captions."""
 
-    shards: tyro.conf.Positional[tuple[Path, ...]]
-    """Tar files, or folders whose *.tar are taken."""
+    shards: tyro.conf.Positional[tuple[str, ...]]
+    """Tar files or folders whose *.tar are taken; local, or URLs that fsspec knows (s3://, ...)."""
     out: Path
     """Folder of the index. An index that is there is replaced when the new one is complete."""
     captions: str = "txt"
     """`txt`: the sample's .txt. `json:FIELD`: a string or a list of strings in its .json."""
-    workers: int = os.cpu_count() or 1
-    """Processes, one shard each at a time."""
+    columns: tuple[str, ...] = ()
+    """Fields to keep for tools/select_samples.py, from the sample's .json or the parquet beside the
+    shard: `url`, or `similarity:float` for a number."""
+    sha256: bool = False
+    """Keep the SHA-256 of every image file, and report repeated files."""
+    dhash: bool = False
+    """Keep a 64-bit difference hash of every picture, and report look-alike ones."""
     full_decode: bool = True
     """Decode every image to find the damaged ones; otherwise look at headers only."""
+    workers: int = os.cpu_count() or 1
+    """Processes, one shard each at a time."""
+    rebuild: bool = False
+    """Read every shard again, whether it changed or not."""
+    dali_idx: Path | None = None
+    """Folder for the .idx files that DALI's webdataset reader takes, usable samples alone."""
+    filter: Path | None = None
+    """File for a list of the usable samples: shard, tab, key."""
 
 
 def main() -> int:
@@ -44,56 +64,57 @@ def main() -> int:
     arguments = tyro.cli(Arguments, description=__doc__)
     try:
         report = _run(arguments)
+        _print_report(report)
+        _write_extras(arguments, report)
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (OSError, RuntimeError) as error:
-        print(f"failed: {error}; no index was written", file=sys.stderr)
+        print(f"failed: {error}; the same command goes on", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped; no index was written", file=sys.stderr)
+        print("stopped; the same command goes on where it was", file=sys.stderr)
         return 130
-    _print_report(report)
-    print(json.dumps(_summary(report)))
+    print(json.dumps(report.summary()))
     return 0
 
 
 def _run(arguments: Arguments) -> IndexReport:
     if arguments.workers < 1:
         raise ValueError(f"--workers must be at least 1, got {arguments.workers}")
-    shards = list_shards(arguments.shards)
+    if not arguments.shards:
+        raise ValueError("name at least one tar file or a folder of them")
+    options = ScanOptions(
+        captions=arguments.captions,
+        full_decode=arguments.full_decode,
+        columns=arguments.columns,
+        sha256=arguments.sha256,
+        dhash=arguments.dhash,
+    )
+    shards = [shard for place in arguments.shards for shard in list_shards(place)]
     with tqdm(unit="B", unit_scale=True, desc="indexing", file=sys.stderr) as bar:
         return build_index(
             shards,
             arguments.out,
-            captions=arguments.captions,
-            full_decode=arguments.full_decode,
+            options=options,
+            rebuild=arguments.rebuild,
             num_workers=arguments.workers,
             progress=_progress_on(bar),
         )
 
 
-def list_shards(places: tuple[Path, ...]) -> list[Path]:
-    """Tar files named, and the *.tar of folders named.
-
-    Raises:
-        FileNotFoundError: a place does not exist.
-        ValueError: a folder holds no *.tar, or nothing was named.
-    """
-    if not places:
-        raise ValueError("name at least one tar file or a folder of them")
-    shards: list[Path] = []
-    for place in places:
-        if place.is_dir():
-            found = sorted(place.glob("*.tar"))
-            if not found:
-                raise ValueError(f"the folder {place} holds no *.tar")
-            shards += found
-        elif place.is_file():
-            shards.append(place)
-        else:
-            raise FileNotFoundError(f"there is no {place}")
-    return shards
+def _write_extras(arguments: Arguments, report: IndexReport) -> None:
+    """The report's files, and what other loaders need."""
+    write_text(report.index_dir / "report.json", json.dumps(report.to_json(), indent=1))
+    page = report.index_dir / "report.html"
+    write_index_report(report, page)
+    print(f"report     {page}")
+    if arguments.dali_idx is not None:
+        files = write_dali_indexes(open_index(report.index_dir), arguments.dali_idx)
+        print(f"DALI       {len(files)} .idx files in {arguments.dali_idx}")
+    if arguments.filter is not None:
+        write_key_list(open_index(report.index_dir), arguments.filter)
+        print(f"filter     {arguments.filter}")
 
 
 def _progress_on(bar: tqdm) -> Callable[[int, int], None]:
@@ -107,7 +128,10 @@ def _progress_on(bar: tqdm) -> Callable[[int, int], None]:
 def _print_report(report: IndexReport) -> None:
     print(f"index      {report.index_dir}")
     print(f"samples    {report.num_samples} usable, {report.num_rejected} rejected")
-    print(f"shards     {report.num_shards}, {len(report.shard_problems)} with a problem")
+    print(
+        f"shards     {report.num_shards}, {report.num_scanned_shards} of them read now, "
+        f"{len(report.shard_problems)} with a problem"
+    )
     for path, problem in report.shard_problems.items():
         print(f"  {path}: {problem}")
     for reason, count in report.rejections.items():
@@ -124,23 +148,9 @@ def _print_report(report: IndexReport) -> None:
     if report.num_empty_texts:
         print(f"           {report.num_empty_texts} empty ones left out of samples with others")
     print(f"tokens     {mean:.1f} a caption, 99% at most {percentile}, longest {longest}")
+    for name, found in report.repetitions.items():
+        print(f"repeated   {found.num_values - found.num_distinct} of {found.num_values} by {name}")
     print(f"took       {report.seconds:.1f} s, {report.samples_per_s:.0f} samples/s")
-
-
-def _summary(report: IndexReport) -> dict[str, object]:
-    return {
-        "index_dir": str(report.index_dir),
-        "fingerprint": report.fingerprint,
-        "num_shards": report.num_shards,
-        "num_samples": report.num_samples,
-        "num_texts": report.num_texts,
-        "num_rejected": report.num_rejected,
-        "num_empty_texts": report.num_empty_texts,
-        "rejections": report.rejections,
-        "shard_problems": {str(path): text for path, text in report.shard_problems.items()},
-        "seconds": round(report.seconds, 3),
-        "samples_per_s": round(report.samples_per_s, 1),
-    }
 
 
 if __name__ == "__main__":

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pipeline.build_index import build_index
 from pipeline.crops import CropConfig
 from pipeline.index import open_index
+from pipeline.indexing import ScanOptions, build_index
 from pipeline.masking import MaskConfig
+from pipeline.selection import parse_reference
 from training.config import DataConfig, EvaluationConfig, OptimConfig, TrainConfig
 
 __all__ = ["demo", "draw_demo_data"]
@@ -56,7 +57,8 @@ def draw_demo_data(config: TrainConfig) -> None:
     Args:
         config: of the run.
     """
-    if config.data.train != demo().data.train:
+    train = parse_reference(config.data.train).index_dir
+    if train != Path(demo().data.train):
         return
     from recipes.demo.shards import demo_shards_ready, write_demo_shards
 
@@ -77,4 +79,5 @@ def _index_if_needed(split: str, num_workers: int) -> None:
     try:
         open_index(index_dir).check_shards()
     except (FileNotFoundError, ValueError):
-        build_index(shards, index_dir, captions="json:captions", num_workers=num_workers)
+        options = ScanOptions(captions="json:captions")
+        build_index(shards, index_dir, options=options, num_workers=num_workers)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline.build_index import build_index
+from pipeline.indexing import ScanOptions, build_index
 from pipeline.index import open_index
 from recipes.demo import shards as demo_shards
 from recipes.demo.captions import class_names
@@ -122,7 +122,7 @@ def test_tar_members_carry_no_clock_or_user(drawn: Path) -> None:
 def test_every_sample_can_be_indexed(drawn: Path, tmp_path: Path) -> None:
     for split, number in (("train", NUM_TRAIN), ("heldout", NUM_HELDOUT)):
         shards = sorted((drawn / split).glob("*.tar"))
-        build_index(shards, tmp_path / split, captions="json:captions")
+        build_index(shards, tmp_path / split, options=ScanOptions(captions="json:captions"))
         assert open_index(tmp_path / split).num_samples == number
 
 

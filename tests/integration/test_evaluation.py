@@ -16,6 +16,7 @@ from pipeline import LoaderConfig, open_evaluation_loader, open_loader
 from pipeline.index import open_index
 from pipeline.masking import MaskConfig
 from pipeline.patches import normalise, unpatchify
+from pipeline.storage import folder_of
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def test_features_are_those_of_open_clip_on_the_same_pixels(
 
 
 def test_class_features_are_those_of_open_clip(clip: Clip, coloured_index: Path) -> None:
-    prompts = read_prompts(open_index(coloured_index).shards[0].path.parent)
+    prompts = read_prompts(folder_of(open_index(coloured_index).shards[0].location))
     ours = class_features(clip, prompts, evaluation_config(clip, 4, 1))
     theirs = open_clip.CLIP(**open_clip_weights.open_clip_config(clip.config)).eval()
     theirs.load_state_dict(open_clip_weights.dump(clip))

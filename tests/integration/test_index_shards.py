@@ -68,7 +68,7 @@ def test_texts_equal_the_json_of_the_shard(flickr: tuple[Index, str]) -> None:
     index, _ = flickr
     table = index.captions()
     (key,) = index.keys(np.array([7]))
-    with tarfile.open(index.shards[0].path) as tar:
+    with tarfile.open(index.shards[0].location) as tar:
         member = tar.extractfile(f"{key}.json")
         assert member is not None
         expected = json.load(member)["captions"]
@@ -94,23 +94,61 @@ def test_wrong_use_gives_one_line_and_status_2(
     assert done.stdout == ""
 
 
-@needs_flickr
-def test_interrupt_gives_status_130_and_leaves_nothing(tmp_path: Path) -> None:
+def start_tool(out: Path) -> tuple[subprocess.Popen[str], list[str]]:
     shards = sorted((DATA / "flickr8k-train").glob("*.tar"))
-    command = [sys.executable, "tools/index_shards.py", *map(str, shards), "--workers", "2"]
+    arguments = [*map(str, shards), "--workers", "1", "--no-full-decode", "--out", str(out)]
     process = subprocess.Popen(
-        [*command, "--out", str(tmp_path / "index")],
+        [sys.executable, "tools/index_shards.py", *arguments],
         cwd=ROOT,
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
+    return process, arguments
+
+
+def wait_for_scans(work: Path, count: int) -> None:
     deadline = time.monotonic() + 60
-    while not any(tmp_path.iterdir()) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    while len(list(work.glob("scans/*/scan.json"))) < count and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+@needs_flickr
+def test_interrupt_gives_status_130_and_says_how_to_go_on(tmp_path: Path) -> None:
+    process, _ = start_tool(tmp_path / "index")
+    wait_for_scans(tmp_path / ".index.partial", 1)
     process.send_signal(signal.SIGINT)
     printed, told = process.communicate(timeout=60)
     assert process.returncode == 130, told
     assert printed == ""
-    assert told.splitlines()[-1] == "stopped; no index was written"
-    assert list(tmp_path.iterdir()) == []
+    assert told.splitlines()[-1] == "stopped; the same command goes on where it was"
+    assert not (tmp_path / "index").exists()
+
+
+@needs_flickr
+def test_killed_run_goes_on_and_ends_as_an_unbroken_one(tmp_path: Path) -> None:
+    process, arguments = start_tool(tmp_path / "index")
+    wait_for_scans(tmp_path / ".index.partial", 2)
+    process.kill()
+    process.communicate()
+    done = json.loads(run_tool(*arguments).stdout.splitlines()[-1])
+    assert 1 <= done["num_scanned_shards"] <= 4
+    new = run_tool(*arguments[:-1], tmp_path / "new")
+    assert json.loads(new.stdout.splitlines()[-1])["fingerprint"] == done["fingerprint"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index", "new"]
+
+
+@needs_flickr
+def test_report_page_and_lists_for_other_loaders_are_written(tmp_path: Path) -> None:
+    done = run_tool(
+        FLICKR, "--out", tmp_path / "index", "--columns", "url", "score:float", "--no-full-decode",
+        "--sha256", "--dali-idx", tmp_path / "idx", "--filter", tmp_path / "keys.tsv",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "index/report.html").read_text()
+    assert "1,000 of 1,000 samples can be trained on" in page
+    assert "<svg" in page
+    report = json.loads((tmp_path / "index/report.json").read_text())
+    assert sum(report["histograms"]["shorter_side"]["counts"]) == 1000
+    assert len((tmp_path / "keys.tsv").read_text().splitlines()) == 1000
+    assert next((tmp_path / "idx").iterdir()).read_text().startswith("v1.2 1000\n")

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from pipeline import LoaderConfig, open_evaluation_loader, open_loader
-from pipeline.build_index import build_index
+from pipeline.indexing import build_index
 from pipeline.index import open_index
 from pipeline.masking import MaskConfig
 from pipeline.patches import patchify
@@ -105,7 +105,7 @@ def test_decoding_agrees_with_pil(coloured_index: Path, real_data: Path, tmp_pat
         ours = loader.preview(0)
     for i in range(16):
         sample = int(ours.visits.sample_ids[i])
-        with index.shards[index.shard[sample]].path.open("rb") as file:
+        with Path(index.shards[index.shard[sample]].location).open("rb") as file:
             file.seek(int(index.offset[sample]))
             picture = Image.open(io.BytesIO(file.read(int(index.size[sample])))).convert("RGB")
         side = min(picture.size)
@@ -146,7 +146,7 @@ def damaged_index(coloured_index: Path, tmp_path: Path) -> tuple[Path, list[int]
     index = open_index(folder / "index")
     bad = [3, 40, 41, 77]
     for sample in bad:
-        path = index.shards[index.shard[sample]].path
+        path = Path(index.shards[index.shard[sample]].location)
         with path.open("r+b") as file:
             file.seek(int(index.offset[sample]))
             file.write(b"<html>" + bytes(int(index.size[sample]) - 6))

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.build_index import build_index
-from pipeline.index import head_tail_crc32, open_index
+from pipeline.indexing import build_index
+from pipeline.index import open_index
+from pipeline.storage import head_tail_crc32
 
 
 def write_shard(path: Path, keys: str, text: str = "a caption") -> Path:
@@ -51,9 +52,9 @@ def test_columns_are_read_only_views_of_the_file(index_dir: Path) -> None:
 
 def test_shard_records_describe_the_files(index_dir: Path) -> None:
     record = open_index(index_dir).shards[0]
-    assert record.path == (index_dir.parent / "shards/0.tar").resolve()
-    assert record.size_bytes == record.path.stat().st_size
-    assert record.head_tail_crc32 == head_tail_crc32(record.path)
+    assert Path(record.location) == (index_dir.parent / "shards/0.tar").resolve()
+    assert record.size_bytes == Path(record.location).stat().st_size
+    assert record.head_tail_crc32 == head_tail_crc32(record.location)
     assert record.num_samples == 2
 
 
@@ -63,7 +64,7 @@ def test_index_and_shards_can_move_together(index_dir: Path, tmp_path: Path) -> 
     for name in ("shards", "index"):
         shutil.move(tmp_path / name, moved / name)
     index = open_index(moved / "index")
-    assert index.shards[0].path == (moved / "shards/0.tar").resolve()
+    assert Path(index.shards[0].location) == (moved / "shards/0.tar").resolve()
     index.check_shards()
 
 
@@ -71,8 +72,8 @@ def test_shards_elsewhere_are_stored_absolutely(tmp_path: Path) -> None:
     shard = write_shard(tmp_path / "0.tar", "a")
     build_index([shard], tmp_path / "deep/index")
     manifest = json.loads((tmp_path / "deep/index/index.json").read_text())
-    assert manifest["shards"][0]["path"] == str(shard)
-    assert open_index(tmp_path / "deep/index").shards[0].path == shard
+    assert manifest["shards"][0]["location"] == str(shard)
+    assert open_index(tmp_path / "deep/index").shards[0].location == str(shard)
 
 
 def test_missing_index_names_the_command(tmp_path: Path) -> None:
@@ -93,7 +94,7 @@ def test_damaged_tables_are_named(index_dir: Path, name: str, fault: str) -> Non
         open_index(index_dir).captions()
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"format_version": 1}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"format_version": 2}'])
 def test_damaged_manifest_is_told(index_dir: Path, content: str) -> None:
     (index_dir / "index.json").write_text(content)
     with pytest.raises(ValueError, match="is damaged"):
@@ -102,8 +103,8 @@ def test_damaged_manifest_is_told(index_dir: Path, content: str) -> None:
 
 def test_unknown_version_is_told(index_dir: Path) -> None:
     path = index_dir / "index.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 2}))
-    with pytest.raises(ValueError, match="format version 2, this code reads version 1"):
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 3}))
+    with pytest.raises(ValueError, match="format version 3, this code reads version 2"):
         open_index(index_dir)
 
 
@@ -122,15 +123,15 @@ def test_unknown_caption_source_lists_those_there_are(index_dir: Path) -> None:
 def test_unchanged_and_touched_shards_pass(index_dir: Path) -> None:
     index = open_index(index_dir)
     index.check_shards()
-    os.utime(index.shards[0].path, (1, 1))
+    os.utime(index.shards[0].location, (1, 1))
     index.check_shards()
 
 
 def test_changed_shards_are_all_named(index_dir: Path) -> None:
     index = open_index(index_dir)
     for record, keys in zip(index.shards, ("ax", "cd"), strict=True):
-        write_shard(record.path, keys)
-        os.utime(record.path, (1, 1))
+        write_shard(Path(record.location), keys)
+        os.utime(record.location, (1, 1))
     with pytest.raises(ValueError, match="2 of 2 shards changed") as caught:
         index.check_shards()
     for part in ("0.tar", "1.tar", f"--out {index_dir.resolve()}"):
@@ -139,7 +140,7 @@ def test_changed_shards_are_all_named(index_dir: Path) -> None:
 
 def test_vanished_shards_are_named(index_dir: Path) -> None:
     index = open_index(index_dir)
-    index.shards[1].path.unlink()
+    Path(index.shards[1].location).unlink()
     with pytest.raises(FileNotFoundError, match=r"1 of 2 shards .* are gone: .*1\.tar"):
         index.check_shards()
 

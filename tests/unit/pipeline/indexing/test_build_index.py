@@ -12,8 +12,8 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from pipeline.build_index import build_index
 from pipeline.index import open_index
+from pipeline.indexing import ScanOptions, build_index
 
 Members = Iterable[tuple[str, bytes]]
 
@@ -57,7 +57,7 @@ def reason_of(tmp_path: Path, members: Members, **options: object) -> tuple[str,
     """Reason and detail of the one bad sample among two good ones."""
     members = [*samples("good0"), *members, *samples("good1")]
     shard = write_tar(tmp_path / "0.tar", members)
-    report = build_index([shard], tmp_path / "index", **options)  # pyright: ignore[reportArgumentType]
+    report = build_index([shard], tmp_path / "index", options=ScanOptions(**options))  # pyright: ignore[reportArgumentType]
     index = open_index(tmp_path / "index")
     assert index.keys(np.arange(2)) == ["good0", "good1"]
     assert report.num_rejected == index.num_rejected == 1
@@ -200,7 +200,7 @@ def test_bad_json_captions_are_rejected(tmp_path: Path, document: bytes, reason:
     good = json.dumps({"captions": ["one", " ", "two "]}).encode()
     members = [*with_json("good", good), *with_json("bad", document)]
     shard = write_tar(tmp_path / "0.tar", members)
-    report = build_index([shard], tmp_path / "index", captions="json:captions")
+    report = build_index([shard], tmp_path / "index", options=ScanOptions(captions="json:captions"))
     assert report.rejections == {reason: 1}
     assert report.num_empty_texts == 1
     table = open_index(tmp_path / "index").captions()
@@ -210,7 +210,8 @@ def test_bad_json_captions_are_rejected(tmp_path: Path, document: bytes, reason:
 def test_json_caption_may_be_one_string(tmp_path: Path) -> None:
     members = [("a.jpg", encoded()), ("a.json", b'{"caption": "one"}')]
     shard = write_tar(tmp_path / "0.tar", members)
-    assert build_index([shard], tmp_path / "index", captions="json:caption").num_texts == 1
+    options = ScanOptions(captions="json:caption")
+    assert build_index([shard], tmp_path / "index", options=options).num_texts == 1
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
@@ -234,7 +235,7 @@ def test_cut_tar_keeps_what_is_whole(tmp_path: Path) -> None:
     report = build_index([shard], tmp_path / "index")
     assert report.num_samples == 2
     assert report.rejections == {"tar_cut_short": 1}
-    assert "c.jpg should end at byte" in report.shard_problems[shard]
+    assert "c.jpg should end at byte" in report.shard_problems[str(shard)]
     assert [row["member"] for row in rejected_rows(tmp_path / "index")] == ["c.jpg"]
 
 
@@ -246,7 +247,7 @@ def test_tar_cut_between_members_is_reported(tmp_path: Path) -> None:
     report = build_index([shard], tmp_path / "index")
     assert report.num_samples == 1
     assert report.rejections == {"tar_cut_short": 1}
-    assert "inside the archive" in report.shard_problems[shard]
+    assert "inside the archive" in report.shard_problems[str(shard)]
 
 
 def test_tar_without_its_end_keeps_all_and_is_reported(tmp_path: Path) -> None:
@@ -256,7 +257,7 @@ def test_tar_without_its_end_keeps_all_and_is_reported(tmp_path: Path) -> None:
     shard.write_bytes(shard.read_bytes()[:end])
     report = build_index([shard], tmp_path / "index")
     assert (report.num_samples, report.num_rejected) == (2, 0)
-    assert shard in report.shard_problems
+    assert str(shard) in report.shard_problems
 
 
 def test_damaged_header_ends_the_shard_and_is_reported(tmp_path: Path) -> None:
@@ -269,7 +270,7 @@ def test_damaged_header_ends_the_shard_and_is_reported(tmp_path: Path) -> None:
     report = build_index([shard], tmp_path / "index")
     assert report.num_samples == 1
     assert report.rejections == {"tar_cut_short": 1}
-    assert f"header at byte {place} is damaged" in report.shard_problems[shard]
+    assert f"header at byte {place} is damaged" in report.shard_problems[str(shard)]
 
 
 def test_tars_joined_with_cat_are_reported(tmp_path: Path) -> None:
@@ -278,7 +279,7 @@ def test_tars_joined_with_cat_are_reported(tmp_path: Path) -> None:
     shard.write_bytes(first + shard.read_bytes())
     report = build_index([shard], tmp_path / "index")
     assert report.num_samples == 1
-    assert "more data follows" in report.shard_problems[shard]
+    assert "more data follows" in report.shard_problems[str(shard)]
 
 
 def test_useless_shards_are_named_and_the_rest_is_indexed(tmp_path: Path) -> None:
@@ -288,9 +289,9 @@ def test_useless_shards_are_named_and_the_rest_is_indexed(tmp_path: Path) -> Non
     blocks.write_bytes(bytes(10240))
     page.write_bytes(b"<html>not found</html>" * 100)
     report = build_index([good, zero, blocks, page], tmp_path / "index")
-    assert set(report.shard_problems) == {zero, blocks, page}
-    assert "not a tar file" in report.shard_problems[page]
-    assert [record.path for record in open_index(tmp_path / "index").shards] == [good]
+    assert set(report.shard_problems) == {str(zero), str(blocks), str(page)}
+    assert "not a tar file" in report.shard_problems[str(page)]
+    assert [Path(record.location) for record in open_index(tmp_path / "index").shards] == [good]
 
 
 def test_duplicate_keys_over_two_shards_keep_the_first(tmp_path: Path) -> None:
@@ -314,7 +315,7 @@ def test_shard_of_nothing_but_duplicates_leaves_the_index(tmp_path: Path) -> Non
     shards = [write_tar(tmp_path / f"{n}.tar", samples(key)) for n, key in enumerate("aab")]
     build_index(shards, tmp_path / "index")
     index = open_index(tmp_path / "index")
-    assert [record.path.name for record in index.shards] == ["0.tar", "2.tar"]
+    assert [Path(record.location).name for record in index.shards] == ["0.tar", "2.tar"]
     assert index.shard.tolist() == [0, 1]
 
 
@@ -328,7 +329,7 @@ def test_no_usable_sample_is_an_error_and_leaves_nothing(tmp_path: Path) -> None
 def test_wrong_use_is_told(tmp_path: Path) -> None:
     shard = write_tar(tmp_path / "0.tar", samples("a"))
     with pytest.raises(ValueError, match="'txt' or 'json:FIELD'"):
-        build_index([shard], tmp_path / "index", captions="json:")
+        ScanOptions(captions="json:")
     with pytest.raises(ValueError, match="no shards"):
         build_index([], tmp_path / "index")
     with pytest.raises(FileNotFoundError, match=r"gone\.tar"):

@@ -13,7 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.scan_shard import ScanOptions, ShardScan, scan_shard
+from pipeline.indexing.options import ScanOptions
+from pipeline.indexing.scan_shard import scan_shard
+from pipeline.indexing.scan_store import store_scan
+from pipeline.storage import file_state
 
 _POLL_S = 0.5
 
@@ -40,31 +43,31 @@ _shared: _Shared | None = None
 
 
 def scan_shards(
-    paths: list[Path],
+    locations: list[str],
+    folder: Path,
     options: ScanOptions,
     *,
     num_workers: int,
     progress: Callable[[int, int], None],
-) -> list[ShardScan]:
-    """Scan shards.
+) -> None:
+    """Scan shards and store what is found, each as soon as it is read through.
 
     Args:
-        paths: the tars, absolute and resolved.
-        options: where captions are and how thoroughly images are checked.
+        locations: absolute paths or URLs of the tars.
+        folder: where the scans are stored.
+        options: what is read and how thoroughly it is checked.
         num_workers: processes, a shard each; 1 scans in this process.
         progress: called with the bytes done and the bytes there are.
-
-    Returns:
-        One result per path, in the order of `paths`.
 
     Raises:
         OSError: a shard cannot be read.
         RuntimeError: a worker process was killed.
     """
-    total_bytes = sum(path.stat().st_size for path in paths)
-    num_workers = min(num_workers, len(paths))
+    total_bytes = sum(file_state(location).size_bytes for location in locations)
+    num_workers = min(num_workers, len(locations))
     if num_workers <= 1:
-        return _scan_here(paths, options, total_bytes, progress)
+        _scan_here(locations, folder, options, total_bytes, progress)
+        return
     methods = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if "forkserver" in methods:
@@ -77,9 +80,11 @@ def scan_shards(
     with pool:
         try:
             with _interrupts_held():
-                futures = [pool.submit(_scan_in_worker, path, options) for path in paths]
+                futures = [
+                    pool.submit(_scan_in_worker, location, folder, options)
+                    for location in locations
+                ]
             _watch(futures, shared, total_bytes, progress)
-            return [future.result() for future in futures]
         except BrokenProcessPool as error:
             msg = "a worker process was killed, perhaps for want of memory"
             raise RuntimeError(f"{msg}; try fewer workers than {num_workers}") from error
@@ -89,11 +94,12 @@ def scan_shards(
 
 
 def _scan_here(
-    paths: list[Path],
+    locations: list[str],
+    folder: Path,
     options: ScanOptions,
     total_bytes: int,
     progress: Callable[[int, int], None],
-) -> list[ShardScan]:
+) -> None:
     done_bytes = 0
 
     def advance(num_bytes: int) -> None:
@@ -101,11 +107,12 @@ def _scan_here(
         done_bytes += num_bytes
         progress(done_bytes, total_bytes)
 
-    return [scan_shard(path, options, advance) for path in paths]
+    for location in locations:
+        store_scan(scan_shard(location, options, advance), folder, options)
 
 
 def _watch(
-    futures: list[Future[ShardScan]],
+    futures: list[Future[None]],
     shared: _Shared,
     total_bytes: int,
     progress: Callable[[int, int], None],
@@ -151,7 +158,7 @@ def _exit_with_parent() -> None:
         os._exit(1)
 
 
-def _scan_in_worker(path: Path, options: ScanOptions) -> ShardScan:
+def _scan_in_worker(location: str, folder: Path, options: ScanOptions) -> None:
     if _shared is None:
         raise RuntimeError("the worker was not started by scan_shards")
-    return scan_shard(path, options, _shared.advance)
+    store_scan(scan_shard(location, options, _shared.advance), folder, options)

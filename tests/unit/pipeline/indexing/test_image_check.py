@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import io
 import struct
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.image_check import checked_size, exif_orientation
-from pipeline.rejection import Reason, RejectedSampleError
+from pipeline.indexing.image_check import check_image, exif_orientation
+from pipeline.indexing.rejection import Reason, RejectedSampleError
 
 
 def photo(mode: str = "RGB") -> Image.Image:
@@ -28,7 +29,6 @@ UNUSUAL = {
     "progressive": encoded(photo(), progressive=True),
     "palette": encoded(photo("P"), "PNG"),
     "rgba": encoded(photo("RGBA"), "PNG"),
-    "bits16": encoded(Image.fromarray(np.full((24, 40), 40_000, np.uint16)), "PNG"),
     "webp": encoded(photo(), "WEBP"),
     "padded": encoded(photo()) + bytes(300),
     "two_frames": encoded(photo(), "WEBP", save_all=True, append_images=[photo()]),
@@ -38,15 +38,15 @@ UNUSUAL = {
 @pytest.mark.parametrize("full_decode", [True, False])
 @pytest.mark.parametrize("name", UNUSUAL)
 def test_unusual_images_are_accepted(name: str, *, full_decode: bool) -> None:
-    assert checked_size(UNUSUAL[name], full_decode=full_decode) == (40, 24)
+    assert check_image(UNUSUAL[name], full_decode=full_decode)[:2] == (40, 24)
 
 
 def test_jpeg_without_end_marker_is_truncated_even_if_its_thumbnail_has_one() -> None:
     thumbnail = encoded(photo())
     whole = encoded(photo(), exif=b"Exif\0\0" + thumbnail)
-    assert checked_size(whole, full_decode=False) == (40, 24)
+    assert check_image(whole, full_decode=False)[:2] == (40, 24)
     with pytest.raises(RejectedSampleError) as caught:
-        checked_size(whole[:-2], full_decode=False)
+        check_image(whole[:-2], full_decode=False)
     assert caught.value.reason is Reason.TRUNCATED_IMAGE
 
 
@@ -62,3 +62,27 @@ def test_orientation_is_read_as_strictly_as_the_decoder_does() -> None:
     assert exif_orientation(block("<", 3, 9)) == 1
     assert exif_orientation(block("<", 3, 6)[:-6]) == 1
     assert exif_orientation(b"") == 1
+
+
+@pytest.mark.parametrize("full_decode", [True, False])
+def test_png_of_16_bits_is_unsupported_since_the_decoder_gets_it_wrong(
+    *, full_decode: bool
+) -> None:
+    image = encoded(Image.fromarray(np.full((24, 40), 40_000, np.uint16)), "PNG")
+    with pytest.raises(RejectedSampleError) as caught:
+        check_image(image, full_decode=full_decode)
+    assert caught.value.reason is Reason.UNSUPPORTED_IMAGE
+
+
+def test_difference_hash_survives_size_and_quality_and_tells_pictures_apart() -> None:
+    def distance(one: Image.Image, two: Image.Image, **options: Any) -> int:
+        hashes = [
+            check_image(encoded(image, **options), full_decode=True, dhash=True).dhash
+            for image in (one, two)
+        ]
+        return (hashes[0] ^ hashes[1]).bit_count()
+
+    noise = np.random.default_rng(0).integers(0, 255, (2, 6, 7, 3), dtype=np.uint8)
+    first, other = (Image.fromarray(each).resize((320, 240)) for each in noise)
+    assert distance(first, first.resize((200, 150)), quality=60) <= 4
+    assert distance(first, other) > 12

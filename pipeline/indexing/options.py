@@ -1,0 +1,73 @@
+"""What is read from every sample, and how thoroughly it is checked."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+
+SHA256 = "sha256"
+DHASH = "dhash"
+_COLUMN_TYPES = {"string": pa.large_string(), "float": pa.float64()}
+_COLUMN_NAME = re.compile(r"^\w+$")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScanOptions:
+    """How samples are read and checked."""
+
+    captions: str = "txt"
+    """`txt`: the sample's .txt. `json:FIELD`: a string or a list of strings in its .json."""
+    full_decode: bool = True
+    """Decode every image. Otherwise only its header, and a JPEG's end marker, are checked."""
+    columns: tuple[str, ...] = ()
+    """Fields of the sample's .json, or of the parquet beside the shard, to keep: `NAME` for a
+    string, `NAME:float` for a number."""
+    sha256: bool = False
+    """Keep the SHA-256 of every image file."""
+    dhash: bool = False
+    """Keep a 64-bit difference hash of every picture, alike for look-alike ones."""
+
+    def __post_init__(self) -> None:
+        if self.captions != "txt" and not self.json_field:
+            raise ValueError(f"captions must be 'txt' or 'json:FIELD', got {self.captions!r}")
+        if self.dhash and not self.full_decode:
+            raise ValueError("the difference hash needs every image decoded: leave full_decode on")
+        for spec in self.columns:
+            name, _, kind = spec.partition(":")
+            if not _COLUMN_NAME.match(name) or (kind or "string") not in _COLUMN_TYPES:
+                msg = f"a column is NAME, NAME:string or NAME:float, got {spec!r}"
+                raise ValueError(msg)
+            if name in (SHA256, DHASH):
+                raise ValueError(f"the column {name} is computed: ask for it with --{name}")
+        names = [spec.partition(":")[0] for spec in self.columns]
+        if len(set(names)) < len(names):
+            raise ValueError(f"a column is named twice in {', '.join(self.columns)}")
+
+    @property
+    def json_field(self) -> str:
+        """FIELD of `json:FIELD`; empty for `txt`."""
+        kind, _, name = self.captions.partition(":")
+        return name if kind == "json" else ""
+
+    @property
+    def fields(self) -> dict[str, pa.DataType]:
+        """The columns that are taken from json or parquet, and their types."""
+        parts = (spec.partition(":") for spec in self.columns)
+        return {name: _COLUMN_TYPES[kind or "string"] for name, _, kind in parts}
+
+    @property
+    def column_types(self) -> dict[str, pa.DataType]:
+        """All optional columns and their types, in the order in which they are kept."""
+        types = dict(self.fields)
+        if self.sha256:
+            types[SHA256] = pa.binary(32)
+        if self.dhash:
+            types[DHASH] = pa.uint64()
+        return types
+
+    def to_json(self) -> dict[str, Any]:
+        """These options as plain JSON values."""
+        return {**asdict(self), "columns": list(self.columns)}

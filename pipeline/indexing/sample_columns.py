@@ -1,0 +1,63 @@
+"""Values kept beside a sample: fields of its json or of the parquet that img2dataset writes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.indexing.options import ScanOptions
+from pipeline.storage import open_binary
+
+KEY_FIELD = "key"
+
+
+def parquet_fields(location: str, options: ScanOptions) -> dict[str, dict[str, Any]]:
+    """Fields of every key from the `NNNNN.parquet` beside `NNNNN.tar`.
+
+    Returns:
+        Key to field to value; empty where there is no such file, or it has none of the fields.
+
+    Raises:
+        OSError: the file is there but cannot be read.
+    """
+    if not options.fields or not location.endswith(".tar"):
+        return {}
+    try:
+        with open_binary(location.removesuffix(".tar") + ".parquet") as file:
+            table = pq.ParquetFile(file)
+            known = set(table.schema_arrow.names)
+            wanted = [name for name in options.fields if name in known]
+            if KEY_FIELD not in known or not wanted:
+                return {}
+            rows = table.read([KEY_FIELD, *wanted]).to_pylist()
+    except FileNotFoundError:
+        return {}
+    except pa.ArrowException as error:
+        raise OSError(f"{location}: its parquet cannot be read ({error})") from error
+    return {str(row.pop(KEY_FIELD)): row for row in rows}
+
+
+def field_values(
+    options: ScanOptions, document: Mapping[str, Any], row: Mapping[str, Any]
+) -> tuple[Any, ...]:
+    """The values of one sample's fields: from its json, else from its parquet row, else missing."""
+    return tuple(
+        _value(document.get(name, row.get(name)), kind) for name, kind in options.fields.items()
+    )
+
+
+def _value(value: Any, kind: pa.DataType) -> Any:
+    """A value as the column holds it; what is missing or of another kind is empty or NaN."""
+    if kind == pa.float64():
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            return math.nan
+    if value is None:
+        return ""
+    # JSON can spell half of a surrogate pair, which no UTF-8 can hold.
+    return str(value).encode("utf-8", "replace").decode("utf-8")

@@ -1,0 +1,146 @@
+"""Shards wherever they lie: local files by path, everything else by URL through fsspec.
+
+A location is a string: the absolute path of a local file, or a URL such as `s3://bucket/00000.tar`
+or `https://host/00000.tar` whose protocol fsspec knows.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+_EDGE_BYTES = 64 * 1024
+_BUFFER_BYTES = 1024**2
+_READ_AHEAD_BYTES = 8 * 1024**2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileState:
+    """What tells one state of a file from another without reading it."""
+
+    size_bytes: int
+    """Length of the file."""
+    mtime_ns: int
+    """Time of the last change of a local file, in nanoseconds since the epoch; 0 if remote."""
+    version: str
+    """What a remote store says instead, such as an ETag; empty if local or if it says nothing."""
+
+
+def normalised(place: str | Path) -> str:
+    """The location of a file or folder: local ones absolute and resolved, URLs as they are."""
+    text = str(place)
+    if text.startswith("file://"):
+        text = text.removeprefix("file://")
+    return text if is_remote(text) else str(Path(text).resolve())
+
+
+def is_remote(location: str) -> bool:
+    """Whether a location is a URL."""
+    return "://" in location
+
+
+def list_shards(place: str | Path) -> list[str]:
+    """The tar files that a place names: itself, or the *.tar of a folder, sorted.
+
+    Raises:
+        FileNotFoundError: there is no such place.
+        ValueError: a folder without *.tar, or a URL that cannot be used.
+    """
+    location = normalised(place)
+    if is_remote(location):
+        found = _list_remote(location)
+    elif Path(location).is_dir():
+        found = sorted(str(path) for path in Path(location).glob("*.tar"))
+    elif Path(location).is_file():
+        return [location]
+    else:
+        raise FileNotFoundError(f"there is no {place}")
+    if not found:
+        raise ValueError(f"the folder {place} holds no *.tar")
+    return found
+
+
+def file_state(location: str) -> FileState:
+    """Size and time or version of a file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: it cannot be asked for.
+    """
+    if not is_remote(location):
+        if not Path(location).is_file():
+            raise FileNotFoundError(f"there is no such shard: {location}")
+        status = Path(location).stat()
+        return FileState(size_bytes=status.st_size, mtime_ns=status.st_mtime_ns, version="")
+    files, path = _file_system(location)
+    try:
+        found = files.info(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no such shard: {location}") from None
+    if found.get("size") is None:
+        raise OSError(f"{location}: the server does not tell its size")
+    stamp = next((found[name] for name in ("ETag", "etag", "LastModified") if name in found), "")
+    return FileState(size_bytes=int(found["size"]), mtime_ns=0, version=str(stamp))
+
+
+def open_binary(location: str) -> BinaryIO:
+    """Open a file for reading mostly forwards, with buffering that suits where it lies."""
+    if not is_remote(location):
+        return cast("BinaryIO", Path(location).open("rb", buffering=_BUFFER_BYTES))
+    files, path = _file_system(location)
+    return files.open(path, "rb", block_size=_READ_AHEAD_BYTES, cache_type="readahead")
+
+
+def read_range(location: str, offset: int, num_bytes: int) -> bytes:
+    """Read part of a remote file in one request; the result is shorter where the file ends."""
+    files, path = _file_system(location)
+    return files.cat_file(path, start=offset, end=offset + num_bytes)
+
+
+def read_text(location: str) -> str:
+    """Read a small UTF-8 file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    if not is_remote(location):
+        return Path(location).read_text(encoding="utf-8")
+    files, path = _file_system(location)
+    return files.cat_file(path).decode("utf-8")
+
+
+def folder_of(location: str) -> str:
+    """The folder a file lies in."""
+    return location.rpartition("/")[0] if is_remote(location) else str(Path(location).parent)
+
+
+def head_tail_crc32(location: str) -> int:
+    """CRC-32 over the first and the last 64 KiB of a file, which overlap in a short one."""
+    with open_binary(location) as file:
+        crc = zlib.crc32(file.read(_EDGE_BYTES))
+        size_bytes = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size_bytes - _EDGE_BYTES))
+        return zlib.crc32(file.read(_EDGE_BYTES), crc)
+
+
+def _list_remote(location: str) -> list[str]:
+    if location.endswith(".tar"):
+        file_state(location)
+        return [location]
+    files, path = _file_system(location)
+    protocol = location.partition("://")[0]
+    found = (files.unstrip_protocol(name) for name in files.glob(f"{path.rstrip('/')}/*.tar"))
+    return sorted(name if "://" in name else f"{protocol}://{name}" for name in found)
+
+
+def _file_system(location: str) -> tuple[Any, str]:
+    """The file system of a URL and the path in it; fsspec keeps one connection for each."""
+    import fsspec.core
+
+    try:
+        return fsspec.core.url_to_fs(location)
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"{location} cannot be read: {error}") from error
