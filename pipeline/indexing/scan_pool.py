@@ -71,8 +71,8 @@ def scan_shards(
     methods = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if "forkserver" in methods:
-        # Imported once and shared by all workers: it brings torch, seconds and 200 MB of it.
-        context.set_forkserver_preload(["open_clip.tokenizer"])
+        # Imported once and shared by all workers.
+        context.set_forkserver_preload(["pipeline.tokenizer"])
     shared = _Shared(context)
     pool = ProcessPoolExecutor(
         num_workers, mp_context=context, initializer=_start_worker, initargs=(shared,)
