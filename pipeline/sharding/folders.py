@@ -1,0 +1,118 @@
+"""A folder of pictures: captions in text files beside them, or classes by sub-folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.indexing.scan_shard import MAX_TEXT_BYTES
+from pipeline.sharding.samples import (
+    Draft,
+    Skipped,
+    SkippedError,
+    SkipReason,
+    Source,
+    inside_folder,
+    number_labels,
+    usable_captions,
+)
+
+_IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+    *(".avif", ".heic", ".heif", ".jp2", ".svg"),
+)
+
+
+def read_folder(folder: Path, *, labels_from_folders: bool) -> Source:
+    """Find the pictures below a folder, in the order of their paths.
+
+    Args:
+        folder: resolved. Hidden files and folders are passed over.
+        labels_from_folders: the first sub-folder on the way to a picture is its class.
+
+    Raises:
+        ValueError: there are no pictures, or no captions and no labels asked for.
+    """
+    images, beside, lone_texts = _pictures_and_texts(folder)
+    if not images:
+        raise ValueError(f"{folder} holds no pictures")
+    if not beside and not labels_from_folders:
+        msg = f"no picture in {folder} has a .txt of the same name"
+        raise ValueError(f"{msg}; name a table of captions, or say --labels-from-folders")
+    source = Source(drafts=[], skipped=[], has_lists=False, class_names=None)
+    for number, path in enumerate(images):
+        name = path.relative_to(folder)
+        draft = Draft(number=number, where=printable(name), image=path)
+        text = beside.get(path.with_suffix(""))
+        try:
+            inside_folder(str(name), folder)
+            if text is not None or not labels_from_folders:
+                draft.captions = [_read_text(text, folder)]
+        except SkippedError as error:
+            source.skipped.append(Skipped(draft.where, error.reason, error.detail))
+            continue
+        if labels_from_folders and len(name.parts) > 1:
+            draft.label = printable(Path(name.parts[0]))
+        source.drafts.append(draft)
+    if labels_from_folders:
+        # Folder names made of digits are names too: "7" may well be the third class.
+        source.class_names = number_labels(source.drafts, source.skipped, digits_are_names=True)
+        return source
+    detail = "a caption without a picture of the same name"
+    source.skipped += [
+        Skipped(printable(path.relative_to(folder)), SkipReason.MISSING_FILE, detail)
+        for path in lone_texts
+    ]
+    return source
+
+
+def _pictures_and_texts(folder: Path) -> tuple[list[Path], dict[Path, Path], list[Path]]:
+    """Pictures, the text file by the path without suffix of its picture, and all other texts."""
+    images: list[Path] = []
+    texts: list[Path] = []
+    for path in _files(folder):
+        if path.suffix.lower() in _IMAGE_SUFFIXES:
+            images.append(path)
+        elif path.suffix.lower() == ".txt":
+            texts.append(path)
+    stems = {path.with_suffix("") for path in images}
+    beside = {path.with_suffix(""): path for path in texts if path.with_suffix("") in stems}
+    return images, beside, [path for path in texts if path.with_suffix("") not in stems]
+
+
+def printable(path: Path) -> str:
+    """The path as text that can be printed and stored, whatever bytes the file system has."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """All files below, in the order of their paths, without hidden ones."""
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith("."):
+                yield Path(place, name)
+
+
+def _read_text(path: Path | None, folder: Path) -> str:
+    """The caption in a text file, whole and as it is.
+
+    Raises:
+        SkippedError: there is none, or it cannot be used.
+    """
+    if path is None:
+        raise SkippedError(SkipReason.MISSING_CAPTION, "no .txt of the same name")
+    inside_folder(str(path), folder)
+    if not path.is_file():
+        raise SkippedError(SkipReason.UNREADABLE_FILE, f"{path.name} is no regular file")
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_TEXT_BYTES)
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        detail = f"{path.name} is not UTF-8: {error.reason} at byte {error.start}"
+        raise SkippedError(SkipReason.BAD_CAPTION_ENCODING, detail) from None
+    except OSError as error:
+        raise SkippedError(SkipReason.UNREADABLE_FILE, str(error)) from None
+    return usable_captions(text)[0][0]

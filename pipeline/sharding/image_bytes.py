@@ -1,0 +1,146 @@
+"""The bytes of an image as they go into a shard: as they are, or converted and made smaller."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from pipeline.indexing.image_check import MAX_IMAGE_PIXELS, check_image
+from pipeline.indexing.rejection import Reason, RejectedSampleError
+from pipeline.indexing.scan_shard import MAX_IMAGE_BYTES
+from pipeline.sharding.samples import SkippedError, SkipReason
+
+_SUFFIXES = {b"\xff\xd8": "jpg", b"\x89P": "png", b"RI": "webp"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageOptions:
+    """What may be done to images. With the defaults every file stays as it is, byte for byte."""
+
+    convert: bool = False
+    """Turn the first frame of what the index does not take (GIF, BMP, TIFF, AVIF) into JPEG."""
+    max_side: int | None = None
+    """Pixels that the longer side has at most; larger images are made smaller."""
+    short_side: int | None = None
+    """Pixels that the shorter side has at most; larger images are made smaller."""
+    quality: int = 95
+    """JPEG quality (1 to 100) of images that are converted or made smaller."""
+
+    def __post_init__(self) -> None:
+        if self.max_side is not None and self.short_side is not None:
+            raise ValueError("give --max-side or --short-side, not both")
+        for name, side in (("--max-side", self.max_side), ("--short-side", self.short_side)):
+            if side is not None and side < 1:
+                raise ValueError(f"{name} must be at least 1 pixel, got {side}")
+        if not 1 <= self.quality <= 100:
+            raise ValueError(f"--quality must lie between 1 and 100, got {self.quality}")
+
+
+def prepare_image(data: bytes, options: ImageOptions) -> tuple[bytes, str]:
+    """Check an image file and change it where that was asked for.
+
+    Args:
+        data: the file.
+        options: what may be changed.
+
+    Returns:
+        The file for the shard and its suffix: jpg, png or webp.
+
+    Raises:
+        RejectedSampleError: the index would not take the image.
+        SkippedError: it was to be converted and cannot be.
+    """
+    try:
+        width, height = check_image(data, full_decode=False)[:2]
+    except RejectedSampleError as error:
+        if not (options.convert and error.reason == Reason.UNSUPPORTED_IMAGE):
+            raise
+        return _encoded(data, options, smaller=None), "jpg"
+    suffix = _SUFFIXES[data[:2]]
+    size = _smaller(width, height, options)
+    if size is None:
+        return data, suffix
+    suffix = "png" if suffix == "png" else "jpg"
+    return _encoded(data, options, smaller=size, suffix=suffix), suffix
+
+
+def read_image_file(path: Path) -> bytes:
+    """The content of a regular file.
+
+    Raises:
+        SkippedError: there is none, it is no regular file, or too large.
+    """
+    try:
+        # A pipe or a device among the pictures must not be waited for.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise SkippedError(SkipReason.UNREADABLE_FILE, f"{path} is no regular file")
+            if status.st_size > MAX_IMAGE_BYTES:
+                detail = f"{status.st_size} bytes exceed the limit of {MAX_IMAGE_BYTES}"
+                raise RejectedSampleError(Reason.TOO_LARGE, detail)
+            return file.read()
+    except FileNotFoundError:
+        raise SkippedError(SkipReason.MISSING_FILE, f"there is no {path}") from None
+    except OSError as error:
+        raise SkippedError(SkipReason.UNREADABLE_FILE, str(error)) from None
+
+
+def _smaller(width: int, height: int, options: ImageOptions) -> tuple[int, int] | None:
+    """Width and height to shrink to; None if the image is small enough."""
+    limit = options.max_side or options.short_side
+    side = max(width, height) if options.max_side else min(width, height)
+    if limit is None or side <= limit:
+        return None
+    return max(1, round(width * limit / side)), max(1, round(height * limit / side))
+
+
+def _encoded(
+    data: bytes, options: ImageOptions, *, smaller: tuple[int, int] | None, suffix: str = "jpg"
+) -> bytes:
+    """The picture upright, in RGB and encoded anew, without its metadata but the colour profile."""
+    buffer = BytesIO()
+    try:
+        with Image.open(BytesIO(data)) as image:
+            _check_pixels(image)
+            profile = None if image.mode == "CMYK" else image.info.get("icc_profile")
+            picture = _rgb(ImageOps.exif_transpose(image))
+        size = smaller or _smaller(*picture.size, options)
+        if size is not None:
+            picture = picture.resize(size, Image.Resampling.LANCZOS)
+        if suffix == "png":
+            picture.save(buffer, "PNG", icc_profile=profile)
+        else:
+            picture.save(buffer, "JPEG", quality=options.quality, icc_profile=profile)
+    except RejectedSampleError:
+        raise
+    except Exception as error:
+        # Pillow's decoders raise whatever comes to hand on damaged files.
+        raise SkippedError(SkipReason.CANNOT_CONVERT, str(error) or repr(error)) from None
+    return buffer.getvalue()
+
+
+def _check_pixels(image: Image.Image) -> None:
+    if image.width * image.height > MAX_IMAGE_PIXELS:
+        detail = f"{image.width}x{image.height} pixels exceed the limit of {MAX_IMAGE_PIXELS}"
+        raise RejectedSampleError(Reason.TOO_LARGE, detail)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Three channels of 8 bits; what is transparent lies on white."""
+    if image.mode.startswith("I;16"):
+        # Pillow would cut values off at 255 instead of scaling them.
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of the kind {image.mode} have no known range")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    return image.convert("RGB")

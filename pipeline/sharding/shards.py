@@ -1,0 +1,305 @@
+"""Write the shards of a data set: complete under their folder's name, or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import time
+import warnings
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from pipeline.durable import sync_folder, write_text
+from pipeline.indexing.rejection import RejectedSampleError
+from pipeline.sharding.image_bytes import ImageOptions, prepare_image, read_image_file
+from pipeline.sharding.samples import Draft, Skipped, SkippedError, Source
+
+SKIPPED_FILE = "skipped.jsonl"
+_NUM_EXAMPLES = 3
+_IN_FLIGHT_PER_THREAD = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackOptions:
+    """How shards are written."""
+
+    samples_per_shard: int = 10_000
+    """Samples of a shard at most."""
+    bytes_per_shard: int = 3_000_000_000
+    """A shard ends behind the sample that brings its content to this many bytes."""
+    shuffle_seed: int | None = None
+    """Seed of the order of the samples; by default they keep the order of the source."""
+    template: str = "a photo of a {c}."
+    """Caption of samples that have a class but no caption; `{c}` is the class name."""
+    threads: int = 1
+    """Images read and prepared at the same time."""
+
+    def __post_init__(self) -> None:
+        for name in ("samples_per_shard", "bytes_per_shard", "threads"):
+            if getattr(self, name) < 1:
+                option = "--" + name.replace("_", "-")
+                raise ValueError(f"{option} must be at least 1, got {getattr(self, name)}")
+        if "{c}" not in self.template:
+            raise ValueError(f"--template must hold {{c}}, the class name; got {self.template!r}")
+
+
+@dataclass(kw_only=True, slots=True)
+class PackReport:
+    """What was written and what was not."""
+
+    out: Path
+    """Folder of the shards."""
+    captions: str
+    """What `tools/index_shards.py --captions` needs to be told."""
+    num_shards: int = 0
+    """Tar files."""
+    num_samples: int = 0
+    """Samples in them."""
+    num_captions: int = 0
+    """Their captions."""
+    num_empty_captions: int = 0
+    """Empty captions left out of samples that have others."""
+    num_changed: int = 0
+    """Images that were converted or made smaller; the others are as they were, byte for byte."""
+    num_bytes: int = 0
+    """Size of the tar files."""
+    skipped: dict[str, int] = field(default_factory=dict)
+    """What is in no shard, by reason, most frequent first."""
+    examples: dict[str, list[Skipped]] = field(default_factory=dict)
+    """The first few of each reason."""
+    seconds: float = 0.0
+    """Wall time."""
+
+
+class _Prepared(NamedTuple):
+    """An image as it goes into the shard."""
+
+    data: bytes
+    suffix: str
+    changed: bool
+
+
+def make_shards(
+    source: Source,
+    out: Path,
+    *,
+    images: ImageOptions,
+    options: PackOptions,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> PackReport:
+    """Write a source into `out` as `00000.tar` and so on.
+
+    The same source and options give the same bytes. Every sample has its caption as `.txt`, and
+    all of them as the list `captions` of a `.json` where samples may have several; a class number
+    as `.cls`. Class names and the template lie beside the shards, as zero-shot evaluation wants
+    them, and what was skipped is listed in `skipped.jsonl`.
+
+    Args:
+        source: from `open_source`.
+        out: folder to make; it must not exist, or be empty.
+        images: what may be done to images.
+        options: size and order of the shards.
+        progress: called with the samples done and the samples there are.
+
+    Raises:
+        ValueError: `out` is in use, or no sample is usable.
+        OSError: a shard cannot be written.
+    """
+    started = time.perf_counter()
+    out = out.resolve()
+    check_free(out)
+    drafts = _ordered(source, options.shuffle_seed)
+    report = PackReport(out=out, captions="json:captions" if source.has_lists else "txt")
+    report.num_empty_captions = source.num_empty_captions
+    skipped = list(source.skipped)
+    with _partial_folder(out) as partial, warnings.catch_warnings():
+        # Pillow warns of odd metadata and of large pictures, both of which are dealt with.
+        warnings.simplefilter("ignore")
+        with _shard_writer(partial, options) as write:
+            prepared = _prepared(drafts, source, images, options.threads)
+            for number, (draft, image) in enumerate(prepared, 1):
+                if isinstance(image, Skipped):
+                    skipped.append(image)
+                else:
+                    sample = _sample(draft, image, source, options.template)
+                    write(sample)
+                    report.num_samples += 1
+                    report.num_captions += max(1, len(draft.captions))
+                    report.num_changed += image.changed
+                progress(number, len(drafts))
+        _count(skipped, report)
+        if not report.num_samples:
+            counts = ", ".join(f"{count} {reason}" for reason, count in report.skipped.items())
+            raise ValueError(f"no usable sample ({counts}); {_first_detail(report)}")
+        shards = sorted(partial.glob("*.tar"))
+        report.num_shards = len(shards)
+        report.num_bytes = sum(shard.stat().st_size for shard in shards)
+        _write_lists(partial, source, options.template, skipped)
+        check_free(out)
+        partial.rename(out)
+        sync_folder(out.parent)
+    report.seconds = time.perf_counter() - started
+    return report
+
+
+def check_free(out: Path) -> None:
+    """Refuse to write over anything.
+
+    Raises:
+        ValueError: `out` is a file or a folder that is not empty.
+    """
+    if out.is_dir():
+        if any(out.iterdir()):
+            raise ValueError(f"{out} is not empty; name another folder or remove it first")
+    elif out.exists() or out.is_symlink():
+        raise ValueError(f"{out} is a file; name a folder for the shards")
+
+
+def _ordered(source: Source, seed: int | None) -> list[Draft]:
+    if seed is None:
+        return source.drafts
+    if not source.any_order:
+        msg = "the images of a parquet file can only be read in its order"
+        raise ValueError(f"{msg}; leave out --shuffle-seed: training shuffles by itself")
+    drafts = list(source.drafts)
+    random.Random(seed).shuffle(drafts)
+    return drafts
+
+
+def _prepared(
+    drafts: list[Draft], source: Source, images: ImageOptions, num_threads: int
+) -> Iterator[tuple[Draft, _Prepared | Skipped]]:
+    """Drafts in their order with their images, a bounded number of which is under way."""
+    waiting: deque[tuple[Draft, Future[_Prepared | Skipped]]] = deque()
+    with ThreadPoolExecutor(num_threads) as pool:
+        try:
+            for draft in drafts:
+                if len(waiting) >= num_threads * _IN_FLIGHT_PER_THREAD:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+                content = _fetched(draft, source)
+                waiting.append((draft, pool.submit(_prepare, draft, content, images)))
+            while waiting:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _fetched(draft: Draft, source: Source) -> bytes | Path | Skipped:
+    """The bytes in the table, which one thread reads in order, or the path of the file."""
+    if isinstance(draft.image, Path):
+        return draft.image
+    if source.fetch is None:
+        raise RuntimeError("a table without images was asked for one")
+    try:
+        return source.fetch(draft.image)
+    except (SkippedError, RejectedSampleError) as error:
+        return Skipped(draft.where, error.reason, error.detail)
+
+
+def _prepare(
+    draft: Draft, content: bytes | Path | Skipped, options: ImageOptions
+) -> _Prepared | Skipped:
+    if isinstance(content, Skipped):
+        return content
+    try:
+        data = read_image_file(content) if isinstance(content, Path) else content
+        changed, suffix = prepare_image(data, options)
+    except (SkippedError, RejectedSampleError) as error:
+        return Skipped(draft.where, error.reason, error.detail)
+    return _Prepared(changed, suffix, changed is not data)
+
+
+def _sample(draft: Draft, image: _Prepared, source: Source, template: str) -> dict[str, Any]:
+    """The sample as webdataset's writer takes it."""
+    captions = draft.captions
+    if not captions:
+        name = str(draft.label)
+        if source.class_names is not None and isinstance(draft.label, int):
+            name = source.class_names[draft.label]
+        captions = [template.replace("{c}", name)]
+    sample: dict[str, Any] = {"__key__": f"{draft.number:09d}", image.suffix: image.data}
+    sample["txt"] = captions[0].encode()
+    if source.has_lists:
+        sample["json"] = json.dumps({"captions": captions}, ensure_ascii=False).encode()
+    if draft.label is not None:
+        sample["cls"] = str(draft.label).encode()
+    return sample
+
+
+@contextmanager
+def _shard_writer(folder: Path, options: PackOptions) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """The writer of webdataset, with every shard on the disk before the next one is begun."""
+    from webdataset.writer import ShardWriter
+
+    opened: list[IO[bytes]] = []
+
+    def opener(name: str) -> IO[bytes]:
+        opened.append((folder / name).open("xb"))
+        return opened[-1]
+
+    def post(_name: str) -> None:
+        opened[-1].flush()
+        os.fsync(opened[-1].fileno())
+        opened[-1].close()
+
+    try:
+        with ShardWriter(
+            "%05d.tar",
+            maxcount=options.samples_per_shard,
+            maxsize=options.bytes_per_shard,
+            post=post,
+            opener=opener,
+            verbose=0,
+            encoder=False,
+            mtime=0,
+            user="",
+            group="",
+            mode=0o644,
+        ) as writer:
+            yield writer.write
+    finally:
+        for file in opened:
+            file.close()
+
+
+@contextmanager
+def _partial_folder(out: Path) -> Iterator[Path]:
+    """A folder beside `out` to write in; gone afterwards unless it was moved."""
+    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_lists(folder: Path, source: Source, template: str, skipped: list[Skipped]) -> None:
+    if source.class_names is not None:
+        names = "".join(f"{name}\n" for name in source.class_names)
+        write_text(folder / "classnames.txt", names)
+        write_text(folder / "zeroshot_classification_templates.txt", template + "\n")
+    if skipped:
+        lines = [json.dumps(entry._asdict()) for entry in skipped]
+        write_text(folder / SKIPPED_FILE, "\n".join(lines) + "\n")
+
+
+def _count(skipped: list[Skipped], report: PackReport) -> None:
+    report.skipped = dict(Counter(str(entry.reason) for entry in skipped).most_common())
+    for entry in skipped:
+        examples = report.examples.setdefault(str(entry.reason), [])
+        if len(examples) < _NUM_EXAMPLES:
+            examples.append(entry)
+
+
+def _first_detail(report: PackReport) -> str:
+    first = next(iter(report.examples.values()))[0]
+    return f"{first.where}: {first.detail}"
