@@ -26,7 +26,7 @@ PackedTexts = tuple[NDArray[np.int32], NDArray[np.int32]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageFeatures:
-    """The images of an index in its own order, bad ones left out."""
+    """The images of an index, or of a selection, in its own order, bad ones left out."""
 
     features: Tensor
     """[M, d] float32, unit length, on the CPU."""
@@ -51,11 +51,11 @@ def evaluation_config(clip: Clip, batch_size: int, num_threads: int) -> LoaderCo
 def encode_images(
     clip: Clip, index_dir: str, config: LoaderConfig, progress: Progress | None = None
 ) -> ImageFeatures:
-    """Encode every image of an index: centre crop, all patches visible.
+    """Encode every image of a set: centre crop, all patches visible.
 
     Args:
         clip: its parameters' device is where it runs.
-        index_dir: written by tools/index_shards.py.
+        index_dir: `INDEX`, or `INDEX@SELECTION`.
         config: from `evaluation_config`.
         progress: told how many images are done.
     """

@@ -9,7 +9,6 @@ Legend: M images, K texts, d length of a feature.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from evaluation.features import Progress, encode_images, encode_texts
 from evaluation.report.data import RetrievalScores
 from model import Clip
 from pipeline import LoaderConfig
-from pipeline.index import open_index
+from pipeline.selection import open_dataset
 
 RECALL_AT = (1, 5, 10)
 _CHUNK = 512
@@ -51,11 +50,11 @@ def evaluate_retrieval(
 
     Args:
         clip: the model.
-        index_dir: written by tools/index_shards.py.
+        index_dir: `INDEX`, or `INDEX@SELECTION`.
         config: from `evaluation_config`.
         progress: told how many images and texts are done.
     """
-    index = open_index(Path(index_dir))
+    index = open_dataset(index_dir).index
     table = index.captions(config.caption_source)
     images = encode_images(clip, index_dir, config, progress)
     rows, offsets = table.rows(images.sample_ids)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from threading import Lock
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,15 +25,17 @@ from torch import Tensor
 from pipeline.batch import PackedBatch
 from pipeline.captions import CaptionTable
 from pipeline.crops import CropConfig
-from pipeline.decode import Decoder
-from pipeline.index import Index, open_index
+from pipeline.decoding import Decoder, open_decoder
 from pipeline.masking import MaskConfig, MaskStrategy
-from pipeline.order import SampleOrder, Visits
+from pipeline.order import Order, SampleOrder, Visits
 from pipeline.patches import patchify
 from pipeline.plan import EvaluationPlan, Plan, TrainingPlan
 from pipeline.prefetch import Prefetched
 from pipeline.reader import ShardReader
+from pipeline.selection import Dataset, open_dataset
+from pipeline.shard_cache import CacheConfig
 from pipeline.stats import BadSample, LoaderStats
+from pipeline.window_order import WindowOrder
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +63,13 @@ class LoaderConfig:
     """Random resized crop; evaluation takes the centre."""
     mask: MaskConfig = field(default_factory=MaskConfig)
     """Which patches are hidden; evaluation hides none."""
+    order: Literal["global", "window"] = "global"
+    """global: every sample may follow every other. window: samples are mixed over some shards at a
+    time, for slow or remote storage."""
+    window_shards: int = 16
+    """Shards of a window; more mix better, fewer read less ahead. Not used by `global`."""
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    """Where remote shards are kept."""
     num_threads: int = 2
     """Threads that read, and threads that decode."""
     prefetch: int = 2
@@ -70,7 +80,7 @@ class LoaderConfig:
             raise ValueError(
                 f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}"
             )
-        for name in ("batch_size", "context_length", "num_threads", "prefetch"):
+        for name in ("batch_size", "context_length", "num_threads", "prefetch", "window_shards"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
@@ -111,27 +121,29 @@ class Loader(Iterator[PackedBatch]):
     """An iterator of `PackedBatch` that can start at any step. Made by `open_loader`."""
 
     def __init__(
-        self, index: Index, captions: CaptionTable, config: LoaderConfig, plan: Plan
+        self, dataset: Dataset, captions: CaptionTable, config: LoaderConfig, plan: Plan
     ) -> None:
         """Prepare; threads start with the first batch.
 
         Args:
-            index: the data set.
+            dataset: an index, or a selection of it.
             captions: texts of the source in use.
             config: what the batches hold.
             plan: which samples come when.
         """
-        self.index = index
+        self.dataset = dataset
+        self.index = dataset.index
         self.config = config
         self.stats = LoaderStats()
         self._captions = captions
         self._plan = plan
         self._mask: MaskStrategy = config.mask.build()
-        self._reader = ShardReader(index, config.num_threads)
+        self._reader = ShardReader(dataset.index, config.num_threads, config.cache)
         self._decoder = _open_decoder(config)
         self._decoding = Lock()
         self._step = 0
         self._stages: list[Prefetched] = []
+        self._served_at: float | None = None
 
     @property
     def step(self) -> int:
@@ -151,8 +163,11 @@ class Loader(Iterator[PackedBatch]):
         if not self._stages:
             self._start()
         start = time.perf_counter()
+        if self._served_at is not None:
+            self.stats.use_s += start - self._served_at
         batch = next(self._stages[-1])
-        self.stats.wait_s += time.perf_counter() - start
+        self._served_at = time.perf_counter()
+        self.stats.wait_s += self._served_at - start
         self._step += 1
         return batch
 
@@ -168,20 +183,25 @@ class Loader(Iterator[PackedBatch]):
         self.close()
 
     def _start(self) -> None:
-        fetched = Prefetched(self._fetch(self._step), self.config.prefetch, "tessera-read")
-        packed = Prefetched(map(self._assemble, fetched), self.config.prefetch, "tessera-pack")
+        stats, depth = self.stats, self.config.prefetch
+        read = stats.read.timed_output(self._fetch(self._step))
+        fetched = Prefetched(read, depth, "tessera-read")
+        made = map(self._assemble, stats.decode.timed_input(fetched))
+        packed = Prefetched(stats.pack.timed_output(made), depth, "tessera-pack")
         self._stages = [fetched, packed]
 
     def _stop(self) -> None:
         for stage in reversed(self._stages):
             stage.close()
         self._stages = []
+        self._served_at = None
 
     def _fetch(self, first_step: int) -> Iterator[_Fetched]:
         for step in count(first_step):
             visits = self._plan.visits(step)
             if visits is None:
                 return
+            self._reader.expect(self._plan.upcoming_shards(step))
             yield _Fetched(step=step, visits=visits, encoded=self._read(visits))
 
     def _read(self, visits: Visits) -> list[bytes | OSError]:
@@ -221,11 +241,13 @@ class Loader(Iterator[PackedBatch]):
 
     def _show(self, fetched: _Fetched) -> Preview:
         images, visits = self._decode_or_replace(fetched)
-        with self.stats.mask.working(len(images)):
+        with self.stats.patchify.working(len(images)):
             patches = patchify(images, self.config.patch_size)
+        self.stats.patchify.num_bytes += patches.numel()
+        with self.stats.mask.working(len(images)):
             noise = torch.from_numpy(self._plan.noise(visits, self.config.num_patches))
             visible = self._mask.visible(patches, noise)
-        self.stats.mask.num_bytes += patches.numel()
+        self.stats.mask.num_bytes += visible.numel()
         return Preview(
             images=images,
             patches=patches,
@@ -265,16 +287,17 @@ class Loader(Iterator[PackedBatch]):
         self.stats.decode.num_bytes += decoded.images.numel()
         for place, reason in decoded.failures.items():
             item = encoded[place]
+            failed = self.stats.read if isinstance(item, OSError) else self.stats.decode
+            failed.num_replaced += 1
             self._record_bad(
                 int(visits.sample_ids[place]), str(item) if isinstance(item, OSError) else reason
             )
         return decoded.images, np.array(sorted(decoded.failures), dtype=np.int64)
 
     def _record_bad(self, sample_id: int, reason: str) -> None:
-        self.stats.num_replaced += 1
         if sample_id in self.stats.bad_samples:
             return
-        shard = str(self.index.shards[self.index.shard[sample_id]].path)
+        shard = self.index.shards[self.index.shard[sample_id]].location
         bad = BadSample(key=self.index.keys([sample_id])[0], shard=shard, reason=reason)
         self.stats.bad_samples[sample_id] = bad
         logger.warning("skipped sample %s of %s: %s", bad.key, bad.shard, bad.reason)
@@ -303,10 +326,12 @@ class Loader(Iterator[PackedBatch]):
 
 
 def _open_decoder(config: LoaderConfig) -> Decoder:
-    # DALI takes a second to import, and whoever only looks at a configuration needs none of it.
-    from pipeline.dali_graph import DaliDecoder
-
-    return DaliDecoder(config.image_size, config.batch_size, config.num_threads)
+    return open_decoder(
+        "auto",
+        image_size=config.image_size,
+        batch_size=config.batch_size,
+        num_threads=config.num_threads,
+    )
 
 
 def open_loader(
@@ -315,20 +340,23 @@ def open_loader(
     """Open the training loader: endless, shuffled, cropped and masked.
 
     Args:
-        index_dir: written by tools/index_shards.py.
+        index_dir: `INDEX`, written by tools/index_shards.py, or `INDEX@SELECTION`, written by
+            tools/select_samples.py. Sample ids are rows of the index in both cases.
         config: what the batches hold.
         rank: this process.
         world_size: processes that share each batch; divides batch_size.
 
     Raises:
-        FileNotFoundError: no index there, or a shard has gone.
-        ValueError: shards changed since they were indexed, or the batch does not fit the data.
+        FileNotFoundError: no index or selection there, or a shard has gone.
+        ValueError: shards changed since they were indexed, the selection is of another state of
+            the index, or the batch does not fit the data.
     """
-    index = open_index(Path(index_dir))
+    dataset = open_dataset(index_dir)
+    index = dataset.index
     index.check_shards()
-    if config.batch_size > index.num_samples:
+    if config.batch_size > dataset.num_samples:
         raise ValueError(
-            f"batch_size {config.batch_size} is more than the {index.num_samples} samples of "
+            f"batch_size {config.batch_size} is more than the {dataset.num_samples} samples of "
             f"{index_dir}: a batch would hold the same pair twice"
         )
     if config.batch_size % world_size:
@@ -337,28 +365,36 @@ def open_loader(
     plan = TrainingPlan(
         index=index,
         captions=captions,
-        order=SampleOrder(index.num_samples, config.seed),
+        order=_order(dataset, config),
         crop=config.crop,
         batch_size=config.batch_size,
         rank=rank,
         world_size=world_size,
     )
-    return Loader(index, captions, config, plan)
+    return Loader(dataset, captions, config, plan)
+
+
+def _order(dataset: Dataset, config: LoaderConfig) -> Order:
+    index = dataset.index
+    if config.order == "window":
+        return WindowOrder(index.shard, config.seed, config.window_shards, dataset.rows)
+    return SampleOrder(index.num_samples, config.seed, dataset.rows)
 
 
 def open_evaluation_loader(index_dir: Path | str, config: LoaderConfig) -> Loader:
-    """Open a loader that goes once through an index: centre crop, nothing masked, nothing drawn.
+    """Open a loader that goes once through a set: centre crop, nothing masked, nothing drawn.
 
     Args:
-        index_dir: written by tools/index_shards.py.
+        index_dir: `INDEX` or `INDEX@SELECTION`, as for `open_loader`.
         config: sizes are taken from it; its crop and mask are not used.
 
     Raises:
-        FileNotFoundError: no index there, or a shard has gone.
-        ValueError: shards changed since they were indexed.
+        FileNotFoundError: no index or selection there, or a shard has gone.
+        ValueError: shards changed since they were indexed, or the selection is of another state of
+            the index.
     """
-    index = open_index(Path(index_dir))
-    index.check_shards()
-    captions = index.captions(config.caption_source)
-    plan = EvaluationPlan(index=index, captions=captions, batch_size=config.batch_size)
-    return Loader(index, captions, replace(config, mask=MaskConfig(kind="none")), plan)
+    dataset = open_dataset(index_dir)
+    dataset.index.check_shards()
+    captions = dataset.index.captions(config.caption_source)
+    plan = EvaluationPlan(dataset=dataset, captions=captions, batch_size=config.batch_size)
+    return Loader(dataset, captions, replace(config, mask=MaskConfig(kind="none")), plan)

@@ -17,7 +17,8 @@ from pipeline.captions import CaptionTable
 from pipeline.counter_random import Purpose, uniforms
 from pipeline.crops import DRAWS_PER_WINDOW, CropConfig, centre_windows, draw_windows
 from pipeline.index import Index
-from pipeline.order import SampleOrder, Visits
+from pipeline.order import Order, Visits
+from pipeline.selection import Dataset
 
 
 class Plan(Protocol):
@@ -39,6 +40,10 @@ class Plan(Protocol):
         """[B] rows of the caption table."""
         ...
 
+    def upcoming_shards(self, step: int) -> list[int]:
+        """Shards worth fetching for a step and those behind it, the most urgent first."""
+        ...
+
     def noise(self, visits: Visits, num_patches: int) -> NDArray[np.float32]:
         """[B, N] in [0, 1), for the mask."""
         ...
@@ -52,7 +57,7 @@ class TrainingPlan:
     """Where widths and heights come from."""
     captions: CaptionTable
     """One text is drawn from those of each sample at each visit."""
-    order: SampleOrder
+    order: Order
     """Which sample comes when."""
     crop: CropConfig
     """Ranges of the crop window."""
@@ -91,15 +96,19 @@ class TrainingPlan:
         draws = self._draw(visits, Purpose.MASK, num_patches)
         return (np.floor(draws * 2**24) * 2.0**-24).astype(np.float32)
 
+    def upcoming_shards(self, step: int) -> list[int]:
+        """Those of the order's window and of the next one."""
+        return self.order.upcoming_shards(step, self.batch_size)
+
     def _draw(self, visits: Visits, purpose: Purpose, count: int) -> NDArray[np.float64]:
         return uniforms(self.order.seed, visits.passes, visits.sample_ids, purpose, count)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationPlan:
-    """Once through the index in its own order: centre crop, first caption, the last batch short."""
+    """Once through a set in the index's order: centre crop, first caption, last batch short."""
 
-    index: Index
+    dataset: Dataset
     """What is evaluated."""
     captions: CaptionTable
     """The first text of each sample is served."""
@@ -107,11 +116,11 @@ class EvaluationPlan:
     """Pairs in a batch."""
 
     def visits(self, step: int) -> Visits | None:
-        """The next samples of the index."""
+        """The next samples of the data set."""
         first = step * self.batch_size
-        if first >= self.index.num_samples:
+        ids = self.dataset.sample_ids(first, first + self.batch_size)
+        if not len(ids):
             return None
-        ids = np.arange(first, min(first + self.batch_size, self.index.num_samples), dtype=np.int64)
         return Visits(sample_ids=ids, passes=np.zeros_like(ids))
 
     def replacements(self, step: int, slots: NDArray[np.int64], attempt: int) -> None:
@@ -121,11 +130,18 @@ class EvaluationPlan:
     def windows(self, visits: Visits) -> NDArray[np.int32]:
         """The largest centred square."""
         ids = visits.sample_ids
-        return centre_windows(self.index.width[ids], self.index.height[ids])
+        index = self.dataset.index
+        return centre_windows(index.width[ids], index.height[ids])
 
     def caption_rows(self, visits: Visits) -> NDArray[np.int64]:
         """The first text of each sample."""
         return self.captions.draw(visits.sample_ids, np.zeros(len(visits.sample_ids)))
+
+    def upcoming_shards(self, step: int) -> list[int]:
+        """The shards of this batch and of the next: they follow one another."""
+        first = step * self.batch_size
+        ids = self.dataset.sample_ids(first, first + 2 * self.batch_size)
+        return np.unique(self.dataset.index.shard[ids]).tolist()
 
     def noise(self, visits: Visits, num_patches: int) -> NDArray[np.float32]:
         """Nothing is masked, so nothing is drawn."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.index import Index
+from pipeline.shard_cache import CacheConfig, ShardCache
 from pipeline.storage import is_remote, read_range
 
 _MAX_OPEN = 256
@@ -21,14 +23,17 @@ _REMOTE = -1
 class ShardReader:
     """Positioned reads from many threads; at most 256 shards are open at a time."""
 
-    def __init__(self, index: Index, num_threads: int) -> None:
+    def __init__(self, index: Index, num_threads: int, cache: CacheConfig | None = None) -> None:
         """Prepare to read; no file is opened yet.
 
         Args:
             index: where the samples lie.
             num_threads: reads in flight.
+            cache: where remote shards are kept whole; None, or one without a folder, reads of a
+                remote shard only the bytes that are wanted.
         """
         self._index = index
+        self._cache = ShardCache(cache, index.shards) if cache and cache.folder else None
         self._num_threads = num_threads
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="read")
         self._files: dict[int, int] = {}
@@ -57,8 +62,20 @@ class ShardReader:
             pass
         return results
 
+    def expect(self, shards: Sequence[int]) -> None:
+        """Have remote shards fetched that will be read soon, the most urgent first.
+
+        Raises:
+            ValueError: the cache has no room for them.
+        """
+        remote = [n for n in shards if is_remote(self._index.shards[n].location)]
+        if self._cache is not None and remote:
+            self._cache.expect(remote)
+
     def close(self) -> None:
         """End the threads and close the shards."""
+        if self._cache is not None:
+            self._cache.close()
         self._pool.shutdown(cancel_futures=True)
         with self._lock:
             for file in self._files.values():
@@ -83,6 +100,12 @@ class ShardReader:
             return OSError(f"the shard ends early: got {len(data)} of {size} bytes")
         return data
 
+    def _local_path(self, shard: int) -> str | Path:
+        location = self._index.shards[shard].location
+        if is_remote(location) and self._cache is not None:
+            return self._cache.path(shard)
+        return location
+
     def _open(self, shards: Sequence[int] | NDArray[np.int32]) -> dict[int, int | OSError]:
         """File descriptors of the shards of one batch, opening and closing as needed."""
         opened: dict[int, int | OSError] = {}
@@ -92,11 +115,11 @@ class ShardReader:
                     self._files[shard] = opened[shard] = self._files.pop(shard)
                     continue
                 location = self._index.shards[shard].location
-                if is_remote(location):
+                if is_remote(location) and self._cache is None:
                     opened[shard] = _REMOTE
                     continue
                 try:
-                    file = os.open(location, os.O_RDONLY)
+                    file = os.open(self._local_path(shard), os.O_RDONLY)
                 except OSError as error:
                     opened[shard] = error
                     continue

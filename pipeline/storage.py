@@ -7,6 +7,7 @@ or `https://host/00000.tar` whose protocol fsspec knows.
 from __future__ import annotations
 
 import os
+import time
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any, BinaryIO, cast
 _EDGE_BYTES = 64 * 1024
 _BUFFER_BYTES = 1024**2
 _READ_AHEAD_BYTES = 8 * 1024**2
+_NUM_TRIES = 5
+_FIRST_WAIT_S = 0.2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,9 +98,23 @@ def open_binary(location: str) -> BinaryIO:
 
 
 def read_range(location: str, offset: int, num_bytes: int) -> bytes:
-    """Read part of a remote file in one request; the result is shorter where the file ends."""
+    """Read part of a remote file in one request; the result is shorter where the file ends.
+
+    Raises:
+        OSError: it could not be read in several tries.
+    """
     files, path = _file_system(location)
-    return files.cat_file(path, start=offset, end=offset + num_bytes)
+    wait_s = _FIRST_WAIT_S
+    for attempt in range(1, _NUM_TRIES + 1):
+        try:
+            return files.cat_file(path, start=offset, end=offset + num_bytes)
+        except Exception as error:
+            # Clients of remote storage raise errors of their own.
+            if attempt == _NUM_TRIES or isinstance(error, FileNotFoundError):
+                raise OSError(f"{type(error).__name__}: {error}") from error
+            time.sleep(wait_s)
+            wait_s *= 2
+    raise AssertionError("unreachable")
 
 
 def read_text(location: str) -> str:

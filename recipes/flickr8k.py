@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pipeline.crops import CropConfig
+from pipeline.selection import parse_reference
 from training.config import DataConfig, EvaluationConfig, OptimConfig, TrainConfig
 
 _TRAIN = "data/flickr8k/train"
@@ -49,10 +48,11 @@ def require_flickr8k(config: TrainConfig) -> None:
         FileNotFoundError: one is missing; gives the command that makes it.
     """
     for index_dir in (config.data.train, *config.evaluation.retrieval):
-        shards = {_TRAIN: "flickr8k-train", _DEV: "flickr8k-dev"}.get(index_dir)
-        if shards and not (Path(index_dir) / "index.json").is_file():
+        folder = parse_reference(index_dir).index_dir
+        shards = {_TRAIN: "flickr8k-train", _DEV: "flickr8k-dev"}.get(folder.as_posix())
+        if shards and not (folder / "index.json").is_file():
             raise FileNotFoundError(
-                f"there is no index at {index_dir}; make it with\n  python tools/index_shards.py "
-                f"SHARDS/{shards} --out {index_dir} --captions json:captions\n"
+                f"there is no index at {folder}; make it with\n  python tools/index_shards.py "
+                f"SHARDS/{shards} --out {folder} --captions json:captions\n"
                 f"where SHARDS/{shards} is the folder of the tar files"
             )

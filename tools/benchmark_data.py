@@ -42,8 +42,8 @@ from training.environment import machine, num_cores
 class Arguments:
     """Measure the data pipeline alone."""
 
-    index: tyro.conf.Positional[Path]
-    """Folder of an index, written by tools/index_shards.py."""
+    index: tyro.conf.Positional[str]
+    """Folder of an index, written by tools/index_shards.py, or INDEX@SELECTION."""
     batch_size: int = 64
     """Pairs in a batch."""
     image_size: int = 224
@@ -91,7 +91,7 @@ def measure(arguments: Arguments) -> dict[str, object]:
     with open_loader(arguments.index, replace(config, num_threads=1)) as loader:
         one_core = compare_on_one_core(loader, arguments)
     return {
-        "index": str(arguments.index),
+        "index": arguments.index,
         "image_size": arguments.image_size,
         "crop_scale": list(arguments.crop.scale),
         "mask": arguments.mask.kind,
@@ -142,9 +142,11 @@ def compare_on_one_core(loader: Loader, arguments: Arguments) -> dict[str, objec
     def ours(step: int) -> None:
         loader.assemble(step)
 
+    ids = loader.dataset.of_samples(np.arange(loader.index.num_samples))
+
     def theirs(step: int) -> None:
-        ids = np.arange(step * arguments.batch_size, (step + 1) * arguments.batch_size)
-        for data in reader.read(ids % loader.index.num_samples):
+        places = np.arange(step * arguments.batch_size, (step + 1) * arguments.batch_size)
+        for data in reader.read(ids[places % len(ids)]):
             assert isinstance(data, bytes)
             transform(Image.open(io.BytesIO(data)).convert("RGB"))
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pipeline.crops import CropConfig
 from pipeline.masking import MaskConfig
+from pipeline.shard_cache import CacheConfig
 from training.environment import num_cores
 
 
@@ -16,11 +17,18 @@ class DataConfig:
     """Where the pairs come from and how they are augmented."""
 
     train: str = ""
-    """Folder of the training index, written by tools/index_shards.py."""
+    """Folder of the training index, or INDEX@SELECTION."""
     caption_source: str = "caption"
     """Which of the index's caption sources is trained on; one text is drawn per visit."""
     crop: CropConfig = field(default_factory=CropConfig)
     """Random resized crop."""
+    order: Literal["global", "window"] = "global"
+    """global: every sample may follow every other. window: samples are mixed over some shards at a
+    time, for slow or remote storage."""
+    window_shards: int = 16
+    """window: shards that are mixed with each other."""
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    """Where remote shards are kept."""
     num_threads: int = 0
     """CPU threads that read, and that decode; 0 takes one for each core."""
     prefetch: int = 2
@@ -65,9 +73,10 @@ class EvaluationConfig:
     """What is measured when training has ended, without masking."""
 
     zero_shot: tuple[str, ...] = ()
-    """Indexes with class labels whose shard folders hold classnames.txt and templates."""
+    """Indexes with class labels whose shard folders hold classnames.txt and templates, or
+    INDEX@SELECTION."""
     retrieval: tuple[str, ...] = ()
-    """Indexes of image-caption pairs."""
+    """Indexes of image-caption pairs, or INDEX@SELECTION."""
     batch_size: int = 128
     """Images encoded at once."""
 
@@ -133,6 +142,7 @@ _FREE_TO_CHANGE = (
     "keep_checkpoints",
     "evaluation",
     "data.num_threads",
+    "data.cache",
     "data.prefetch",
     "num_threads",
 )

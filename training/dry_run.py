@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 
 from model import Clip
 from model.config import clip_config
-from pipeline.index import open_index
+from pipeline.selection import open_dataset
 from training.config import TrainConfig, flatten, to_json
+from training.overlap import overlap_warnings
 from training.session import loader_config
 
 
@@ -44,15 +43,24 @@ def describe_run(config: TrainConfig) -> list[str]:
 
 def _data_lines(config: TrainConfig, context_length: int) -> list[str]:
     try:
-        index = open_index(Path(config.data.train))
+        dataset = open_dataset(config.data.train)
     except FileNotFoundError as error:
         return [f"data             not there yet: {error}"]
-    table = index.captions(config.data.caption_source)
-    lengths = np.minimum(np.diff(table.token_offsets) + 2, context_length)
-    passes = config.num_steps * config.batch_size / index.num_samples
-    return [
+    table = dataset.index.captions(config.data.caption_source)
+    lengths = np.diff(table.token_offsets)
+    if dataset.rows is not None:
+        lengths = lengths[table.rows(dataset.rows.astype(np.int64))[0]]
+    lengths = np.minimum(lengths + 2, context_length)
+    passes = config.num_steps * config.batch_size / dataset.num_samples
+    chosen = f" of {dataset.index.num_samples:,}" if dataset.selection else ""
+    lines = [
         f"                 about {lengths.mean() * config.batch_size:,.0f} text tokens "
         f"({lengths.mean():.1f} a caption)",
-        f"data             {index.num_samples:,} samples in {len(index.shards)} shards: "
-        f"{passes:.1f} passes",
+        f"data             {dataset.num_samples:,}{chosen} samples in "
+        f"{len(dataset.index.shards)} shards: {passes:.1f} passes",
     ]
+    try:
+        warnings = overlap_warnings(dataset, config.evaluation)
+    except FileNotFoundError as error:
+        return [*lines, f"evaluation       not there yet: {error}"]
+    return [*lines, *(f"warning          {line}" for line in warnings)]

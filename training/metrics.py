@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import math
 import resource
-from dataclasses import asdict, dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipeline.durable import write_text
+
+_WORTH_NAMING = 0.02
+"""A smaller share of the time spent waiting for data needs no culprit."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +37,12 @@ class StepRecord:
     """Seconds of the whole step, data wait included."""
     data_wait_s: float
     """Seconds that the step waited for its batch."""
+    data_busy_s: dict[str, float] = field(default_factory=dict)
+    """Seconds that each stage of the loader worked during this step, on batches to come."""
+    data_bottleneck: str = ""
+    """The stage that held the loader up during this step; "" if it did nothing."""
+    replaced: int = 0
+    """Samples that the loader found bad and replaced during this step."""
 
 
 class NonFiniteLossError(Exception):
@@ -52,11 +63,11 @@ class StepLog:
             resumed_step: the last step that counts, 0 for a fresh run.
         """
         self._path = path
-        self._pending: list[tuple[Tensor, Tensor, dict[str, float]]] = []
+        self._pending: list[tuple[Tensor, Tensor, dict[str, Any]]] = []
         kept = [r for r in read_records(path) if r.step <= resumed_step]
         write_text(path, "".join(map(_line, kept)))
 
-    def add(self, loss: Tensor, log_scale: Tensor, **known: float) -> None:
+    def add(self, loss: Tensor, log_scale: Tensor, **known: Any) -> None:
         """Remember a step.
 
         Args:
@@ -78,7 +89,7 @@ class StepLog:
         losses = torch.stack([loss for loss, _, _ in self._pending]).float().tolist()
         scales = torch.stack([scale for _, scale, _ in self._pending]).float().exp().tolist()
         records = [
-            StepRecord(loss=loss, logit_scale=scale, **known)  # pyright: ignore[reportArgumentType]
+            StepRecord(loss=loss, logit_scale=scale, **known)
             for loss, scale, (_, _, known) in zip(losses, scales, self._pending, strict=True)
         ]
         self._pending.clear()
@@ -133,7 +144,7 @@ def describe(records: list[StepRecord], num_steps: int, device: torch.device) ->
         f"lr {last.lr:.1e}",
         f"scale {last.logit_scale:.1f}",
         f"{rate:,.0f} pairs/s",
-        f"data wait {wait:.1%}",
+        f"data wait {wait:.1%}{_slowest(records) if wait > _WORTH_NAMING else ''}",
         f"mem {memory_bytes(device) / 2**30:.1f} GiB",
         f"eta {_duration(left)}",
     ]
@@ -145,6 +156,11 @@ def memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _slowest(records: list[StepRecord]) -> str:
+    named = Counter(record.data_bottleneck for record in records if record.data_bottleneck)
+    return f" for {named.most_common(1)[0][0]}" if named else ""
 
 
 def _line(record: StepRecord) -> str:

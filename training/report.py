@@ -7,7 +7,6 @@ import shlex
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from evaluation.report import ReportData, StepSeries, write_report
 from evaluation.retrieval import RetrievalRun, evaluate_retrieval
 from evaluation.zero_shot import ZeroShotRun, evaluate_zero_shot, open_labelled
 from pipeline import LoaderConfig
-from pipeline.index import Index, open_index
+from pipeline.selection import Dataset, open_dataset
 from pipeline.stats import LoaderStats
 from training.config import EvaluationConfig, to_json
 from training.environment import device_words, versions
@@ -76,7 +75,7 @@ def check_evaluation(config: EvaluationConfig) -> None:
     for index_dir in config.zero_shot:
         open_labelled(index_dir)
     for index_dir in config.retrieval:
-        open_index(Path(index_dir))
+        open_dataset(index_dir)
 
 
 def evaluate_session(session: Session, progress: Callable[[int], object] | None = None) -> Outcome:
@@ -131,14 +130,14 @@ def report_session(session: Session, outcome: Outcome, argv: list[str]) -> None:
         steps=_series(records),
         loss_at_chance=math.log(config.batch_size),
         time_split=list(session.timeline.seconds.items()),
-        data_facts=_data_facts(session.loader.index, session.loader.stats),
+        data_facts=_data_facts(session.loader.dataset, session.loader.stats),
         gallery=gallery,
         mask_ratios=mask_ratios,
         retrieval=[
             example
             for run, index_dir in zip(outcome.retrieval, config.evaluation.retrieval, strict=False)
             for example in retrieval_examples(
-                run, open_index(Path(index_dir)), prepared, _NUM_EXAMPLES
+                run, open_dataset(index_dir).index, prepared, _NUM_EXAMPLES
             )
         ],
         zero_shot=[run.result for run in outcome.zero_shot],
@@ -184,18 +183,24 @@ def _facts(session: Session, records: list[StepRecord]) -> list[tuple[str, str]]
         facts += [
             ("Training rate", f"{len(records) * config.batch_size / seconds:,.0f} pairs/s"),
             ("Waiting for data", f"{waited:.1%} of the training time"),
-            ("Slowest loader stage", session.loader.stats.bottleneck()),
+            ("Loader's bottleneck", str(session.loader.stats.slowest())),
         ]
     facts.append(("Peak memory", f"{memory_bytes(session.device) / 2**30:.2f} GiB"))
     return facts + [(name, number) for name, number in versions().items()]
 
 
-def _data_facts(index: Index, stats: LoaderStats) -> list[tuple[str, str]]:
+def _data_facts(dataset: Dataset, stats: LoaderStats) -> list[tuple[str, str]]:
+    index = dataset.index
     facts = [
         ("Samples", f"{index.num_samples:,}"),
         ("Shards", f"{len(index.shards):,}"),
         ("Fingerprint", index.fingerprint[:16]),
     ]
+    if dataset.selection:
+        facts += [
+            ("Selection", f"{dataset.selection.name}: {dataset.num_samples:,} samples"),
+            ("Its fingerprint", dataset.selection.fingerprint[:16]),
+        ]
     facts += [(f"Rejected: {reason}", f"{n:,}") for reason, n in index.rejections.items()]
     facts.append(("Replaced while training", f"{stats.num_replaced:,} visits"))
     facts += [

@@ -18,6 +18,7 @@ from training.config import TrainConfig, to_json
 from training.environment import versions
 from training.metrics import StepLog, StepRecord
 from training.optim import build_optimizer, learning_rate, set_learning_rate
+from training.overlap import overlap_warnings
 from training.run_folder import RunFolder
 from training.timeline import Timeline
 
@@ -85,6 +86,7 @@ class Session:
         return {
             "samples": self.step * self.config.batch_size,
             "index_fingerprint": self.loader.index.fingerprint,
+            "selection_fingerprint": self.loader.dataset.selection_fingerprint,
             "config": to_json(self.config),
             "seconds": self.timeline.seconds,
             "num_replaced": self.loader.stats.num_replaced,
@@ -111,6 +113,8 @@ def open_session(config: TrainConfig, folder: RunFolder, timeline: Timeline) -> 
     architecture = clip_config(config.model)
     found = checkpoint.load_latest(folder.checkpoints)
     loader = open_loader(config.data.train, loader_config(config, architecture))
+    for line in overlap_warnings(loader.dataset, config.evaluation):
+        logger.warning("%s", line)
     with timeline.during("building the model"):
         torch.manual_seed(config.seed)
         clip = build_clip(architecture)
@@ -149,6 +153,9 @@ def loader_config(config: TrainConfig, architecture: ClipConfig) -> LoaderConfig
         caption_source=config.data.caption_source,
         crop=config.data.crop,
         mask=config.mask,
+        order=config.data.order,
+        window_shards=config.data.window_shards,
+        cache=config.data.cache,
         num_threads=config.data.threads,
         prefetch=config.data.prefetch,
     )
@@ -163,13 +170,21 @@ def _device_name(config: TrainConfig) -> str:
 
 
 def _check_same_data(found: Checkpoint, loader: Loader) -> None:
-    before, now = found.state["index_fingerprint"], loader.index.fingerprint
-    if before != now:
-        raise CheckpointError(
-            f"the checkpoint of step {found.step} was trained on the index {before[:16]}, but "
-            f"{loader.index.directory} is {now[:16]}: its order of samples cannot go on. Restore "
-            "that index, or begin again with --restart"
-        )
+    pairs = {
+        "index": (found.state["index_fingerprint"], loader.index.fingerprint),
+        "selection": (
+            found.state.get("selection_fingerprint"),  # older checkpoints knew no selections
+            loader.dataset.selection_fingerprint,
+        ),
+    }
+    for what, (before, now) in pairs.items():
+        if before != now:
+            was, found_now = ((name or "of all samples")[:16] for name in (before, now))
+            raise CheckpointError(
+                f"the checkpoint of step {found.step} was trained on the {what} {was}, but that of "
+                f"{loader.index.directory} is {found_now}: its order of samples cannot go on. "
+                f"Restore that {what}, or begin again with --restart"
+            )
 
 
 def _stored(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -52,7 +52,14 @@ def test_one_module_imports_dali() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["pipeline.index", "pipeline.order", "pipeline.captions", "pipeline.indexing.build"]
+    "module",
+    [
+        "pipeline.index",
+        "pipeline.order",
+        "pipeline.captions",
+        "pipeline.tokenizer",
+        "pipeline.indexing.build",
+    ],
 )
 def test_indexing_starts_without_torch(module: str) -> None:
     check = f"import sys, {module}; sys.exit('torch' in sys.modules)"

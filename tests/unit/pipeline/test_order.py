@@ -2,8 +2,10 @@
 
 import time
 
+import hypothesis.strategies as st
 import numpy as np
 import pytest
+from hypothesis import given
 
 from pipeline.order import SampleOrder
 
@@ -76,3 +78,36 @@ def test_wrong_arguments_are_refused() -> None:
         SampleOrder(0, 0)
     with pytest.raises(ValueError, match="step >= 0"):
         SampleOrder(5, 0).ids(-1, 4)
+
+
+@given(rows=st.sets(st.integers(0, 5000), min_size=1), seed=st.integers(0, 2**63))
+def test_every_pass_over_a_selection_serves_its_rows_once(rows: set[int], seed: int) -> None:
+    selected = np.array(sorted(rows), dtype=np.uint32)
+    order = SampleOrder(5001, seed, selected)
+    assert order.num_samples == len(rows)
+    for number in range(2):
+        served = order.ids(number, len(rows))
+        assert served.dtype == np.int64
+        assert sorted(served.tolist()) == sorted(rows)
+    together = order.ids(0, 2 * len(rows))
+    assert (together[len(rows) :] == order.ids(1, len(rows))).all(), "passes stay whole"
+
+
+def test_a_selection_has_the_order_of_a_set_of_its_size() -> None:
+    """So a selection of everything, or none at all, is the same run."""
+    rows = np.arange(3, 1003, dtype=np.uint32)
+    selected, plain = SampleOrder(2000, 7, rows), SampleOrder(1000, 7)
+    assert (selected.ids(5, 300) == plain.ids(5, 300) + 3).all()
+    whole = SampleOrder(1000, 7, np.arange(1000, dtype=np.uint32))
+    assert (whole.ids(5, 300) == plain.ids(5, 300)).all()
+
+
+def test_the_order_without_a_selection_is_what_it_was() -> None:
+    """Recorded before selections existed: a run from then goes on the same."""
+    assert SampleOrder(1000, 7).ids(3, 8).tolist() == [452, 251, 634, 439, 464, 56, 277, 387]
+
+
+def test_rows_outside_the_index_are_refused() -> None:
+    for rows in ([], [5], [-1, 2]):
+        with pytest.raises(ValueError, match=r"sample|rows"):
+            SampleOrder(5, 0, np.array(rows, dtype=np.int64))
