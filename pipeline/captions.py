@@ -77,6 +77,11 @@ class CaptionTable:
         """K."""
         return len(self.sample)
 
+    @property
+    def text(self) -> pa.Array:
+        """[K] all texts, mapped."""
+        return self._batch.column("text")
+
     @cached_property
     def first_text(self) -> NDArray[np.int64]:
         """[M+1] sample i owns the texts `first_text[i]` to `first_text[i+1]`.

@@ -104,7 +104,7 @@ class Columns:
     @cached_property
     def _texts(self) -> pa.Array:
         """[K] all texts, mapped."""
-        return self._captions.of_samples(0, self.index.num_samples).column("text")
+        return self._captions.text
 
     def _first_texts(self, ids: NDArray[np.int64]) -> pa.Array:
         rows, offsets = self._captions.rows(ids)
