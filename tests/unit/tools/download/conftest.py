@@ -1,0 +1,16 @@
+"""The hostile web server, one for the tests of this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.hostile_server import HostileServer
+
+
+@pytest.fixture(scope="session")
+def hostile_server() -> Iterator[HostileServer]:
+    """A server with every fault; request counts add up over the tests, so use own numbers."""
+    with HostileServer() as server:
+        yield server
