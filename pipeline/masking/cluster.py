@@ -9,71 +9,36 @@ Legend: B images, N patches of an image, D values of a patch, A anchors of an im
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import ceil, floor
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from math import floor
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from pipeline.masking.strategy import MaskStrategy, check_ratio, keep_lowest
-from pipeline.patches import normalise
+from pipeline.masking.calibration import find_threshold
+from pipeline.masking.embedding import PatchEmbedding
+from pipeline.masking.selection import below_threshold, fill_up, least_similar, within_budget
+from pipeline.masking.similarity import max_anchor_similarity
+from pipeline.masking.strategy import MaskStrategy, check_ratio
 
-_FLAT = 1e-5
-"""Below this ratio of centred to plain norm a patch is flat: the rest is float32 rounding."""
-_CHUNK = 4
-"""Images standardised at once; their float copies then stay in the cache of a CPU core."""
-
-
-def anchor_similarity(patches: Tensor, anchors: Tensor) -> Tensor:
-    """Correlate every patch with the anchors of its image.
-
-    Only A x N products are formed for an image, not N x N. A flat patch, whose values are all
-    equal, has no correlation with anything: its similarity is 0, never NaN. An anchor always has
-    similarity 1 to itself.
-
-    Args:
-        patches: [B, N, D]; float, or uint8 which is normalised first.
-        anchors: [B, A] long, places of the anchors.
-
-    Returns:
-        [B, N, A] float32 in -1 .. 1.
-    """
-    parts = [
-        _correlate(some, places)
-        for some, places in zip(patches.split(_CHUNK), anchors.split(_CHUNK), strict=True)
-    ]
-    similarity = torch.cat(parts)
-    itself = torch.arange(anchors.shape[1], device=anchors.device).expand_as(anchors)
-    images = torch.arange(len(anchors), device=anchors.device)[:, None]
-    similarity[images, anchors, itself] = 1.0
-    return similarity
-
-
-def max_anchor_similarity(patches: Tensor, anchors: Tensor) -> Tensor:
-    """Similarity of every patch to the anchor it resembles most.
-
-    Args:
-        patches: [B, N, D]; float, or uint8 which is normalised first.
-        anchors: [B, A] long, places of the anchors.
-
-    Returns:
-        [B, N] float32 in -1 .. 1; exactly 1 at the anchors.
-    """
-    return anchor_similarity(patches, anchors).amax(dim=2)
+ClusterMode = Literal["budget", "threshold", "topk", "fill"]
 
 
 @dataclass(frozen=True)
 class ClusterMask(MaskStrategy):
-    """Drop the clusters around random anchors.
+    """Drop the clusters around random anchors. How much is dropped is a question of the mode.
 
-    Without a `threshold` the batch has a budget: of all its B*N patches exactly
-    round(B*N*(1 - mask_ratio)) stay, those least similar to the anchors of their image, so the
-    cluster radius follows from the batch. Images then differ in how much they lose, within each
-    image's own bounds, and the total never varies. The budget is the one random choice that depends
-    on which samples share a batch.
-
-    With a `threshold` r every patch with similarity above r is dropped, as the paper does, within
-    the same bounds, and the total varies.
+    budget: of the B*N patches of a group of images exactly round(B*N*(1 - mask_ratio)) stay, those
+        least similar to the anchors of their image. The cluster radius follows from the group;
+        images differ in how much they lose, within bounds, and the total never varies. It is the
+        one random choice that depends on which samples share a group.
+    threshold: every patch with similarity above a fixed r is dropped, within the same bounds, as in
+        the paper. r is given, or found by `calibrate`.
+    topk: the int(N * (1 - mask_ratio)) least similar patches of every image stay.
+    fill: the released code's way. Of every image floor(N * (1 - min_mask_ratio)) patches stay:
+        those outside all clusters first, then patches of the clusters, let back in at random.
 
     Source: facts of the released code and the deviations from it are in docs/pipeline.md.
     """
@@ -81,31 +46,71 @@ class ClusterMask(MaskStrategy):
     anchor_ratio: float = 0.03
     """Share of an image's patches drawn as anchors; rounded up, 6 of 196."""
     mask_ratio: float = 0.5
-    """Share of the batch's patches dropped, anchors included; not used with a threshold."""
+    """Share of patches dropped, anchors included: of a group (budget), of each image (topk), on
+    average (threshold, when it is calibrated)."""
     min_mask_ratio: float = 0.3
-    """Share of each image's patches dropped at least; the paper's beta."""
+    """Share of each image's patches dropped at least; the paper's beta. Not used by topk."""
     threshold: float | None = None
-    """Similarity above which a patch belongs to a cluster; None chooses it for each batch."""
+    """Similarity above which a patch belongs to a cluster, -1 to 1. In mode fill None takes
+    mask_ratio, as the released code does."""
     min_visible: int = 4
-    """Patches of each image that stay at least."""
+    """Patches of each image that stay at least; budget and threshold."""
+    mode: ClusterMode | None = None
+    """How much is dropped; None is threshold where a threshold is given, else budget."""
+    group_size: int = 0
+    """budget: consecutive images that share a budget; 0 is all that are handed in together. A
+    group of fixed size makes masks independent of the number of ranks."""
+    embedding: PatchEmbedding | None = field(default=None, compare=False)
+    """Current patch projection, mixed into the similarity; None compares pixels only."""
 
     def __post_init__(self) -> None:
         for name in ("anchor_ratio", "mask_ratio", "min_mask_ratio"):
             check_ratio(name, getattr(self, name))
         if self.anchor_ratio == 0:
             raise ValueError("anchor_ratio must be above 0: without anchors there is no cluster")
-        if self.threshold is None and self.min_mask_ratio > self.mask_ratio:
+        mode = self.resolved_mode
+        if mode not in ("budget", "threshold", "topk", "fill"):
+            raise ValueError(f"unknown mode {mode!r}: budget, threshold, topk or fill")
+        if self.threshold is not None and mode in ("budget", "topk"):
+            raise ValueError(f"mode {mode} has no threshold: leave it out, or take mode threshold")
+        if self.threshold is not None and not -1 <= self.threshold <= 1:
+            raise ValueError(f"threshold is a correlation, -1 to 1, got {self.threshold}")
+        if self.group_size < 0 or (self.group_size and mode != "budget"):
+            raise ValueError("group_size is 0 or more, and only mode budget has groups")
+        if mode in ("budget", "threshold") and self.threshold is None:
+            self._check_bounds()
+
+    def _check_bounds(self) -> None:
+        if self.min_mask_ratio > self.mask_ratio:
             raise ValueError(
                 f"min_mask_ratio {self.min_mask_ratio} (of each image) is above mask_ratio "
                 f"{self.mask_ratio} (of the batch): lower the first or raise the second"
             )
 
+    @property
+    def resolved_mode(self) -> str:
+        """The mode, decided."""
+        return self.mode or ("budget" if self.threshold is None else "threshold")
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether `calibrate` has to be called before a mask can be made."""
+        return self.resolved_mode == "threshold" and self.threshold is None
+
     def visible(self, patches: Tensor, noise: Tensor) -> Tensor:
-        """[B, N] bool; exactly round(B*N*(1-mask_ratio)) True unless a threshold is set."""
-        similarity = max_anchor_similarity(patches, self.draw_anchors(noise))
-        if self.threshold is None:
-            return self._within_budget(similarity, noise)
-        return self._below_threshold(similarity, noise)
+        """Choose the visible patches of each image.
+
+        Raises:
+            ValueError: mode threshold has no threshold yet.
+        """
+        return self.choose(self.similarity(patches, noise), noise)
+
+    def similarity(self, patches: Tensor, noise: Tensor) -> Tensor:
+        """Similarity to the nearest anchor, [B, N]; what `calibrate` and `choose` go by."""
+        anchors = self.draw_anchors(noise)
+        if self.embedding is not None and self.embedding.alpha:
+            return self.embedding.similarity(patches, anchors)
+        return max_anchor_similarity(patches, anchors)
 
     def draw_anchors(self, noise: Tensor) -> Tensor:
         """Places of the anchors, without replacement: [B, N] noise to [B, A] long."""
@@ -113,50 +118,67 @@ class ClusterMask(MaskStrategy):
         num_anchors = num_patches - floor(num_patches * (1 - self.anchor_ratio) + 1e-9)
         return noise.topk(max(1, num_anchors), dim=1).indices
 
-    def _within_budget(self, similarity: Tensor, noise: Tensor) -> Tensor:
-        num_images, num_patches = similarity.shape
-        total = round(num_images * num_patches * (1 - self.mask_ratio))
+    def choose(self, similarity: Tensor, noise: Tensor) -> Tensor:
+        """[B, N] similarity and noise to [B, N] visible, by the mode."""
+        num_patches = similarity.shape[1]
         least, most = self._bounds(num_patches)
-        # The budget is met whatever the bounds: they give way where rounding makes them clash.
-        least, most = min(least, total // num_images), max(most, ceil(total / num_images))
-        key = _sort_key(similarity, noise)
-        rank = key.argsort(dim=1).argsort(dim=1)
-        key = key.masked_fill(rank < least, torch.iinfo(torch.int64).min)
-        key = key.masked_fill(rank >= most, torch.iinfo(torch.int64).max)
-        chosen = key.flatten().topk(total, largest=False, sorted=False).indices
-        visible = torch.zeros(num_images * num_patches, dtype=torch.bool, device=key.device)
-        return visible.scatter_(0, chosen, True).view(num_images, num_patches)
+        mode = self.resolved_mode
+        if mode == "topk":
+            count = max(1, int(num_patches * (1 - self.mask_ratio) + 1e-9))
+            return least_similar(similarity, noise, count=count)
+        if mode == "fill":
+            threshold = self.mask_ratio if self.threshold is None else self.threshold
+            return fill_up(similarity, noise, threshold=threshold, count=most)
+        if mode == "threshold":
+            if self.threshold is None:
+                raise ValueError("mode threshold needs a threshold: give one, or call calibrate")
+            return below_threshold(
+                similarity, noise, threshold=self.threshold, least=least, most=most
+            )
+        size = self.group_size or max(1, len(similarity))
+        groups = [
+            within_budget(some, draws, ratio=self.mask_ratio, least=least, most=most)
+            for some, draws in zip(similarity.split(size), noise.split(size), strict=True)
+        ]
+        return torch.cat(groups)
 
-    def _below_threshold(self, similarity: Tensor, noise: Tensor) -> Tensor:
-        assert self.threshold is not None
-        least, most = self._bounds(similarity.shape[1])
-        outside = similarity <= self.threshold
-        count = outside.sum(dim=1, keepdim=True).clamp(least, most)
-        # Patches outside all clusters come first, in random order, so that what is cut beyond
-        # `most` is spread over the picture; then the clusters, the least similar first.
-        order = torch.where(outside, noise, 2 + similarity)
-        return keep_lowest(order, count)
+    def calibrate(
+        self,
+        similarities: Iterable[Tensor],
+        all_reduce: Callable[[Tensor], Tensor] | None = None,
+    ) -> ClusterMask:
+        """The same mask with the threshold that drops mask_ratio on average.
+
+        Call it before the first batch, and again whenever the embedding has moved.
+
+        Args:
+            similarities: [B, N] of several batches, from `similarity` with seeded noise.
+            all_reduce: sums a float64 tensor over all ranks.
+
+        Raises:
+            ValueError: not mode threshold, no batch, or no threshold gives mask_ratio.
+        """
+        if self.resolved_mode != "threshold":
+            raise ValueError(f"mode {self.resolved_mode} has no threshold to calibrate")
+        tensors = iter(similarities)
+        first = next(tensors, None)
+        if first is None:
+            raise ValueError("calibrate needs at least one batch of similarities")
+        least, most = self._bounds(first.shape[1])
+        threshold = find_threshold(
+            _chain(first, tensors),
+            mask_ratio=self.mask_ratio,
+            least=least,
+            most=most,
+            all_reduce=all_reduce,
+        )
+        return replace(self, threshold=threshold)
 
     def _bounds(self, num_patches: int) -> tuple[int, int]:
         most = max(1, floor(num_patches * (1 - self.min_mask_ratio) + 1e-9))
         return min(self.min_visible, most), most
 
 
-def _correlate(patches: Tensor, anchors: Tensor) -> Tensor:
-    values = normalise(patches) if patches.dtype == torch.uint8 else patches.float()
-    mean = values.mean(dim=2, keepdim=True)
-    # In place only on our own copy: a caller's float patches stay as they are.
-    centred = values.sub_(mean) if values is not patches else values - mean
-    norm = torch.linalg.vector_norm(centred, dim=2, keepdim=True)
-    plain = torch.hypot(norm, mean * patches.shape[2] ** 0.5)
-    inverse = torch.where(norm > _FLAT * plain, 1 / norm, torch.zeros_like(norm))
-    images = torch.arange(len(anchors), device=anchors.device)[:, None]
-    anchor_units = centred[images, anchors] * inverse[images, anchors]
-    return torch.bmm(centred, anchor_units.mT) * inverse
-
-
-def _sort_key(similarity: Tensor, noise: Tensor) -> Tensor:
-    """Order by similarity and break ties by noise, in one int64: equal patches fall at random."""
-    bits = (similarity + 0.0).contiguous().view(torch.int32)
-    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    return (ordered.long() << 24) | (noise * 2**24).long()
+def _chain(first: Tensor, rest: Iterable[Tensor]) -> Iterable[Tensor]:
+    yield first
+    yield from rest

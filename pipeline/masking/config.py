@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.masking.blind import BlockMask, GridMask, NoMask, RandomMask
-from pipeline.masking.cluster import ClusterMask
+from pipeline.masking.cluster import ClusterMask, ClusterMode
+from pipeline.masking.kmeans import KMeansMask
 from pipeline.masking.strategy import MaskStrategy
 
 
@@ -14,16 +16,29 @@ from pipeline.masking.strategy import MaskStrategy
 class MaskConfig:
     """Which patches are hidden from the model in training. Evaluation hides none."""
 
-    kind: Literal["none", "random", "grid", "block", "cluster"] = "cluster"
-    """Strategy: none (CLIP), random (FLIP), grid and block (CLIPA), cluster (Cluster Masking)."""
+    kind: Literal["none", "random", "grid", "block", "cluster", "kmeans"] = "cluster"
+    """Strategy: none (CLIP), random (FLIP), grid and block (CLIPA), cluster (Cluster Masking),
+    kmeans (its ablation)."""
     mask_ratio: float = 0.5
     """Share of patches dropped, 0 to 1; not used by kind none."""
+    grid: tuple[int, int] | None = None
+    """grid, block: (rows, columns) of patches in an image; left out, the image is square."""
+    mode: ClusterMode | None = None
+    """cluster: budget (exact over each group of images), threshold (fixed similarity), topk (the
+    same count in every image) or fill (the released code's padding); None is threshold where a
+    threshold is given, else budget."""
     anchor_ratio: float = 0.03
     """cluster: share of an image's patches drawn as anchors."""
     min_mask_ratio: float = 0.3
-    """cluster: share of each image's patches dropped at least, 0 to mask_ratio."""
+    """cluster: share of each image's patches dropped at least, 0 to mask_ratio; fill drops exactly
+    this share; not used by topk."""
     threshold: float | None = None
-    """cluster: fixed similarity threshold, -1 to 1; None meets mask_ratio exactly in each batch."""
+    """cluster: similarity above which patches are dropped, -1 to 1; only modes threshold and fill.
+    None: threshold finds it from the first batches, fill takes mask_ratio as the released code."""
+    group_size: int = 0
+    """cluster, budget: consecutive images that share a budget; 0 is the whole batch of a rank."""
+    num_clusters: int = 8
+    """kmeans: clusters of an image."""
 
     def __post_init__(self) -> None:
         self.build()
@@ -32,21 +47,41 @@ class MaskConfig:
         """The strategy itself.
 
         Raises:
-            ValueError: a value is out of its range, or unknown.
+            ValueError: a value is out of its range or unknown, or belongs to another kind.
         """
-        if self.kind == "none":
-            return NoMask()
-        if self.kind == "random":
-            return RandomMask(self.mask_ratio)
-        if self.kind == "grid":
-            return GridMask(self.mask_ratio)
-        if self.kind == "block":
-            return BlockMask(self.mask_ratio)
-        if self.kind == "cluster":
-            return ClusterMask(
-                anchor_ratio=self.anchor_ratio,
-                mask_ratio=self.mask_ratio,
-                min_mask_ratio=self.min_mask_ratio,
-                threshold=self.threshold,
-            )
-        raise ValueError(f"unknown mask kind {self.kind!r}: none, random, grid, block or cluster")
+        self._check_kind()
+        builders: dict[str, Callable[[], MaskStrategy]] = {
+            "none": NoMask,
+            "random": lambda: RandomMask(self.mask_ratio),
+            "grid": lambda: GridMask(self.mask_ratio, grid=self.grid),
+            "block": lambda: BlockMask(self.mask_ratio, grid=self.grid),
+            "kmeans": lambda: KMeansMask(self.mask_ratio, self.num_clusters),
+            "cluster": self._build_cluster,
+        }
+        if self.kind not in builders:
+            raise ValueError(f"unknown mask kind {self.kind!r}: {', '.join(builders)}")
+        return builders[self.kind]()
+
+    def _build_cluster(self) -> ClusterMask:
+        return ClusterMask(
+            anchor_ratio=self.anchor_ratio,
+            mask_ratio=self.mask_ratio,
+            min_mask_ratio=self.min_mask_ratio,
+            threshold=self.threshold,
+            mode=self.mode,
+            group_size=self.group_size,
+        )
+
+    def _check_kind(self) -> None:
+        owners = {
+            "mode": ("cluster",),
+            "threshold": ("cluster",),
+            "group_size": ("cluster",),
+            "grid": ("grid", "block"),
+        }
+        for name, kinds in owners.items():
+            default = type(self).__dataclass_fields__[name].default
+            if getattr(self, name) != default and self.kind not in kinds:
+                raise ValueError(
+                    f"mask {name} belongs to kind {' or '.join(kinds)}, not {self.kind}"
+                )

@@ -54,7 +54,9 @@ def keep_lowest(values: Tensor, count: int | Tensor) -> Tensor:
     Returns:
         [B, N] bool.
     """
-    return values.argsort(dim=1).argsort(dim=1) < count
+    order = values.argsort(dim=1, stable=True)
+    chosen = torch.arange(values.shape[1], device=values.device) < count
+    return torch.zeros_like(values, dtype=torch.bool).scatter_(1, order, chosen.expand_as(values))
 
 
 def check_ratio(name: str, ratio: float) -> None:

@@ -1,0 +1,117 @@
+"""The fast ways to a similarity give what the definition gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.masking import native_similarity, pixel_similarity, similarity
+from pipeline.native import CompilationError
+from pipeline.patches import CLIP_MEAN, CLIP_STD
+
+Similarity = Callable[[Tensor, Tensor], Tensor]
+
+
+def by_definition(patches: Tensor, anchors: Tensor) -> Tensor:
+    """Pearson correlation in float64; a patch of no variance has none."""
+    mean, std = (torch.tensor(v, dtype=torch.float64) for v in (CLIP_MEAN, CLIP_STD))
+    pixels = patches.double().unflatten(2, (-1, 3)) / 255
+    values = ((pixels - mean) / std).flatten(2)
+    values = values - values.mean(dim=2, keepdim=True)
+    norm = values.norm(dim=2, keepdim=True)
+    units = torch.where(norm > 1e-6, values / norm, torch.zeros_like(values))
+    chosen = torch.stack([unit[places] for unit, places in zip(units, anchors, strict=True)])
+    return torch.bmm(units, chosen.mT).amax(dim=2).scatter_(1, anchors, 1.0)
+
+
+def photos(num_images: int, num_patches: int, num_values: int) -> Tensor:
+    """Noise around a level for each patch, with flat, nearly flat, white and black ones."""
+    generator = torch.Generator().manual_seed(num_values)
+    level = torch.randint(0, 256, (num_images, num_patches, 1), generator=generator)
+    noise = torch.randint(-25, 26, (num_images, num_patches, num_values), generator=generator)
+    patches = (level + noise).clamp(0, 255).to(torch.uint8)
+    patches[:, 0], patches[:, 1], patches[:, 2] = 255, 0, 77
+    patches[:, 2, 0] = 78
+    patches[:, 3] = patches[:, 4]
+    # Levels of the channels that CLIP's normalisation makes nearly equal.
+    patches[:, 5] = torch.tensor([123, 117, 104], dtype=torch.uint8).repeat(num_values // 3)
+    return patches
+
+
+@pytest.mark.parametrize(
+    ("path", "tolerance"),
+    [
+        (native_similarity.max_anchor_similarity, 5e-5),
+        (pixel_similarity.max_anchor_similarity, 5e-4),
+    ],
+)
+@pytest.mark.parametrize("num_values", [3, 27, 48, 192, 588, 768, 3072])
+@pytest.mark.parametrize("num_anchors", [1, 3, 7])
+def test_fast_paths_are_the_definition(
+    path: Similarity, tolerance: float, num_values: int, num_anchors: int
+) -> None:
+    patches = photos(5, 40, num_values)
+    generator = torch.Generator().manual_seed(num_anchors)
+    anchors = torch.rand(5, 40, generator=generator).topk(num_anchors, dim=1).indices
+    found = path(patches, anchors)
+    assert found is not None
+    assert torch.isfinite(found).all()
+    torch.testing.assert_close(
+        found.double(), by_definition(patches, anchors), atol=tolerance, rtol=0
+    )
+    assert (found.gather(1, anchors) == 1).all()
+
+
+def test_flat_patches_and_flat_anchors_resemble_nothing() -> None:
+    patches = photos(2, 20, 768)
+    patches[:, :4] = torch.tensor([123, 117, 104], dtype=torch.uint8).repeat(256)
+    exact = by_definition(patches, torch.tensor([[0, 9], [10, 11]]))
+    found = native_similarity.max_anchor_similarity(patches, torch.tensor([[0, 9], [10, 11]]))
+    assert found is not None
+    torch.testing.assert_close(found.double(), exact, atol=1e-5, rtol=0)
+
+
+def test_threads_give_the_same() -> None:
+    patches, before = photos(33, 49, 192), torch.get_num_threads()
+    anchors = torch.rand(33, 49).topk(2, dim=1).indices
+    try:
+        results = []
+        for number in (1, 3):
+            torch.set_num_threads(number)
+            results.append(native_similarity.max_anchor_similarity(patches, anchors))
+    finally:
+        torch.set_num_threads(before)
+    assert results[0] is not None
+    assert results[0].equal(results[1])
+
+
+def test_patches_that_are_a_view_are_read_right() -> None:
+    patches = photos(4, 40, 192)
+    anchors = torch.rand(2, 40).topk(2, dim=1).indices
+    found = native_similarity.max_anchor_similarity(patches[::2], anchors)
+    expected = native_similarity.max_anchor_similarity(patches[::2].clone(), anchors)
+    assert found is not None
+    assert found.equal(expected)
+
+
+def test_without_a_compiler_torch_does_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: list[Path]) -> None:
+        raise CompilationError("no C compiler")
+
+    monkeypatch.setattr(native_similarity, "load_library", fail)
+    native_similarity._library.cache_clear()
+    try:
+        patches = photos(2, 20, 192)
+        anchors = torch.tensor([[7], [8]])
+        found = similarity.max_anchor_similarity(patches, anchors)
+        expected = pixel_similarity.max_anchor_similarity(patches, anchors)
+    finally:
+        native_similarity._library.cache_clear()
+    assert found.equal(expected)
+    assert "torch computes the cluster mask instead" in caplog.text
