@@ -123,13 +123,14 @@ def take_step(session: Session) -> None:
     """One batch in, one update; nothing is read back from the device."""
     config, timeline = session.config, session.timeline
     start = time.perf_counter()
-    waited_before = session.loader.stats.wait_s
+    stats_before = session.loader.stats.snapshot()
     batch = next(session.loader).to(session.device)
-    waited = session.loader.stats.wait_s - waited_before
+    waited = session.loader.stats.wait_s - stats_before.wait_s
     timeline.add("waiting for data", waited)
     rate = session.start_step()
     loss = train_step(session.clip, session.optimizer, batch, config, timeline)
     session.step += 1
+    done = session.loader.stats.since(stats_before)
     session.log.add(
         loss,
         session.clip.logit_scale,
@@ -138,6 +139,9 @@ def take_step(session: Session) -> None:
         lr=rate,
         step_s=time.perf_counter() - start,
         data_wait_s=waited,
+        data_busy_s={name: stage.busy_s for name, stage in done.stages().items()},
+        data_bottleneck=done.bottleneck(),
+        replaced=done.num_replaced,
     )
 
 

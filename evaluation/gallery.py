@@ -36,11 +36,22 @@ def mask_gallery(loader: Loader, num_items: int) -> tuple[list[GalleryItem], NDA
         The items, and the share of hidden patches of every image of the batch, [B].
     """
     shown = loader.preview(0)
+    return gallery_items(loader, shown, num_items), 1 - shown.visible.double().mean(dim=1).numpy()
+
+
+def gallery_items(loader: Loader, shown: Preview, num_items: int) -> list[GalleryItem]:
+    """The first images of a previewed step as the model sees them.
+
+    Args:
+        loader: it made the preview.
+        shown: of any step.
+        num_items: how many images to show.
+    """
     anchors, cluster = _clusters(loader, shown)
     table = loader.index.captions(loader.config.caption_source)
     rows = shown.caption_rows
     side = isqrt(loader.config.num_patches)
-    items = [
+    return [
         GalleryItem(
             key=loader.index.keys([int(shown.visits.sample_ids[i])])[0],
             caption=table.texts(rows[i : i + 1])[0],
@@ -53,7 +64,6 @@ def mask_gallery(loader: Loader, num_items: int) -> tuple[list[GalleryItem], NDA
         )
         for i in range(min(num_items, len(rows)))
     ]
-    return items, 1 - shown.visible.double().mean(dim=1).numpy()
 
 
 def _clusters(loader: Loader, shown: Preview) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

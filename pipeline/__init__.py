@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.batch import PackedBatch
-    from pipeline.loader import Loader, LoaderConfig, open_evaluation_loader, open_loader
+    from pipeline.loader import Loader, open_evaluation_loader, open_loader
+    from pipeline.loader_config import LoaderConfig
 
 __all__ = ["Loader", "LoaderConfig", "PackedBatch", "open_evaluation_loader", "open_loader"]
 

@@ -25,6 +25,9 @@ class Purpose(IntEnum):
     CROP = 2
     CAPTION = 3
     MASK = 4
+    SHARD_ORDER = 5
+    WINDOW_ORDER = 6
+    AUGMENT = 7
 
 
 def mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -11,83 +11,37 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from threading import Lock
-from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.augment import AugmentConfig, augment
 from pipeline.batch import PackedBatch
 from pipeline.captions import CaptionTable
-from pipeline.crops import CropConfig
 from pipeline.decoding import Decoder, open_decoder
-from pipeline.masking import MaskConfig, MaskStrategy
+from pipeline.loader_config import LoaderConfig
+from pipeline.masking import ClusterMask, MaskConfig, MaskStrategy
 from pipeline.order import Order, SampleOrder, Visits
 from pipeline.patches import patchify
 from pipeline.plan import EvaluationPlan, Plan, TrainingPlan
 from pipeline.prefetch import Prefetched
 from pipeline.reader import ShardReader
 from pipeline.selection import Dataset, open_dataset
-from pipeline.shard_cache import CacheConfig
 from pipeline.stats import BadSample, LoaderStats
 from pipeline.window_order import WindowOrder
 
 logger = logging.getLogger(__name__)
 
+_NUM_CALIBRATION_STEPS = 4
+"""The first steps of the run, from whose similarities a mask finds its threshold."""
 _MAX_ATTEMPTS = 8
 """So many samples in a row may be bad in one slot before the data, not a sample, is the fault."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoaderConfig:
-    """Everything that decides what the batches hold, and how fast they come."""
-
-    batch_size: int = 256
-    """Pairs in a batch, over all ranks."""
-    image_size: int = 224
-    """Side of the square that the crop window is resized to, in pixels."""
-    patch_size: int = 16
-    """Side of a patch, in pixels; divides image_size."""
-    context_length: int = 77
-    """Most text tokens of a caption, start and end included."""
-    seed: int = 0
-    """Of the order and of every draw made for a sample."""
-    caption_source: str = "caption"
-    """Which of the index's caption sources is served."""
-    crop: CropConfig = field(default_factory=CropConfig)
-    """Random resized crop; evaluation takes the centre."""
-    mask: MaskConfig = field(default_factory=MaskConfig)
-    """Which patches are hidden; evaluation hides none."""
-    order: Literal["global", "window"] = "global"
-    """global: every sample may follow every other. window: samples are mixed over some shards at a
-    time, for slow or remote storage."""
-    window_shards: int = 16
-    """Shards of a window; more mix better, fewer read less ahead. Not used by `global`."""
-    cache: CacheConfig = field(default_factory=CacheConfig)
-    """Where remote shards are kept."""
-    num_threads: int = 2
-    """Threads that read, and threads that decode."""
-    prefetch: int = 2
-    """Batches that may wait, read and packed each."""
-
-    def __post_init__(self) -> None:
-        if self.image_size % self.patch_size:
-            raise ValueError(
-                f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}"
-            )
-        for name in ("batch_size", "context_length", "num_threads", "prefetch", "window_shards"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-
-    @property
-    def num_patches(self) -> int:
-        """N, patches of a full image."""
-        return (self.image_size // self.patch_size) ** 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,6 +51,16 @@ class _Fetched:
     step: int
     visits: Visits
     encoded: list[bytes | OSError]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Patches:
+    """A step before it is masked."""
+
+    images: Tensor
+    patches: Tensor
+    noise: Tensor
+    visits: Visits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -183,6 +147,7 @@ class Loader(Iterator[PackedBatch]):
         self.close()
 
     def _start(self) -> None:
+        self._calibrate()
         stats, depth = self.stats, self.config.prefetch
         read = stats.read.timed_output(self._fetch(self._step))
         fetched = Prefetched(read, depth, "tessera-read")
@@ -232,6 +197,14 @@ class Loader(Iterator[PackedBatch]):
             raise IndexError(f"there is no step {step}")
         return _Fetched(step=step, visits=visits, encoded=self._read(visits))
 
+    def _calibrate(self) -> None:
+        """Find the threshold of a mask that has none; a resumed run finds the same one."""
+        mask = self._mask
+        if isinstance(mask, ClusterMask) and mask.needs_calibration:
+            steps = (self._patches(self._fetch_now(k)) for k in range(_NUM_CALIBRATION_STEPS))
+            self._mask = mask.calibrate(mask.similarity(each.patches, each.noise) for each in steps)
+            logger.info("mask threshold %.4f", self._mask.threshold)
+
     def _assemble(self, fetched: _Fetched) -> PackedBatch:
         shown = self._show(fetched)
         with self.stats.pack.working(len(shown.images)):
@@ -240,21 +213,30 @@ class Loader(Iterator[PackedBatch]):
         return batch
 
     def _show(self, fetched: _Fetched) -> Preview:
-        images, visits = self._decode_or_replace(fetched)
-        with self.stats.patchify.working(len(images)):
-            patches = patchify(images, self.config.patch_size)
-        self.stats.patchify.num_bytes += patches.numel()
-        with self.stats.mask.working(len(images)):
-            noise = torch.from_numpy(self._plan.noise(visits, self.config.num_patches))
-            visible = self._mask.visible(patches, noise)
+        self._calibrate()
+        made = self._patches(fetched)
+        with self.stats.mask.working(len(made.images)):
+            visible = self._mask.visible(made.patches, made.noise)
         self.stats.mask.num_bytes += visible.numel()
         return Preview(
-            images=images,
-            patches=patches,
-            noise=noise,
+            images=made.images,
+            patches=made.patches,
+            noise=made.noise,
             visible=visible,
-            visits=visits,
-            caption_rows=self._plan.caption_rows(visits),
+            visits=made.visits,
+            caption_rows=self._plan.caption_rows(made.visits),
+        )
+
+    def _patches(self, fetched: _Fetched) -> _Patches:
+        images, visits = self._decode_or_replace(fetched)
+        with self.stats.patchify.working(len(images)):
+            if self.config.augment.active:
+                images = augment(images, self._plan.augmentation(visits), self.config.augment)
+            patches = patchify(images, self.config.patch_size)
+        self.stats.patchify.num_bytes += patches.numel()
+        noise = torch.from_numpy(self._plan.noise(visits, self.config.num_patches))
+        return _Patches(
+            images=images, patches=patches, noise=noise.to(images.device), visits=visits
         )
 
     def _decode_or_replace(self, fetched: _Fetched) -> tuple[Tensor, Visits]:
@@ -327,10 +309,11 @@ class Loader(Iterator[PackedBatch]):
 
 def _open_decoder(config: LoaderConfig) -> Decoder:
     return open_decoder(
-        "auto",
+        config.decoder,
         image_size=config.image_size,
         batch_size=config.batch_size,
         num_threads=config.num_threads,
+        device=config.device,
     )
 
 
@@ -397,4 +380,5 @@ def open_evaluation_loader(index_dir: Path | str, config: LoaderConfig) -> Loade
     dataset.index.check_shards()
     captions = dataset.index.captions(config.caption_source)
     plan = EvaluationPlan(dataset=dataset, captions=captions, batch_size=config.batch_size)
-    return Loader(dataset, captions, replace(config, mask=MaskConfig(kind="none")), plan)
+    config = replace(config, mask=MaskConfig(kind="none"), augment=AugmentConfig())
+    return Loader(dataset, captions, config, plan)

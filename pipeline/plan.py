@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.augment import DRAWS_PER_IMAGE
 from pipeline.captions import CaptionTable
 from pipeline.counter_random import Purpose, uniforms
 from pipeline.crops import DRAWS_PER_WINDOW, CropConfig, centre_windows, draw_windows
@@ -38,6 +39,10 @@ class Plan(Protocol):
 
     def caption_rows(self, visits: Visits) -> NDArray[np.int64]:
         """[B] rows of the caption table."""
+        ...
+
+    def augmentation(self, visits: Visits) -> NDArray[np.float64]:
+        """[B, DRAWS_PER_IMAGE] uniform numbers, for flips and colours."""
         ...
 
     def upcoming_shards(self, step: int) -> list[int]:
@@ -96,6 +101,10 @@ class TrainingPlan:
         draws = self._draw(visits, Purpose.MASK, num_patches)
         return (np.floor(draws * 2**24) * 2.0**-24).astype(np.float32)
 
+    def augmentation(self, visits: Visits) -> NDArray[np.float64]:
+        """Fresh draws for each visit."""
+        return self._draw(visits, Purpose.AUGMENT, DRAWS_PER_IMAGE)
+
     def upcoming_shards(self, step: int) -> list[int]:
         """Those of the order's window and of the next one."""
         return self.order.upcoming_shards(step, self.batch_size)
@@ -136,6 +145,10 @@ class EvaluationPlan:
     def caption_rows(self, visits: Visits) -> NDArray[np.int64]:
         """The first text of each sample."""
         return self.captions.draw(visits.sample_ids, np.zeros(len(visits.sample_ids)))
+
+    def augmentation(self, visits: Visits) -> NDArray[np.float64]:
+        """Nothing is changed, so nothing is drawn."""
+        return np.zeros((len(visits.sample_ids), DRAWS_PER_IMAGE))
 
     def upcoming_shards(self, step: int) -> list[int]:
         """The shards of this batch and of the next: they follow one another."""

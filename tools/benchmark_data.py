@@ -1,49 +1,63 @@
-"""How fast do JPEG shards become packed batches, and is that faster than open_clip's transform?
+"""How fast do JPEG shards become packed batches, where does the time go, and who is faster?
 
-    python tools/benchmark_data.py INDEX --image-size 224 --patch-size 16
+    python tools/benchmark_data.py data/shards
+    python tools/benchmark_data.py INDEX --crop.scale 0.4 1.0 --sweep.threads 1 2 4 --html out.html
 
-Two questions, answered in one run on the same files. First the loader as training uses it, with
-all its threads: pairs/s, and where its time goes. Then one core against one core: our decode, mask
-and pack, and open_clip's train transform (PIL decode, random resized crop, to float, normalise),
-in turn, several times, medians with spread. Crops follow the same distribution on both sides.
+Takes a folder of tars, of which a temporary index is made, or INDEX[@SELECTION]. A small set is
+gone through again and again. Three questions, answered in one run on the same files:
 
-Prints a table and, last, one JSON line.
+- The ladder: read, + decode, + patchify, + mask, + pack (+ copy to a GPU), on one core and on all,
+  against a full libjpeg-turbo decode of the same files alone.
+- One core against one core: our whole step and open_clip's train transform.
+- The whole loader against open_clip's own, webdataset with torchvision, and DALI's reader, each
+  with as many processes or threads. What is not installed is left out, with a message.
+
+Every side has a process of its own; they are timed in turn, after a round that warms up: medians
+with the smallest and the largest. Crops have the same distribution on all sides. Prints tables
+and, last, one JSON line. Exit status: 0 done, 1 failed, 2 wrong use, 130 stopped.
 """
 
 from __future__ import annotations
 
-import io
 import json
-import os
-import resource
-import statistics
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from itertools import islice
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
-import numpy as np
 import torch
 import tyro
-from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
-from pipeline import Loader, LoaderConfig, open_loader
 from pipeline.crops import CropConfig
+from pipeline.index import INDEX_FILE
+from pipeline.indexing import ScanOptions, build_index
 from pipeline.masking import MaskConfig
-from pipeline.reader import ShardReader
+from pipeline.selection import Dataset, open_dataset
+from pipeline.storage import is_remote, list_shards
+from tools.benchmarks.comparison import BASELINES, compare
+from tools.benchmarks.report_page import write_bars, write_page
+from tools.benchmarks.report_text import lines
+from tools.benchmarks.side import Setting
+from tools.benchmarks.storage import measure_storage
+from tools.benchmarks.sweep import Sweep, run_sweep
 from training.environment import machine, num_cores
+
+Baseline = Literal["open_clip_transform", "open_clip", "torchvision", "dali_reader"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
     """Measure the data pipeline alone."""
 
-    index: tyro.conf.Positional[str]
-    """Folder of an index, written by tools/index_shards.py, or INDEX@SELECTION."""
+    data: tyro.conf.Positional[str]
+    """A folder of tars, a tar, or INDEX[@SELECTION]."""
+    captions: str = "txt"
+    """Of a folder of tars: `txt` or `json:FIELD`, as for tools/index_shards.py."""
     batch_size: int = 64
     """Pairs in a batch."""
     image_size: int = 224
@@ -51,141 +65,130 @@ class Arguments:
     patch_size: int = 16
     """Side of a patch, in pixels."""
     crop: CropConfig = field(default_factory=CropConfig)
-    """Random resized crop."""
+    """Random resized crop; --crop.scale 0.9 1.0 is open_clip's, 0.4 1.0 is CLIPA's."""
     mask: MaskConfig = field(default_factory=MaskConfig)
     """Which patches are hidden."""
     threads: int = num_cores()
-    """Threads of the whole loader."""
-    batches: int = 20
-    """Batches of each timed part."""
+    """Threads of our whole loader, and processes or threads of the other loaders."""
+    images: int = 2000
+    """Images that every side makes in all counted rounds, at least."""
     repeats: int = 5
-    """How often the two sides are timed in turn."""
+    """Counted rounds."""
+    baselines: tuple[Baseline, ...] = BASELINES
+    """Other pipelines to time; nothing behind it times none."""
+    storage: bool = True
+    """Measure reading with the page cache cold and warm. Drops the shards from the page cache."""
+    sweep: Sweep = field(default_factory=Sweep)
+    """Settings to try one at a time with our whole loader."""
+    html: Path | None = None
+    """File for a page with the figures."""
+    png: Path | None = None
+    """File for a picture of the ladder and of the loaders."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "threads", "images", "repeats"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
 
 
 def main() -> int:
     """Run the tool; returns its exit status."""
-    arguments = tyro.cli(Arguments, description=__doc__)
     try:
-        result = measure(arguments)
+        arguments = tyro.cli(Arguments, description=__doc__)
+        with opened(arguments) as (reference, dataset):
+            result = measure(arguments, reference, dataset)
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    show(result)
-    print(json.dumps(result | {"environment": machine(torch.device("cpu"))}))
+    except (OSError, RuntimeError) as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    print("\n".join(lines(result)))
+    if arguments.html:
+        write_page(result, arguments.html)
+    if arguments.png:
+        write_bars(result, arguments.png)
+    print(json.dumps(result))
     return 0
 
 
-def measure(arguments: Arguments) -> dict[str, object]:
-    """All figures of one run."""
-    config = LoaderConfig(
+@contextmanager
+def opened(arguments: Arguments) -> Iterator[tuple[str, Dataset]]:
+    """The data set to measure; that of a folder of tars has an index for as long as it takes."""
+    place = arguments.data
+    is_index = not is_remote(place) and (Path(place.partition("@")[0]) / INDEX_FILE).is_file()
+    if is_index or "@" in Path(place).name:
+        yield place, open_dataset(place)
+        return
+    with tempfile.TemporaryDirectory(prefix="tessera-benchmark-") as folder:
+        _say("indexing")
+        options = ScanOptions(captions=arguments.captions, full_decode=False)
+        build_index(list_shards(place), Path(folder) / "index", options=options)
+        reference = str(Path(folder) / "index")
+        yield reference, open_dataset(reference)
+
+
+def measure(arguments: Arguments, reference: str, dataset: Dataset) -> dict[str, Any]:
+    """All figures of one run.
+
+    Raises:
+        RuntimeError: one of our own sides failed.
+    """
+    if arguments.batch_size > dataset.num_samples:
+        raise ValueError(
+            f"--batch-size {arguments.batch_size} is more than the {dataset.num_samples} usable "
+            f"samples of {arguments.data}; take at most so many"
+        )
+    setting = Setting(
+        reference=reference,
+        shards=tuple(record.location for record in dataset.index.shards),
         batch_size=arguments.batch_size,
         image_size=arguments.image_size,
         patch_size=arguments.patch_size,
         crop=arguments.crop,
         mask=arguments.mask,
-        num_threads=arguments.threads,
+        num_workers=arguments.threads,
     )
-    with open_loader(arguments.index, config) as loader:
-        whole = time_loader(loader, arguments.batches)
-    torch.set_num_threads(1)
-    with open_loader(arguments.index, replace(config, num_threads=1)) as loader:
-        one_core = compare_on_one_core(loader, arguments)
+    setting.loader_config()  # refuses what does not fit before anything starts
+    settings = arguments.sweep.settings(setting)
+    num_batches = -(-arguments.images // (arguments.repeats * arguments.batch_size))
+    storage = {"left_out": "--no-storage"}
+    if arguments.storage:
+        _say("reading")
+        storage = measure_storage(dataset, setting.loader_config(), arguments.images)
+    figures = compare(
+        setting,
+        dataset,
+        arguments.baselines,
+        num_batches=num_batches,
+        repeats=arguments.repeats,
+        progress=_say,
+    )
+    swept = run_sweep(settings, num_batches=num_batches, repeats=arguments.repeats, progress=_say)
     return {
-        "index": arguments.index,
+        "data": arguments.data,
+        "num_samples": dataset.num_samples,
+        "images_per_side": num_batches * arguments.repeats * arguments.batch_size,
+        "batch_size": arguments.batch_size,
         "image_size": arguments.image_size,
+        "patch_size": arguments.patch_size,
         "crop_scale": list(arguments.crop.scale),
         "mask": arguments.mask.kind,
         "mask_ratio": arguments.mask.mask_ratio,
-        **whole,
-        **one_core,
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "threads": arguments.threads,
+        **figures,
+        "storage": storage,
+        "sweep": swept,
+        "environment": machine(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
     }
 
 
-def time_loader(loader: Loader, num_batches: int) -> dict[str, object]:
-    """The loader with its threads: rate, microseconds of work a pair by stage, bytes a pair."""
-    for _ in range(2 + loader.config.prefetch * 2):  # what was made ahead does not count
-        next(loader)
-    start = time.perf_counter()
-    num_bytes = sum(batch.num_bytes for batch in islice(loader, num_batches))
-    seconds = time.perf_counter() - start
-    num_pairs = num_batches * loader.config.batch_size
-    float_image = 3 * 4 * loader.config.image_size**2
-    return {
-        "loader_pairs_per_s": num_pairs / seconds,
-        "loader_threads": loader.config.num_threads,
-        "stage_us_per_pair": {
-            name: 1e6 * stage.busy_s / stage.num_samples
-            for name, stage in loader.stats.stages().items()
-        },
-        "bottleneck": loader.stats.bottleneck(),
-        "bytes_per_pair": num_bytes / num_pairs,
-        "open_clip_bytes_per_pair": float_image + 8 * loader.config.context_length,
-    }
-
-
-def compare_on_one_core(loader: Loader, arguments: Arguments) -> dict[str, object]:
-    """Our synchronous path and open_clip's transform, in turn, on one pinned core."""
-    from open_clip.transform import image_transform
-
-    transform = image_transform(
-        arguments.image_size,
-        is_train=True,
-        aug_cfg={"scale": arguments.crop.scale, "ratio": arguments.crop.ratio},
-    )
-    assert not isinstance(transform, tuple)  # one for training, asked for alone
-    reader = ShardReader(loader.index, 1)
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(cores)})
-    rates: dict[str, list[float]] = {"ours": [], "open_clip": []}
-
-    def ours(step: int) -> None:
-        loader.assemble(step)
-
-    ids = loader.dataset.of_samples(np.arange(loader.index.num_samples))
-
-    def theirs(step: int) -> None:
-        places = np.arange(step * arguments.batch_size, (step + 1) * arguments.batch_size)
-        for data in reader.read(ids[places % len(ids)]):
-            assert isinstance(data, bytes)
-            transform(Image.open(io.BytesIO(data)).convert("RGB"))
-
-    sides: list[tuple[str, Callable[[int], None]]] = [("ours", ours), ("open_clip", theirs)]
-    for repeat in range(arguments.repeats + 1):
-        for name, work in sides if repeat % 2 else reversed(sides):
-            rate = _rate(work, repeat, arguments)
-            if repeat:  # the first round warms up
-                rates[name].append(rate)
-    os.sched_setaffinity(0, cores)
-    reader.close()
-    ratios = [a / b for a, b in zip(rates["ours"], rates["open_clip"], strict=True)]
-    return {
-        "one_core_pairs_per_s": _spread(rates["ours"]),
-        "one_core_open_clip_pairs_per_s": _spread(rates["open_clip"]),
-        "one_core_ratio": _spread(ratios),
-    }
-
-
-def show(result: dict[str, object]) -> None:
-    """Print the figures for a person."""
-    for name, value in result.items():
-        if isinstance(value, dict):
-            value = ", ".join(f"{key} {number:,.2f}" for key, number in value.items())
-        elif isinstance(value, float):
-            value = f"{value:,.1f}"
-        print(f"{name:32} {value}")
-
-
-def _rate(work: Callable[[int], None], repeat: int, arguments: Arguments) -> float:
-    num_batches = max(1, arguments.batches // 4)
-    start = time.perf_counter()
-    for number in range(num_batches):
-        work(repeat * num_batches + number)
-    return num_batches * arguments.batch_size / (time.perf_counter() - start)
-
-
-def _spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+def _say(text: str) -> None:
+    """What happens now, for who watches."""
+    print(f"  {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

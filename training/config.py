@@ -6,7 +6,9 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from pipeline.augment import AugmentConfig
 from pipeline.crops import CropConfig
+from pipeline.decoding import DecoderKind
 from pipeline.masking import MaskConfig
 from pipeline.shard_cache import CacheConfig
 from training.environment import num_cores
@@ -22,6 +24,12 @@ class DataConfig:
     """Which of the index's caption sources is trained on; one text is drawn per visit."""
     crop: CropConfig = field(default_factory=CropConfig)
     """Random resized crop."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Flips and colour changes; none by default, as open_clip trains."""
+    decoder: DecoderKind = "auto"
+    """What decodes: turbo, dali, pil, or the fastest of this machine."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where pictures are decoded and masked; cuda is DALI's GPU decoder and not measured yet."""
     order: Literal["global", "window"] = "global"
     """global: every sample may follow every other. window: samples are mixed over some shards at a
     time, for slow or remote storage."""

@@ -27,7 +27,8 @@
 typedef float Floats __attribute__((vector_size(4 * WIDTH)));
 #define LANES 48 /* a multiple of 3 and of WIDTH, so that a lane is always of the same channel */
 #define PARTS (LANES / WIDTH)
-#define TOGETHER 3 /* anchors multiplied at once */
+#define PATCHES 2  /* patches multiplied at once */
+#define ANCHORS 3  /* anchors multiplied at once */
 #define PADDING 64 /* rows of floats are multiples of this, and begin where vectors may */
 #define FLAT 1e-8 /* squared length; one grey level in one value of 768 makes 2e-4 */
 
@@ -35,7 +36,7 @@ struct batch {
     const uint8_t *patches; /* [B, N, D] */
     const int64_t *anchors; /* [B, A] */
     int num_images, num_patches, num_values, num_anchors, padded;
-    float scale[3], shift[3];
+    double scale[3], shift[3];
     float *similarity; /* [B, N] */
     atomic_int next;
     atomic_int failed;
@@ -83,42 +84,42 @@ static struct moments moments_of(const struct batch *batch, const uint8_t *patch
     return found;
 }
 
-/* Products of a patch with TOGETHER anchors, which share the reads of the patch. */
-static void products_of(const float *row, const float *units, int padded, float *products) {
-    Floats even[TOGETHER] = {0}, odd[TOGETHER] = {0};
-    for (int d = 0; d < padded; d += 2 * WIDTH) {
-        Floats first = *(const Floats *)(row + d), second = *(const Floats *)(row + d + WIDTH);
-        for (int k = 0; k < TOGETHER; k++) {
-            const float *unit = units + (size_t)k * padded + d;
-            even[k] += first * *(const Floats *)unit;
-            odd[k] += second * *(const Floats *)(unit + WIDTH);
+/* Products of two patches with three anchors, which share what is read. */
+static void products_of(const float *rows, const float *units, int padded,
+                        float products[PATCHES][ANCHORS]) {
+    Floats sums[PATCHES][ANCHORS] = {0};
+    for (int d = 0; d < padded; d += WIDTH)
+        for (int k = 0; k < ANCHORS; k++) {
+            Floats unit = *(const Floats *)(units + (size_t)k * padded + d);
+            for (int n = 0; n < PATCHES; n++)
+                sums[n][k] += *(const Floats *)(rows + (size_t)n * padded + d) * unit;
         }
-    }
-    for (int k = 0; k < TOGETHER; k++) {
-        float lanes[WIDTH];
-        Floats total = even[k] + odd[k];
-        memcpy(lanes, &total, sizeof lanes);
-        for (int half = WIDTH / 2; half; half /= 2)
-            for (int lane = 0; lane < half; lane++) lanes[lane] += lanes[lane + half];
-        products[k] = lanes[0];
-    }
+    for (int n = 0; n < PATCHES; n++)
+        for (int k = 0; k < ANCHORS; k++) {
+            float lanes[WIDTH];
+            memcpy(lanes, &sums[n][k], sizeof lanes);
+            for (int half = WIDTH / 2; half; half /= 2)
+                for (int lane = 0; lane < half; lane++) lanes[lane] += lanes[lane + half];
+            products[n][k] = lanes[0];
+        }
 }
 
-/* `units` [A, padded] and `constants` [A] are filled on the way; `row` [padded] ends in zeros. */
+/* `units` [A, padded] and `constants` [A] are filled on the way; `rows` [PATCHES, padded] end in
+   zeros. */
 static void similarity_of(struct batch *batch, int image, float *units, float *constants,
-                          float *row) {
+                          float *rows) {
     int num_values = batch->num_values, padded = batch->padded;
     const uint8_t *patches = batch->patches + (size_t)image * batch->num_patches * num_values;
     const int64_t *anchors = batch->anchors + (size_t)image * batch->num_anchors;
     float *similarity = batch->similarity + (size_t)image * batch->num_patches;
 
     for (int k = 0; k < batch->num_anchors; k++) {
-        struct moments about = moments_of(batch, patches + anchors[k] * num_values, row);
+        struct moments about = moments_of(batch, patches + anchors[k] * num_values, rows);
         double inverse = about.length > FLAT ? 1 / sqrt(about.length) : 0;
         double sums[3] = {0};
         for (int d = 0, c = 0; d < num_values; d++, c = c == 2 ? 0 : c + 1) {
             double scale = batch->scale[c];
-            double value = (scale * (row[d] + 128) + batch->shift[c] - about.level) * inverse;
+            double value = (scale * (rows[d] + 128) + batch->shift[c] - about.level) * inverse;
             sums[c] += value;
             units[(size_t)k * padded + d] = (float)(value * scale);
         }
@@ -126,23 +127,28 @@ static void similarity_of(struct batch *batch, int image, float *units, float *c
         for (int c = 0; c < 3; c++)
             constants[k] += (float)((128 * batch->scale[c] + batch->shift[c]) * sums[c]);
     }
-    for (int n = 0; n < batch->num_patches; n++) {
-        struct moments about = moments_of(batch, patches + (size_t)n * num_values, row);
-        if (about.length <= FLAT) {
-            similarity[n] = 0;
-            continue;
+    for (int first = 0; first < batch->num_patches; first += PATCHES) {
+        int count = batch->num_patches - first < PATCHES ? batch->num_patches - first : PATCHES;
+        double lengths[PATCHES];
+        float largest[PATCHES];
+        for (int n = 0; n < count; n++) {
+            const uint8_t *patch = patches + (size_t)(first + n) * num_values;
+            lengths[n] = moments_of(batch, patch, rows + (size_t)n * padded).length;
+            largest[n] = -INFINITY;
         }
-        float largest = -INFINITY;
-        for (int k = 0; k < batch->num_anchors; k += TOGETHER) {
-            float products[TOGETHER];
-            products_of(row, units + (size_t)k * padded, padded, products);
-            for (int i = 0; i < TOGETHER; i++) {
-                float product = products[i] + constants[k + i];
-                if (product > largest) largest = product;
-            }
+        for (int k = 0; k < batch->num_anchors; k += ANCHORS) {
+            float products[PATCHES][ANCHORS];
+            products_of(rows, units + (size_t)k * padded, padded, products);
+            for (int n = 0; n < count; n++)
+                for (int i = 0; i < ANCHORS; i++) {
+                    float product = products[n][i] + constants[k + i];
+                    if (product > largest[n]) largest[n] = product;
+                }
         }
-        float value = largest / sqrtf((float)about.length);
-        similarity[n] = value > 1 ? 1 : value < -1 ? -1 : value;
+        for (int n = 0; n < count; n++) {
+            float value = lengths[n] > FLAT ? largest[n] / sqrtf((float)lengths[n]) : 0;
+            similarity[first + n] = value > 1 ? 1 : value < -1 ? -1 : value;
+        }
     }
     for (int k = 0; k < batch->num_anchors; k++) similarity[anchors[k]] = 1;
 }
@@ -157,28 +163,28 @@ static float *zeros(size_t count) {
 static void *work(void *argument) {
     struct batch *batch = argument;
     /* What fills the last group up must not be the largest. */
-    int rows = (batch->num_anchors + TOGETHER - 1) / TOGETHER * TOGETHER;
-    float *units = zeros((size_t)rows * batch->padded);
-    float *row = zeros(batch->padded);
-    float *constants = malloc(rows * sizeof *constants);
-    for (int k = 0; constants && k < rows; k++) constants[k] = -INFINITY;
-    if (units && row && constants) {
+    int num_units = (batch->num_anchors + ANCHORS - 1) / ANCHORS * ANCHORS;
+    float *units = zeros((size_t)num_units * batch->padded);
+    float *rows = zeros((size_t)PATCHES * batch->padded);
+    float *constants = malloc(num_units * sizeof *constants);
+    for (int k = 0; constants && k < num_units; k++) constants[k] = -INFINITY;
+    if (units && rows && constants) {
         int image;
         while ((image = atomic_fetch_add(&batch->next, 1)) < batch->num_images)
-            similarity_of(batch, image, units, constants, row);
+            similarity_of(batch, image, units, constants, rows);
     } else {
         atomic_store(&batch->failed, 1);
     }
     free(units);
-    free(row);
+    free(rows);
     free(constants);
     return NULL;
 }
 
 /* Fill `similarity`; the calling thread works too. Returns 0, or 1 where memory ran out. */
 int tessera_similarity(const uint8_t *patches, const int64_t *anchors, int num_images,
-                       int num_patches, int num_values, int num_anchors, const float *scale,
-                       const float *shift, int num_threads, float *similarity) {
+                       int num_patches, int num_values, int num_anchors, const double *scale,
+                       const double *shift, int num_threads, float *similarity) {
     struct batch batch = {.patches = patches, .anchors = anchors, .num_images = num_images,
                           .num_patches = num_patches, .num_values = num_values,
                           .num_anchors = num_anchors, .similarity = similarity};

@@ -19,9 +19,9 @@ logger = logging.getLogger(__name__)
 MAX_VALUES = 49_152
 """Beyond so many values of a patch, sums would leave the whole numbers that float32 holds."""
 _SOURCE = Path(__file__).with_name("anchor_similarity.c")
-_SCALE = np.array([1 / (255 * std) for std in CLIP_STD], dtype=np.float32)
+_SCALE = np.array([1 / (255 * std) for std in CLIP_STD], dtype=np.float64)
 _SHIFT = np.array(
-    [-mean / std for mean, std in zip(CLIP_MEAN, CLIP_STD, strict=True)], dtype=np.float32
+    [-mean / std for mean, std in zip(CLIP_MEAN, CLIP_STD, strict=True)], dtype=np.float64
 )
 
 
@@ -74,8 +74,8 @@ def _library() -> ctypes.CDLL | None:
         ctypes.c_int,  # N
         ctypes.c_int,  # D
         ctypes.c_int,  # A
-        ctypes.c_void_p,  # [3] float scale
-        ctypes.c_void_p,  # [3] float shift
+        ctypes.c_void_p,  # [3] double scale
+        ctypes.c_void_p,  # [3] double shift
         ctypes.c_int,  # threads
         ctypes.c_void_p,  # [B, N] float similarity, written
     ]

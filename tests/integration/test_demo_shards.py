@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline.indexing import ScanOptions, build_index
 from pipeline.index import open_index
+from pipeline.indexing import ScanOptions, build_index
 from recipes.demo import shards as demo_shards
 from recipes.demo.captions import class_names
 from recipes.demo.objects import HELDOUT_PAIRS

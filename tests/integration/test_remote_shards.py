@@ -30,10 +30,10 @@ class FlakyHandler(http.server.BaseHTTPRequestHandler):
     num_faults = 0
     lock = threading.Lock()
 
-    def do_HEAD(self) -> None:  # noqa: N802 - the name that http.server calls
+    def do_HEAD(self) -> None:
         self._answer(with_body=False)
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         self._answer(with_body=True)
 
     def _answer(self, *, with_body: bool) -> None:

@@ -48,7 +48,8 @@ def test_one_module_imports_dali() -> None:
         for path in modules()
         if any(name.startswith("nvidia.dali") for name in imports(path))
     ]
-    assert importing == ["pipeline/dali_graph.py"]
+    # The benchmark measures DALI's own reader against the pipeline.
+    assert importing == ["pipeline/decoding/dali_graph.py", "tools/benchmarks/dali_reader.py"]
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.indexing import build_index
 from pipeline.index import open_index
+from pipeline.indexing import build_index
 from pipeline.storage import head_tail_crc32
 
 

@@ -47,3 +47,16 @@ def test_the_log_line_has_what_a_person_watches(tmp_path: Path) -> None:
     assert line.startswith("step 2/100 | samples 20 | loss 3.000 | lr 1.0e-01 | scale 7.4 | ")
     assert "20 pairs/s | data wait 20.0%" in line
     assert line.endswith("eta 49s")
+
+
+def test_a_long_wait_for_data_names_what_it_waited_for(tmp_path: Path) -> None:
+    log = StepLog(tmp_path / "metrics.jsonl", resumed_step=0)
+    known = {"samples": 10, "lr": 0.1, "step_s": 0.5, "data_busy_s": {"decode": 0.4}}
+    for step, (wait, stage) in enumerate(((0.1, "decode"), (0.1, "read"), (0.2, "decode")), 1):
+        log.add(
+            torch.tensor(1.0), torch.tensor(2.0), step=step, data_wait_s=wait,
+            data_bottleneck=stage, **known,
+        )  # fmt: skip
+    records = log.flush()
+    assert "data wait 26.7% for decode | " in describe(records, 100, torch.device("cpu"))
+    assert read_records(tmp_path / "metrics.jsonl") == records

@@ -95,6 +95,7 @@ def test_patches_that_are_a_view_are_read_right() -> None:
     found = native_similarity.max_anchor_similarity(patches[::2], anchors)
     expected = native_similarity.max_anchor_similarity(patches[::2].clone(), anchors)
     assert found is not None
+    assert expected is not None
     assert found.equal(expected)
 
 
@@ -113,5 +114,6 @@ def test_without_a_compiler_torch_does_it(
         expected = pixel_similarity.max_anchor_similarity(patches, anchors)
     finally:
         native_similarity._library.cache_clear()
+    assert expected is not None
     assert found.equal(expected)
     assert "torch computes the cluster mask instead" in caplog.text

@@ -1,4 +1,4 @@
-"""What a decoder is: JPEG bytes and crop windows in, small square images out.
+"""What a decoder is: image files and crop windows in, small square images out.
 
 Legend: B images, S side of the output in pixels.
 """
@@ -19,13 +19,18 @@ class Decoded:
     """Images of one call and what went wrong with some of them."""
 
     images: Tensor
-    """[B, S, S, 3] uint8 RGB; black where decoding failed."""
+    """[B, S, S, 3] uint8 RGB, on the decoder's device; black where decoding failed."""
     failures: dict[int, str]
     """Place in the call of each image that could not be decoded, with the reason."""
 
 
 class Decoder(Protocol):
     """Decodes windows of pictures; one bad picture never spoils the others."""
+
+    @property
+    def name(self) -> str:
+        """What decodes, for statistics and logs: `turbo`, `pil`, `dali-cpu`, `dali-cuda:0`."""
+        ...
 
     def decode(self, encoded: Sequence[bytes], windows: NDArray[np.int32]) -> Decoded:
         """Decode, crop and resize.

@@ -1,0 +1,6 @@
+"""Decoders: JPEG, PNG and WebP files and crop windows to [B, S, S, 3] uint8."""
+
+from pipeline.decoding.choice import DecoderKind, open_decoder
+from pipeline.decoding.decoder import Decoded, Decoder
+
+__all__ = ["Decoded", "Decoder", "DecoderKind", "open_decoder"]

@@ -1,0 +1,73 @@
+"""Which decoder a run uses."""
+
+from __future__ import annotations
+
+import logging
+from typing import Literal
+
+import torch
+
+from pipeline.decoding.decoder import Decoder
+from pipeline.native import CompilationError
+
+logger = logging.getLogger(__name__)
+
+DecoderKind = Literal["auto", "turbo", "dali", "pil"]
+"""`auto` takes the fastest of this machine: DALI for a GPU, turbo, or else DALI, for a CPU."""
+WITHOUT_COMPILER = "dali-cpu"
+"""Name of the decoder that `auto` falls back to where turbo cannot be built."""
+
+
+def open_decoder(
+    kind: DecoderKind,
+    *,
+    image_size: int,
+    batch_size: int,
+    num_threads: int,
+    device: torch.device | str = "cpu",
+) -> Decoder:
+    """Open a decoder.
+
+    Args:
+        kind: `turbo` and `pil` decode on the CPU only.
+        image_size: S, in pixels.
+        batch_size: most images in one call.
+        num_threads: CPU threads.
+        device: where the images are wanted.
+
+    Raises:
+        ValueError: the kind cannot serve this device, or cannot be built on this machine.
+    """
+    device = torch.device(device)
+    if kind == "auto":
+        kind = "dali" if device.type == "cuda" else "turbo"
+        try:
+            return open_decoder(
+                kind,
+                image_size=image_size,
+                batch_size=batch_size,
+                num_threads=num_threads,
+                device=device,
+            )
+        except ValueError as error:
+            if kind == "dali":
+                raise
+            logger.warning("%s; DALI decodes instead, at about half the speed", error)
+            kind = "dali"
+    if kind == "dali":
+        # DALI takes a second to import, and whoever decodes without it needs none of it.
+        from pipeline.decoding.dali_graph import DaliDecoder
+
+        return DaliDecoder(image_size, batch_size, num_threads, device)
+    if device.type != "cpu":
+        raise ValueError(f"decoder {kind!r} works on the CPU, not on {device}: take 'dali'")
+    if kind == "pil":
+        from pipeline.decoding.pil import PilDecoder
+
+        return PilDecoder(image_size, num_threads)
+    from pipeline.decoding.turbo import TurboDecoder
+
+    try:
+        return TurboDecoder(image_size, num_threads)
+    except CompilationError as error:
+        raise ValueError(f"decoder 'turbo' is not to be had here: {error}") from error

@@ -1,0 +1,276 @@
+/* Windows of JPEG files to small square pictures, a batch in one call over several threads.
+ *
+ * libjpeg-turbo decodes only the rows and columns of the window, large pictures at 1/2, 1/4 or 1/8
+ * of their size. Pillow's bicubic filter takes the rest of the way. Damage ends one picture, never the process.
+ *
+ * Legend: S side of the output; a window is (y, x, height, width) in the upright picture. */
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "bicubic.h"
+#include "libjpeg_abi.h"
+
+enum { DECODED = 0, DAMAGED = 1, UNSUPPORTED = 2 };
+enum { REASON_LENGTH = 200, MAX_SCANS = 500, EDGE = 2 };
+
+typedef int32_t Window[4]; /* y, x, height, width */
+
+struct worker {
+    struct jpeg_decompress jpeg;
+    struct jpeg_error error;
+    struct jpeg_progress progress;
+    jmp_buf failed;
+    int status;
+    char *reason;
+    uint8_t *pixels, *square; /* window as decoded; output before it is turned */
+    int16_t *row;
+    size_t pixels_size, row_size;
+    struct taps vertical, horizontal;
+};
+
+struct batch {
+    const uint8_t *const *data;
+    const int64_t *sizes;
+    const Window *windows;
+    int count, side;
+    uint8_t *images; /* [count, S, S, 3] */
+    int32_t *status;
+    char *reasons; /* [count, REASON_LENGTH] */
+    atomic_int next;
+};
+
+static struct worker *worker_of(struct jpeg_decompress *jpeg) { return jpeg->client_data; }
+
+static void stop(struct worker *worker, int status, const char *reason) {
+    worker->status = status;
+    snprintf(worker->reason, REASON_LENGTH, "%s", reason);
+    longjmp(worker->failed, 1);
+}
+
+static void on_error(struct jpeg_decompress *jpeg) {
+    char text[REASON_LENGTH];
+    jpeg->error->format_message(jpeg, text);
+    /* Not always damage: libjpeg also says so of what it cannot do, and another decoder may. */
+    stop(worker_of(jpeg), UNSUPPORTED, text);
+}
+
+static void on_message(struct jpeg_decompress *jpeg, int level) {
+    char text[REASON_LENGTH];
+    if (level >= 0) return;
+    jpeg->error->format_message(jpeg, text);
+    if (strstr(text, "extraneous bytes")) return; /* between segments; no pixel is touched */
+    if (strncmp(text, "Corrupt", 7) == 0 || strncmp(text, "Premature", 9) == 0)
+        stop(worker_of(jpeg), DAMAGED, text);
+}
+
+static void on_print(struct jpeg_decompress *jpeg) { (void)jpeg; }
+
+static void on_progress(struct jpeg_decompress *jpeg) {
+    if (jpeg->input_scan > MAX_SCANS) stop(worker_of(jpeg), DAMAGED, "more than 500 scans");
+}
+
+static void *grown(struct worker *worker, void *buffer, size_t *size, size_t wanted) {
+    if (wanted <= *size) return buffer;
+    void *larger = realloc(buffer, wanted);
+    if (!larger) stop(worker, DAMAGED, "not enough memory for the window");
+    *size = wanted;
+    return larger;
+}
+
+/* ---- EXIF orientation -------------------------------------------------------------------- */
+
+static unsigned number(const uint8_t *at, int bytes, int little) {
+    unsigned value = 0;
+    for (int i = 0; i < bytes; i++) value = value << 8 | at[little ? bytes - 1 - i : i];
+    return value;
+}
+
+/* As strict as exif_orientation in indexing/image_check.py: one SHORT in the first directory. */
+static int tiff_orientation(const uint8_t *tiff, size_t size) {
+    if (size < 8) return 1;
+    int little = memcmp(tiff, "II*\0", 4) == 0;
+    if (!little && memcmp(tiff, "MM\0*", 4) != 0) return 1;
+    size_t start = number(tiff + 4, 4, little);
+    if (start + 2 > size) return 1;
+    size_t end = start + 2 + 12 * (size_t)number(tiff + start, 2, little);
+    for (size_t at = start + 2; at < end && at + 10 <= size; at += 12) {
+        if (number(tiff + at, 2, little) != 0x0112) continue;
+        unsigned value = number(tiff + at + 8, 2, little);
+        int one_short = number(tiff + at + 2, 2, little) == 3 && number(tiff + at + 4, 4, little) == 1;
+        return one_short && value >= 1 && value <= 8 ? (int)value : 1;
+    }
+    return 1;
+}
+
+static int orientation(const uint8_t *data, size_t size) {
+    size_t at = 2;
+    while (at + 4 <= size && data[at] == 0xFF) {
+        unsigned marker = data[at + 1];
+        if (marker == 0xFF) { at++; continue; }
+        if (marker == 0xDA || marker == 0xD9) break;
+        size_t length = number(data + at + 2, 2, 0);
+        if (length < 2 || at + 2 + length > size) break;
+        if (marker == 0xE1 && length >= 8 && memcmp(data + at + 4, "Exif\0\0", 6) == 0)
+            return tiff_orientation(data + at + 10, length - 8);
+        at += 2 + length;
+    }
+    return 1;
+}
+
+/* Window of the upright picture to the one of the picture as stored. */
+static void to_stored(const int32_t *upright, int turn, int height, int width, int32_t *stored) {
+    int swapped = turn >= 5;
+    for (int axis = 0; axis < 2; axis++) {
+        stored[axis] = upright[axis ^ swapped];
+        stored[2 + axis] = upright[2 + (axis ^ swapped)];
+    }
+    if (turn == 3 || turn == 4 || turn == 6 || turn == 7) stored[0] = height - stored[0] - stored[2];
+    if (turn == 2 || turn == 3 || turn == 7 || turn == 8) stored[1] = width - stored[1] - stored[3];
+}
+
+static void turn_upright(const uint8_t *stored, int turn, int side, uint8_t *upright) {
+    int last = side - 1;
+    for (int y = 0; y < side; y++)
+        for (int x = 0; x < side; x++, upright += 3) {
+            int sy = turn >= 5 ? x : y, sx = turn >= 5 ? y : x;
+            if (turn == 3 || turn == 4 || turn == 6 || turn == 7) sy = last - sy;
+            if (turn == 2 || turn == 3 || turn == 7 || turn == 8) sx = last - sx;
+            memcpy(upright, stored + 3 * ((size_t)sy * side + sx), 3);
+        }
+}
+
+/* ---- One picture ------------------------------------------------------------------------- */
+
+/* The smallest of 1/8, 1/4, 1/2 and 1 that leaves twice the pixels that are wanted, in eighths.
+ * The scales between are slower than 1: libjpeg-turbo has no SIMD for them. With less than twice
+ * the pixels the filter would have too little to work on to look like Pillow's. */
+static unsigned scale_for(const int32_t *window, int side) {
+    int least = window[2] < window[3] ? window[2] : window[3];
+    unsigned scale = 1;
+    while (scale < 8 && (long)least * scale < (long)side * 16) scale *= 2;
+    return scale;
+}
+
+static void decode_window(struct worker *worker, const uint8_t *data, size_t size,
+                          const int32_t *upright, int side, uint8_t *image) {
+    struct jpeg_decompress *jpeg = &worker->jpeg;
+    int32_t window[4];
+    jpeg_mem_src(jpeg, data, size);
+    jpeg_read_header(jpeg, 1);
+    if (jpeg->stored_space < SPACE_GREY || jpeg->stored_space > SPACE_YCC)
+        stop(worker, UNSUPPORTED, "neither grey nor RGB nor YCbCr");
+    int turn = orientation(data, size);
+    to_stored(upright, turn, (int)jpeg->image_height, (int)jpeg->image_width, window);
+    if (window[0] < 0 || window[1] < 0 || window[2] < 1 || window[3] < 1 ||
+        window[0] > (int)jpeg->image_height - window[2] || window[1] > (int)jpeg->image_width - window[3])
+        stop(worker, DAMAGED, "the window lies outside of the picture");
+    jpeg->output_space = SPACE_RGB;
+    jpeg->scale_num = scale_for(window, side);
+    jpeg->scale_denom = 8;
+    jpeg_start_decompress(jpeg);
+
+    double scale = jpeg->scale_num / 8.0;
+    double y = window[0] * scale, x = window[1] * scale;
+    double height = window[2] * scale, width = window[3] * scale;
+    unsigned top = (unsigned)y, bottom = (unsigned)ceil(y + height);
+    unsigned left = (unsigned)x, right = (unsigned)ceil(x + width);
+    if (bottom > jpeg->output_height) bottom = jpeg->output_height;
+    if (right > jpeg->output_width) right = jpeg->output_width;
+    /* Colour upsampling looks at neighbours, so a little more than the window is decoded. */
+    unsigned start = left > EDGE ? left - EDGE : 0;
+    unsigned columns = (right + EDGE < jpeg->output_width ? right + EDGE : jpeg->output_width) - start;
+    if (columns < jpeg->output_width) jpeg_crop_scanline(jpeg, &start, &columns);
+    size_t stride = 3 * (size_t)columns;
+    worker->pixels = grown(worker, worker->pixels, &worker->pixels_size,
+                           stride * (bottom - top) + SLACK);
+    worker->row = grown(worker, worker->row, &worker->row_size, 2 * (3 * (right - left) + SLACK));
+    if (!make_taps(&worker->vertical, side, y - top, height, (int)(bottom - top)) ||
+        !make_taps(&worker->horizontal, side, x - left, width, (int)(right - left)))
+        stop(worker, DAMAGED, "not enough memory for the weights");
+    if (top) jpeg_skip_scanlines(jpeg, top);
+
+    uint8_t *square = turn == 1 ? image : worker->square;
+    const struct taps *vertical = &worker->vertical;
+    unsigned have = 0;
+    for (int place = 0; place < side; place++) {
+        unsigned need = vertical->first[place] + vertical->count[place];
+        while (have < need) {
+            uint8_t *rows[4];
+            unsigned wanted = bottom - top - have;
+            for (unsigned i = 0; i < 4; i++) rows[i] = worker->pixels + stride * (have + i);
+            unsigned got = jpeg_read_scanlines(jpeg, rows, wanted < 4 ? wanted : 4);
+            if (!got) stop(worker, DAMAGED, "rows are missing");
+            have += got;
+        }
+        const uint8_t *first = worker->pixels + stride * vertical->first[place] + 3 * (left - start);
+        blend_rows(first, stride, vertical, place, 3 * (int)(right - left), worker->row);
+        blend_columns(worker->row, &worker->horizontal, side, square + (size_t)place * side * 3);
+    }
+    if (turn != 1) turn_upright(square, turn, side, image);
+    jpeg_abort_decompress(jpeg);
+}
+
+static void decode_one(struct worker *worker, struct batch *batch, int place) {
+    size_t image = (size_t)batch->side * batch->side * 3;
+    uint8_t *out = batch->images + image * place;
+    worker->status = DECODED;
+    worker->reason = batch->reasons + (size_t)REASON_LENGTH * place;
+    if (setjmp(worker->failed) == 0) {
+        decode_window(worker, batch->data[place], (size_t)batch->sizes[place],
+                      batch->windows[place], batch->side, out);
+    } else {
+        jpeg_abort_decompress(&worker->jpeg);
+        memset(out, 0, image);
+    }
+    batch->status[place] = worker->status;
+}
+
+static void *work(void *argument) {
+    struct batch *batch = argument;
+    struct worker *worker = calloc(1, sizeof *worker);
+    char reason[REASON_LENGTH];
+    if (!worker) return NULL;
+    worker->square = malloc((size_t)batch->side * batch->side * 3);
+    worker->reason = reason;
+    worker->jpeg.error = jpeg_std_error(&worker->error);
+    worker->error.error_exit = on_error;
+    worker->error.emit_message = on_message;
+    worker->error.output_message = on_print;
+    worker->progress.monitor = on_progress;
+    worker->jpeg.client_data = worker;
+    if (worker->square && setjmp(worker->failed) == 0) {
+        jpeg_CreateDecompress(&worker->jpeg, ABI_VERSION, sizeof worker->jpeg);
+        worker->jpeg.progress = &worker->progress;
+        int place;
+        while ((place = atomic_fetch_add(&batch->next, 1)) < batch->count)
+            decode_one(worker, batch, place);
+        jpeg_destroy_decompress(&worker->jpeg);
+    }
+    free(worker->vertical.weights);
+    free(worker->horizontal.weights);
+    free(worker->pixels);
+    free(worker->row);
+    free(worker->square);
+    free(worker);
+    return NULL;
+}
+
+/* Decode a batch; the calling thread works too. `status` comes filled with UNSUPPORTED. */
+void tessera_decode(const uint8_t *const *data, const int64_t *sizes, const int32_t *windows,
+                    int count, int side, int num_threads, uint8_t *images, int32_t *status,
+                    char *reasons) {
+    struct batch batch = {.data = data, .sizes = sizes, .windows = (const Window *)windows,
+                          .count = count, .side = side, .images = images, .status = status,
+                          .reasons = reasons};
+    pthread_t threads[num_threads];
+    int started = 0;
+    while (started < num_threads - 1 && started < count - 1 &&
+           pthread_create(&threads[started], NULL, work, &batch) == 0)
+        started++;
+    work(&batch);
+    while (started) pthread_join(threads[--started], NULL);
+}

@@ -1,0 +1,92 @@
+"""Decode with Pillow: every format that the index lets in, and the reference for the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from pipeline.decoding.decoder import Decoded
+from pipeline.indexing.image_check import exif_orientation
+
+_FORMATS = ("JPEG", "PNG", "WEBP")
+_REASON_LENGTH = 200
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns a stored picture upright, by EXIF orientation."""
+
+
+class PilDecoder:
+    """Full decode, crop, antialiased bicubic resize, as torchvision's transform on a PIL image."""
+
+    name = "pil"
+
+    def __init__(self, image_size: int, num_threads: int) -> None:
+        """Prepare the threads.
+
+        Args:
+            image_size: S, in pixels.
+            num_threads: CPU threads.
+        """
+        self._image_size = image_size
+        self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="tessera-pil")
+
+    def decode(self, encoded: Sequence[bytes], windows: NDArray[np.int32]) -> Decoded:
+        """Decode a batch; see `Decoder.decode`."""
+        size = self._image_size
+        images = np.zeros((len(encoded), size, size, 3), dtype=np.uint8)
+        failures: dict[int, str] = {}
+
+        def decode_into(place: int) -> None:
+            try:
+                images[place] = decode_window(encoded[place], windows[place], size)
+            except UnidentifiedImageError:
+                failures[place] = "neither JPEG nor PNG nor WebP, or no complete header"
+            except Exception as error:
+                # Pillow raises many kinds (OSError, SyntaxError, ValueError, struct.error, ...).
+                failures[place] = (str(error) or repr(error))[:_REASON_LENGTH]
+
+        list(self._threads.map(decode_into, range(len(encoded))))
+        return Decoded(images=torch.from_numpy(images), failures=failures)
+
+
+def decode_window(data: bytes, window: NDArray[np.int32], size: int) -> NDArray[np.uint8]:
+    """One window of one file.
+
+    Args:
+        data: the file.
+        window: [4] (y, x, height, width) in the upright picture.
+        size: S, in pixels.
+
+    Returns:
+        [S, S, 3] uint8 RGB.
+
+    Raises:
+        ValueError: the window lies outside, or the pixels have more than 8 bits.
+        OSError: Pillow cannot decode the file.
+    """
+    image = Image.open(BytesIO(data), formats=_FORMATS)
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"pixels of mode {image.mode}, more than 8 bits a channel")
+    exif = image.info.get("exif", b"")
+    turn = _UPRIGHT.get(exif_orientation(exif) if isinstance(exif, bytes) else 1)
+    image = image.convert("RGB")
+    if turn is not None:
+        image = image.transpose(turn)
+    y, x, height, width = (int(value) for value in window)
+    if min(y, x, height - 1, width - 1) < 0 or y + height > image.height or x + width > image.width:
+        raise ValueError("the window lies outside of the picture")
+    image = image.crop((x, y, x + width, y + height))
+    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))

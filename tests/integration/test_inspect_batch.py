@@ -1,0 +1,96 @@
+"""tools/inspect_batch.py shows what the loader really serves."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from evaluation.batch_sheet import make_sheet, write_sheet_picture
+from pipeline import LoaderConfig, open_loader
+from pipeline.crops import CropConfig
+from pipeline.masking import MaskConfig
+from pipeline.reader import ShardReader
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = LoaderConfig(
+    batch_size=8, image_size=64, patch_size=8, seed=3, crop=CropConfig(scale=(0.4, 0.6))
+)
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "tools/inspect_batch.py", *words],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+def test_page_and_picture_of_a_step(coloured_index: Path, tmp_path: Path) -> None:
+    html, png = tmp_path / "sheet.html", tmp_path / "sheet.png"
+    done = run(
+        str(coloured_index), "--step", "2", "--count", "5", "--batch-size", "8",
+        "--image-size", "64", "--patch-size", "8", "--html", str(html), "--png", str(png),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    with open_loader(coloured_index, LoaderConfig(batch_size=8, image_size=64, patch_size=8)) as it:
+        batch = it.assemble(2)
+        keys = it.index.keys(batch.sample_ids[:5].tolist())
+    assert result["keys"] == keys
+    assert result["visible_patches"] == len(batch.patches) == result["patches"] // 2
+    assert result["tokens"] == len(batch.tokens)
+    page = html.read_text(encoding="utf-8")
+    for key in keys:
+        assert key in page
+    assert page.count('aria-label="the stored picture with its crop window"') == 5
+    with Image.open(png) as picture:
+        assert picture.height > 5 * 224
+
+
+def test_the_window_shown_is_the_one_that_was_decoded(coloured_index: Path) -> None:
+    with open_loader(coloured_index, CONFIG) as loader:
+        sheet = make_sheet(loader, 1, 8)
+        ids = loader.preview(1).visits.sample_ids
+        files = ShardReader(loader.index, 1).read(ids)
+    for row, data in zip(sheet.rows, files, strict=True):
+        assert isinstance(data, bytes)
+        picture = Image.open(io.BytesIO(data)).convert("RGB")
+        assert picture.size == row.size
+        left, top, right, bottom = row.window
+        assert 0.3 < (right - left) * (bottom - top) < 0.7
+        box = (left * 80, top * 64, right * 80, bottom * 64)
+        again = picture.resize((64, 64), Image.Resampling.BICUBIC, box=box)
+        distance = np.abs(np.asarray(again).astype(int) - row.item.crop).mean()
+        shifted = picture.resize((64, 64), Image.Resampling.BICUBIC)
+        # The pictures are noise: any other window is far away.
+        assert distance < 6
+        assert distance < np.abs(np.asarray(shifted).astype(int) - row.item.crop).mean() / 2
+
+
+def test_hidden_patches_are_blank_in_the_picture(coloured_index: Path, tmp_path: Path) -> None:
+    config = LoaderConfig(
+        batch_size=8, image_size=224, patch_size=16, mask=MaskConfig(kind="random")
+    )
+    with open_loader(coloured_index, config) as loader:
+        sheet = make_sheet(loader, 0, 1)
+    write_sheet_picture(sheet, tmp_path / "sheet.png")
+    pixels = np.asarray(Image.open(tmp_path / "sheet.png"))
+    item = sheet.rows[0].item
+    shown = pixels[52 : 52 + 224, 14 + 3 * 238 : 14 + 3 * 238 + 224]
+    for patch, visible in enumerate(item.visible):
+        y, x = patch // 14 * 16, patch % 14 * 16
+        cell = shown[y : y + 16, x : x + 16]
+        assert np.array_equal(cell, item.crop[y : y + 16, x : x + 16]) == visible
+        assert (len(np.unique(cell.reshape(-1, 3), axis=0)) == 1) == (not visible)
+
+
+def test_wrong_use_is_said_before_anything_is_written(coloured_index: Path, tmp_path: Path) -> None:
+    html = str(tmp_path / "no.html")
+    done = run(str(coloured_index), "--patch-size", "10", "--html", html)
+    assert done.returncode == 2
+    assert "no multiple of patch_size" in done.stderr
+    assert run(str(tmp_path / "nothing"), "--html", html).returncode == 2
+    assert not Path(html).exists()
