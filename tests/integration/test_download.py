@@ -274,6 +274,20 @@ def test_the_index_holds_exactly_the_good_ones(
     line = json.loads(done.stdout.splitlines()[-1])
     assert line["num_samples"] == len(source.stored())
     assert line["num_rejected"] == 0
+    index = str(tmp_path / "index")
+    trained = subprocess.run(
+        [sys.executable, "train.py", "flickr8k", "--model", "tessera-demo", "--data.train", index]
+        + ["--evaluation.retrieval", index, "--run-dir", str(tmp_path / "run")]
+        + ["--total-samples", "128", "--batch-size", "32", "--optim.warmup-samples", "32"]
+        + ["--data.crop.scale", "0.9", "1.0"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert trained.returncode == 0, trained.stderr
+    assert (tmp_path / "run/report.html").is_file()
 
 
 def test_the_same_command_again_does_nothing(smooth: Path, source: Source) -> None:
