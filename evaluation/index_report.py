@@ -13,6 +13,8 @@ from evaluation.page.markup import Markup, join, shorten, tag
 from evaluation.page.numbers import count, duration, percent
 from pipeline.indexing import IndexReport
 
+_MOST_SHOWN = 50
+"""Damaged shards named on the page."""
 _KINDS = {
     "text": "captions",
     "sha256": "image files (by SHA-256)",
@@ -104,7 +106,10 @@ def _rejected(report: IndexReport) -> Markup:
             table(("Reason", "Samples", "Share", "For example"), rows, "scores") if rows else None,
             tag("p", note, class_="note") if rows else None,
             tag("h3", "Shards that are not whole") if problems else None,
-            definitions(problems[:50]) if problems else None,
+            definitions(problems[:_MOST_SHOWN]) if problems else None,
+            tag("p", f"and {count(len(problems) - _MOST_SHOWN)} more", class_="note")
+            if len(problems) > _MOST_SHOWN
+            else None,
         ]
     )
 

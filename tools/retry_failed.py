@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import json
+import os
 import re
 import sys
 from collections import Counter
@@ -56,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns its exit status."""
     arguments = _arguments(argv)
     try:
+        _enter_environment()
         result = retry(arguments)
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -68,6 +71,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return getattr(stop, "exit_status", 130)
     print(json.dumps(result))
     return 0
+
+
+def _enter_environment() -> None:
+    """Go on in the environment that download_cc12m.sh made, where this one has no img2dataset."""
+    if importlib.util.find_spec("img2dataset") is not None:
+        return
+    root = Path(__file__).resolve().parents[1]
+    folder = Path(os.environ.get("TESSERA_DOWNLOAD_ENV") or root / ".venv-download")
+    named = os.environ.get("TESSERA_DOWNLOAD_PYTHON")
+    python = Path(named) if named else folder / "bin" / "python"
+    if not python.is_file() or python.absolute() == Path(sys.executable):
+        raise ValueError(
+            f"img2dataset is not installed here, and {folder} does not hold the environment that "
+            "tools/download_cc12m.sh makes: run that first, or name it in TESSERA_DOWNLOAD_ENV"
+        )
+    os.execv(python, [str(python), *sys.argv])
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -299,3 +299,27 @@ def test_wrong_folders_and_tables_are_refused(
     (out / "table/table.json").unlink()
     assert retry_failed.main([str(out)]) == 2
     assert "table.json" in capsys.readouterr().err
+
+
+def test_goes_on_in_the_environment_of_the_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started: list[list[str]] = []
+
+    def execv(_: object, words: list[str]) -> None:
+        started.append(words)
+        raise SystemExit(0)
+
+    monkeypatch.setattr(retry_failed.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(retry_failed.os, "execv", execv)
+    monkeypatch.setattr(retry_failed.sys, "argv", ["tools/retry_failed.py", "OUT"])
+    monkeypatch.setenv("TESSERA_DOWNLOAD_ENV", str(tmp_path))
+    monkeypatch.delenv("TESSERA_DOWNLOAD_PYTHON", raising=False)
+    assert retry_failed.main(["OUT"]) == 2
+    assert "run that first" in capsys.readouterr().err
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.touch()
+    with pytest.raises(SystemExit):
+        retry_failed.main(["OUT"])
+    assert started == [[str(python), "tools/retry_failed.py", "OUT"]]
