@@ -86,7 +86,7 @@ def _enter_environment() -> None:
             f"img2dataset is not installed here, and {folder} does not hold the environment that "
             "tools/download_cc12m.sh makes: run that first, or name it in TESSERA_DOWNLOAD_ENV"
         )
-    os.execv(python, [str(python), *sys.argv])
+    os.execv(python, [str(python), *sys.argv])  # noqa: S606 - a program of our own, no shell
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
