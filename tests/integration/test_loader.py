@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from pipeline import LoaderConfig, open_evaluation_loader, open_loader
+from pipeline.augment import AugmentConfig
 from pipeline.index import open_index
 from pipeline.indexing import build_index
 from pipeline.masking import MaskConfig
@@ -227,3 +228,41 @@ def test_closing_leaves_no_thread(coloured_index: Path) -> None:
     next(loader)
     loader.close()
     assert threading.active_count() <= before
+
+
+def test_a_threshold_is_found_once_and_the_same_wherever_reading_starts(
+    coloured_index: Path,
+) -> None:
+    mask = MaskConfig(kind="cluster", mode="threshold", mask_ratio=0.5, min_mask_ratio=0.2)
+    config = replace(CONFIG, mask=mask)
+    with open_loader(coloured_index, config) as first:
+        batches = [next(first) for _ in range(6)]
+    shares = [len(b.patches) / (config.num_patches * b.num_samples) for b in batches]
+    assert abs(np.mean(shares) - 0.5) < 0.1
+    assert len(set(shares)) > 1
+    with open_loader(coloured_index, config) as later:
+        later.seek(4)
+        again = next(later)
+    assert again.patches.equal(batches[4].patches)
+
+
+def test_augmentation_is_drawn_for_each_visit_and_not_in_evaluation(coloured_index: Path) -> None:
+    plain = replace(CONFIG, mask=MaskConfig(kind="none"))
+    flipping = replace(plain, augment=AugmentConfig(flip=1.0))
+    jittering = replace(plain, augment=AugmentConfig(jitter=(0.4, 0.4, 0.4, 0.1)))
+    with (
+        open_loader(coloured_index, plain) as ours,
+        open_loader(coloured_index, flipping) as flipped,
+        open_loader(coloured_index, jittering) as jittered,
+        open_loader(coloured_index, jittering) as repeated,
+    ):
+        images = ours.preview(3).images
+        assert flipped.preview(3).images.equal(images.flip(2))
+        changed = jittered.preview(3).images
+        assert not changed.equal(images)
+        assert repeated.preview(3).images.equal(changed)
+    with (
+        open_evaluation_loader(coloured_index, plain) as ours,
+        open_evaluation_loader(coloured_index, jittering) as others,
+    ):
+        assert ours.preview(0).images.equal(others.preview(0).images)
