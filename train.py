@@ -122,6 +122,7 @@ def train(session: Session, stops: StopRequests) -> None:
 def take_step(session: Session) -> None:
     """One batch in, one update; nothing is read back from the device."""
     config, timeline = session.config, session.timeline
+    session.refresh_mask()
     start = time.perf_counter()
     stats_before = session.loader.stats.snapshot()
     batch = next(session.loader).to(session.device)

@@ -24,8 +24,9 @@ from evaluation.report.data import GalleryItem, Picture
 from evaluation.report.pictures import cluster_panel, crop_panel, data_uri, visible_panel
 from pipeline.counter_random import Purpose, uniforms
 from pipeline.crops import DRAWS_PER_WINDOW, draw_windows
-from pipeline.loader import Loader, Preview
+from pipeline.loader import Loader
 from pipeline.reader import ShardReader
+from pipeline.stages import Preview
 
 _SIDE, _GAP, _TEXT = 224, 14, 330
 _PAPER, _INK, _QUIET, _BLANK = (255, 255, 255), (32, 32, 32), (110, 110, 110), (232, 234, 236)

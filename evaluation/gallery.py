@@ -18,8 +18,9 @@ from evaluation.report.data import GalleryItem, RetrievalExample
 from evaluation.retrieval import RetrievalRun
 from pipeline import LoaderConfig, open_evaluation_loader
 from pipeline.index import Index
-from pipeline.loader import Loader, Preview
+from pipeline.loader import Loader
 from pipeline.masking import ClusterMask, anchor_similarity
+from pipeline.stages import Preview
 from pipeline.tokenizer import token_strings
 
 _NUM_RESULTS = 5

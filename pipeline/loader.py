@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from threading import Lock
@@ -26,13 +26,14 @@ from pipeline.batch import PackedBatch
 from pipeline.captions import CaptionTable
 from pipeline.decoding import Decoder, open_decoder
 from pipeline.loader_config import LoaderConfig
-from pipeline.masking import ClusterMask, MaskConfig, MaskStrategy
+from pipeline.masking import ClusterMask, MaskConfig, MaskStrategy, PatchEmbedding
 from pipeline.order import Order, SampleOrder, Visits
 from pipeline.patches import patchify
 from pipeline.plan import EvaluationPlan, Plan, TrainingPlan
 from pipeline.prefetch import Prefetched
 from pipeline.reader import ShardReader
 from pipeline.selection import Dataset, open_dataset
+from pipeline.stages import Fetched, Patches, Preview
 from pipeline.stats import BadSample, LoaderStats
 from pipeline.window_order import WindowOrder
 
@@ -42,43 +43,6 @@ _NUM_CALIBRATION_STEPS = 4
 """The first steps of the run, from whose similarities a mask finds its threshold."""
 _MAX_ATTEMPTS = 8
 """So many samples in a row may be bad in one slot before the data, not a sample, is the fault."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Fetched:
-    """A step between the two threads."""
-
-    step: int
-    visits: Visits
-    encoded: list[bytes | OSError]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Patches:
-    """A step before it is masked."""
-
-    images: Tensor
-    patches: Tensor
-    noise: Tensor
-    visits: Visits
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Preview:
-    """A step before it is packed: what a person would want to see of it."""
-
-    images: Tensor
-    """[B, S, S, 3] uint8, decoded, cropped and resized."""
-    patches: Tensor
-    """[B, N, D] uint8, the same pixels."""
-    noise: Tensor
-    """[B, N] float32, what the mask drew from."""
-    visible: Tensor
-    """[B, N] bool, what the model gets to see."""
-    visits: Visits
-    """[B] samples actually served, replacements included."""
-    caption_rows: NDArray[np.int64]
-    """[B] rows of the caption table, the texts served with them."""
 
 
 class Loader(Iterator[PackedBatch]):
@@ -101,7 +65,8 @@ class Loader(Iterator[PackedBatch]):
         self.stats = LoaderStats()
         self._captions = captions
         self._plan = plan
-        self._mask: MaskStrategy = config.mask.build()
+        self._embedding = _embedding(config)
+        self._mask = self._new_mask()
         self._reader = ShardReader(dataset.index, config.num_threads, config.cache)
         self._decoder = _open_decoder(config)
         self._decoding = Lock()
@@ -135,6 +100,32 @@ class Loader(Iterator[PackedBatch]):
         self._step += 1
         return batch
 
+    def set_patch_embedding(self, weight: Tensor, positions: Tensor, step: int) -> None:
+        """Hand the mask the model's patch projection; batches made ahead are dropped.
+
+        Every batch behind this call, and none before it, is masked by these weights, so a run that
+        does it at the same steps with the same weights has the same masks.
+
+        Args:
+            weight: [width, D] of the projection of normalised patches.
+            positions: [N, width] positional embedding.
+            step: steps trained when the weights were taken.
+
+        Raises:
+            ValueError: the mask compares pixels only.
+        """
+        if self._embedding is None:
+            raise ValueError("the mask compares pixels only: embedding_first and _last are 0")
+        self._stop()
+        self._embedding.update(weight, step, positions)
+        self._mask = self._new_mask()
+
+    def _new_mask(self) -> MaskStrategy:
+        mask = self.config.mask.build()
+        if self._embedding is not None and isinstance(mask, ClusterMask):
+            return replace(mask, embedding=self._embedding)
+        return mask
+
     def close(self) -> None:
         """End the threads and close the shards."""
         self._stop()
@@ -161,13 +152,13 @@ class Loader(Iterator[PackedBatch]):
         self._stages = []
         self._served_at = None
 
-    def _fetch(self, first_step: int) -> Iterator[_Fetched]:
+    def _fetch(self, first_step: int) -> Iterator[Fetched]:
         for step in count(first_step):
             visits = self._plan.visits(step)
             if visits is None:
                 return
             self._reader.expect(self._plan.upcoming_shards(step))
-            yield _Fetched(step=step, visits=visits, encoded=self._read(visits))
+            yield Fetched(step=step, visits=visits, encoded=self._read(visits))
 
     def _read(self, visits: Visits) -> list[bytes | OSError]:
         with self.stats.read.working(len(visits.sample_ids)):
@@ -191,11 +182,11 @@ class Loader(Iterator[PackedBatch]):
         """
         return self._assemble(self._fetch_now(step))
 
-    def _fetch_now(self, step: int) -> _Fetched:
+    def _fetch_now(self, step: int) -> Fetched:
         visits = self._plan.visits(step)
         if visits is None:
             raise IndexError(f"there is no step {step}")
-        return _Fetched(step=step, visits=visits, encoded=self._read(visits))
+        return Fetched(step=step, visits=visits, encoded=self._read(visits))
 
     def _calibrate(self) -> None:
         """Find the threshold of a mask that has none; a resumed run finds the same one."""
@@ -205,14 +196,14 @@ class Loader(Iterator[PackedBatch]):
             self._mask = mask.calibrate(mask.similarity(each.patches, each.noise) for each in steps)
             logger.info("mask threshold %.4f", self._mask.threshold)
 
-    def _assemble(self, fetched: _Fetched) -> PackedBatch:
+    def _assemble(self, fetched: Fetched) -> PackedBatch:
         shown = self._show(fetched)
         with self.stats.pack.working(len(shown.images)):
             batch = self._pack(shown)
         self.stats.pack.num_bytes += batch.num_bytes
         return batch
 
-    def _show(self, fetched: _Fetched) -> Preview:
+    def _show(self, fetched: Fetched) -> Preview:
         self._calibrate()
         made = self._patches(fetched)
         with self.stats.mask.working(len(made.images)):
@@ -227,7 +218,7 @@ class Loader(Iterator[PackedBatch]):
             caption_rows=self._plan.caption_rows(made.visits),
         )
 
-    def _patches(self, fetched: _Fetched) -> _Patches:
+    def _patches(self, fetched: Fetched) -> Patches:
         images, visits = self._decode_or_replace(fetched)
         with self.stats.patchify.working(len(images)):
             if self.config.augment.active:
@@ -235,11 +226,9 @@ class Loader(Iterator[PackedBatch]):
             patches = patchify(images, self.config.patch_size)
         self.stats.patchify.num_bytes += patches.numel()
         noise = torch.from_numpy(self._plan.noise(visits, self.config.num_patches))
-        return _Patches(
-            images=images, patches=patches, noise=noise.to(images.device), visits=visits
-        )
+        return Patches(images=images, patches=patches, noise=noise.to(images.device), visits=visits)
 
-    def _decode_or_replace(self, fetched: _Fetched) -> tuple[Tensor, Visits]:
+    def _decode_or_replace(self, fetched: Fetched) -> tuple[Tensor, Visits]:
         """Images of a step; bad samples are replaced, or left out where the plan says so."""
         ids, passes = fetched.visits.sample_ids.copy(), fetched.visits.passes.copy()
         images, bad = self._decode(fetched.visits, fetched.encoded)
@@ -305,6 +294,15 @@ class Loader(Iterator[PackedBatch]):
             text_offsets=torch.from_numpy(text_offsets),
             sample_ids=torch.from_numpy(shown.visits.sample_ids),
         )
+
+
+def _embedding(config: LoaderConfig) -> PatchEmbedding | None:
+    mask = config.mask
+    if not mask.uses_embedding:
+        return None
+    return PatchEmbedding(
+        num_steps=config.num_steps, first=mask.embedding_first, last=mask.embedding_last
+    )
 
 
 def _open_decoder(config: LoaderConfig) -> Decoder:

@@ -45,6 +45,8 @@ class LoaderConfig:
     """Shards of a window; more mix better, fewer read less ahead. Not used by `global`."""
     cache: CacheConfig = field(default_factory=CacheConfig)
     """Where remote shards are kept."""
+    num_steps: int = 1
+    """Steps of the run, over which a mask goes from pixels to embeddings; not used otherwise."""
     num_threads: int = 2
     """Threads that read, and threads that decode."""
     prefetch: int = 2
@@ -55,7 +57,14 @@ class LoaderConfig:
             raise ValueError(
                 f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}"
             )
-        for name in ("batch_size", "context_length", "num_threads", "prefetch", "window_shards"):
+        for name in (
+            "batch_size",
+            "context_length",
+            "num_threads",
+            "prefetch",
+            "window_shards",
+            "num_steps",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 

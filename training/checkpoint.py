@@ -32,6 +32,7 @@ _PREFIX = "step_"
 _WEIGHTS = "open_clip_model.safetensors"
 _ARCHITECTURE = "open_clip_config.json"
 _OPTIMIZER = "optimizer.safetensors"
+_MASK = "mask.safetensors"
 _STATE = "state.json"
 
 
@@ -51,6 +52,8 @@ class Checkpoint:
     """Optimiser state by `kind/parameter name`."""
     state: dict[str, Any]
     """Everything else: configuration, index fingerprint, versions, seconds spent."""
+    mask: dict[str, Tensor]
+    """What the mask was told of the model; empty for most masks."""
 
 
 def save(
@@ -61,6 +64,7 @@ def save(
     optimizer: dict[str, Tensor],
     state: dict[str, Any],
     keep: int,
+    mask: dict[str, Tensor] | None = None,
 ) -> Path:
     """Write a checkpoint and remove those that are too old.
 
@@ -72,6 +76,7 @@ def save(
         optimizer: from `optimizer_tensors`.
         state: JSON values to store beside them.
         keep: newest checkpoints that stay.
+        mask: what the mask was told of the model, if anything.
 
     Returns:
         The new checkpoint's folder.
@@ -87,7 +92,10 @@ def save(
         save_file(weights, partial / _WEIGHTS)
         save_file(optimizer, partial / _OPTIMIZER)
         write_text(partial / _ARCHITECTURE, json.dumps(architecture, indent=1))
-        files = (_WEIGHTS, _ARCHITECTURE, _OPTIMIZER)
+        files = [_WEIGHTS, _ARCHITECTURE, _OPTIMIZER]
+        if mask:
+            save_file(mask, partial / _MASK)
+            files.append(_MASK)
         hashes = {name: _hash_and_sync(partial / name) for name in files}
         content = {"format": _FORMAT, "step": step, "sha256": hashes, **state}
         write_text(partial / _STATE, json.dumps(content, indent=1))
@@ -145,6 +153,7 @@ def load(path: Path) -> Checkpoint:
             weights=load_file(path / _WEIGHTS),
             optimizer=load_file(path / _OPTIMIZER),
             state=state,
+            mask=load_file(path / _MASK) if _MASK in state["sha256"] else {},
         )
     except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
         raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from error

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from model import Clip, build_clip, open_clip_weights
 from model.config import ClipConfig, clip_config
@@ -47,6 +48,22 @@ class Session:
     """Seconds by activity, earlier processes of this run included."""
     step: int
     """Optimiser steps done."""
+    mask_weights: dict[str, Tensor] = field(default_factory=dict)
+    """Patch projection and positions that the mask goes by; empty if it compares pixels only."""
+    mask_step: int = 0
+    """Steps done when they were taken."""
+
+    def refresh_mask(self) -> None:
+        """Hand the current patch projection to a mask that wants it, at fixed steps."""
+        mask = self.config.mask
+        if mask.uses_embedding and self.step % mask.embedding_every == 0:
+            tower = self.clip.image
+            self.mask_weights = {
+                "weight": tower.patch_embed.weight.detach().float().cpu().clone(),
+                "positions": tower.positional_embedding[1:].detach().float().cpu().clone(),
+            }
+            self.mask_step = self.step
+            self.loader.set_patch_embedding(**self.mask_weights, step=self.step)
 
     def start_step(self) -> float:
         """Set this step's learning rate and return it."""
@@ -75,6 +92,7 @@ class Session:
                 optimizer=checkpoint.optimizer_tensors(self.clip, self.optimizer),
                 state=self._state(),
                 keep=self.config.keep_checkpoints,
+                mask=self.mask_weights,
             )
         return records
 
@@ -88,6 +106,7 @@ class Session:
             "index_fingerprint": self.loader.index.fingerprint,
             "selection_fingerprint": self.loader.dataset.selection_fingerprint,
             "config": to_json(self.config),
+            "mask_step": self.mask_step,
             "seconds": self.timeline.seconds,
             "num_replaced": self.loader.stats.num_replaced,
             "versions": versions(),
@@ -129,6 +148,10 @@ def open_session(config: TrainConfig, folder: RunFolder, timeline: Timeline) -> 
     for activity, seconds in (found.state["seconds"] if found else {}).items():
         timeline.add(activity, seconds)
     loader.seek(step)
+    mask_weights = found.mask if found else {}
+    mask_step = found.state.get("mask_step", 0) if found else 0
+    if mask_weights:
+        loader.set_patch_embedding(**mask_weights, step=mask_step)
     return Session(
         config=config,
         folder=folder,
@@ -139,6 +162,8 @@ def open_session(config: TrainConfig, folder: RunFolder, timeline: Timeline) -> 
         log=StepLog(folder.metrics, resumed_step=step),
         timeline=timeline,
         step=step,
+        mask_weights=mask_weights,
+        mask_step=mask_step,
     )
 
 
@@ -154,6 +179,7 @@ def loader_config(config: TrainConfig, architecture: ClipConfig) -> LoaderConfig
         crop=config.data.crop,
         mask=config.mask,
         augment=config.data.augment,
+        num_steps=config.num_steps,
         decoder=config.data.decoder,
         device=config.data.device,
         order=config.data.order,

@@ -37,11 +37,24 @@ class MaskConfig:
     None: threshold finds it from the first batches, fill takes mask_ratio as the released code."""
     group_size: int = 0
     """cluster, budget: consecutive images that share a budget; 0 is the whole batch of a rank."""
+    embedding_first: float = 0.0
+    """cluster: weight of the patch embeddings' similarity beside that of pixels at the first step,
+    0 to 1; changes linearly over the run."""
+    embedding_last: float = 0.0
+    """cluster: the same at the last step. Both 0: pixels alone."""
+    embedding_every: int = 100
+    """cluster: steps after which the mask takes over the model's current patch projection; batches
+    made ahead are then made again."""
     num_clusters: int = 8
     """kmeans: clusters of an image."""
 
     def __post_init__(self) -> None:
         self.build()
+
+    @property
+    def uses_embedding(self) -> bool:
+        """Whether the mask wants to be told the model's patch projection."""
+        return max(self.embedding_first, self.embedding_last) > 0
 
     def build(self) -> MaskStrategy:
         """The strategy itself.
@@ -77,8 +90,16 @@ class MaskConfig:
             "mode": ("cluster",),
             "threshold": ("cluster",),
             "group_size": ("cluster",),
+            "embedding_first": ("cluster",),
+            "embedding_last": ("cluster",),
             "grid": ("grid", "block"),
         }
+        shares = (self.embedding_first, self.embedding_last)
+        if not all(0 <= share <= 1 for share in shares) or self.embedding_every < 1:
+            raise ValueError(
+                f"embedding_first and embedding_last lie between 0 and 1 and embedding_every is at "
+                f"least 1, got {shares} and {self.embedding_every}"
+            )
         for name, kinds in owners.items():
             default = type(self).__dataclass_fields__[name].default
             if getattr(self, name) != default and self.kind not in kinds:

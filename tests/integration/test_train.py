@@ -88,6 +88,32 @@ def test_open_clip_opens_the_checkpoint(unbroken: Path) -> None:
     assert image.shape == (1, 128)
 
 
+def test_a_mask_that_follows_the_model_goes_on_bit_for_bit(
+    coloured_index: Path, tmp_path: Path
+) -> None:
+    """Weights of step 4 mask the batches 4 to 7, also where a run is resumed at step 6."""
+    options = ("--mask.embedding-last", "1", "--mask.embedding-every", "4")
+    whole = run(arguments(coloured_index, tmp_path / "whole", *options))
+    assert whole.returncode == 0, whole.stderr
+    command = arguments(coloured_index, tmp_path / "run", *options)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    wait_for(tmp_path / "run" / "checkpoints" / "step_000000006", process)
+    process.kill()
+    process.communicate()
+    resumed = run(command)
+    assert resumed.returncode == 0, resumed.stderr
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    pixels = run(arguments(coloured_index, tmp_path / "pixels"))
+    assert pixels.returncode == 0
+    same = [
+        a == b for a, b in zip(losses(tmp_path / "whole"), losses(tmp_path / "pixels"), strict=True)
+    ]
+    assert same[:4] == [True] * 4
+    assert not all(same)
+
+
 def test_the_same_command_again_says_that_it_is_finished(
     unbroken: Path, coloured_index: Path
 ) -> None:
