@@ -9,9 +9,12 @@ from __future__ import annotations
 import os
 import time
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
+
+Answer = TypeVar("Answer")
 
 _EDGE_BYTES = 64 * 1024
 _BUFFER_BYTES = 1024**2
@@ -80,7 +83,7 @@ def file_state(location: str) -> FileState:
         return FileState(size_bytes=status.st_size, mtime_ns=status.st_mtime_ns, version="")
     files, path = _file_system(location)
     try:
-        found = files.info(path)
+        found = _patiently(lambda: files.info(path))
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no such shard: {location}") from None
     if found.get("size") is None:
@@ -104,17 +107,7 @@ def read_range(location: str, offset: int, num_bytes: int) -> bytes:
         OSError: it could not be read in several tries.
     """
     files, path = _file_system(location)
-    wait_s = _FIRST_WAIT_S
-    for attempt in range(1, _NUM_TRIES + 1):
-        try:
-            return files.cat_file(path, start=offset, end=offset + num_bytes)
-        except Exception as error:
-            # Clients of remote storage raise errors of their own.
-            if attempt == _NUM_TRIES or isinstance(error, FileNotFoundError):
-                raise OSError(f"{type(error).__name__}: {error}") from error
-            time.sleep(wait_s)
-            wait_s *= 2
-    raise AssertionError("unreachable")
+    return _patiently(lambda: files.cat_file(path, start=offset, end=offset + num_bytes))
 
 
 def read_text(location: str) -> str:
@@ -126,7 +119,7 @@ def read_text(location: str) -> str:
     if not is_remote(location):
         return Path(location).read_text(encoding="utf-8")
     files, path = _file_system(location)
-    return files.cat_file(path).decode("utf-8")
+    return _patiently(lambda: files.cat_file(path)).decode("utf-8")
 
 
 def folder_of(location: str) -> str:
@@ -136,11 +129,40 @@ def folder_of(location: str) -> str:
 
 def head_tail_crc32(location: str) -> int:
     """CRC-32 over the first and the last 64 KiB of a file, which overlap in a short one."""
+    if is_remote(location):
+        last = max(0, file_state(location).size_bytes - _EDGE_BYTES)
+        crc = zlib.crc32(read_range(location, 0, _EDGE_BYTES))
+        return zlib.crc32(read_range(location, last, _EDGE_BYTES), crc)
     with open_binary(location) as file:
         crc = zlib.crc32(file.read(_EDGE_BYTES))
         size_bytes = file.seek(0, os.SEEK_END)
         file.seek(max(0, size_bytes - _EDGE_BYTES))
         return zlib.crc32(file.read(_EDGE_BYTES), crc)
+
+
+def _patiently(ask: Callable[[], Answer]) -> Answer:
+    """Ask remote storage, several times if it fails, with longer and longer waits.
+
+    Raises:
+        FileNotFoundError: what is asked for is not there.
+        OSError: it failed every time.
+    """
+    wait_s = _FIRST_WAIT_S
+    for _ in range(_NUM_TRIES - 1):
+        try:
+            return ask()
+        except FileNotFoundError:
+            raise
+        except Exception:
+            time.sleep(wait_s)
+            wait_s *= 2
+    try:
+        return ask()
+    except OSError:
+        raise
+    except Exception as error:
+        # Clients of remote storage raise errors of their own.
+        raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 def _list_remote(location: str) -> list[str]:

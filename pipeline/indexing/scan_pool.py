@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -16,9 +18,13 @@ from typing import Any
 from pipeline.indexing.options import ScanOptions
 from pipeline.indexing.scan_shard import scan_shard
 from pipeline.indexing.scan_store import store_scan
-from pipeline.storage import file_state
+from pipeline.storage import file_state, is_remote
+
+logger = logging.getLogger(__name__)
 
 _POLL_S = 0.5
+_NUM_TRIES = 4
+_FIRST_WAIT_S = 0.2
 
 
 class _StoppedError(Exception):
@@ -108,7 +114,7 @@ def _scan_here(
         progress(done_bytes, total_bytes)
 
     for location in locations:
-        store_scan(scan_shard(location, options, advance), folder, options)
+        _scan_one(location, folder, options, advance)
 
 
 def _watch(
@@ -161,4 +167,36 @@ def _exit_with_parent() -> None:
 def _scan_in_worker(location: str, folder: Path, options: ScanOptions) -> None:
     if _shared is None:
         raise RuntimeError("the worker was not started by scan_shards")
-    store_scan(scan_shard(location, options, _shared.advance), folder, options)
+    _scan_one(location, folder, options, _shared.advance)
+
+
+def _scan_one(
+    location: str, folder: Path, options: ScanOptions, advance: Callable[[int], None]
+) -> None:
+    """Scan a shard and store what is found; a remote one that breaks off is begun again."""
+    if not is_remote(location):
+        store_scan(scan_shard(location, options, advance), folder, options)
+        return
+    wait_s = _FIRST_WAIT_S
+    for attempt in range(1, _NUM_TRIES + 1):
+        done_bytes = 0
+
+        def count(num_bytes: int) -> None:
+            nonlocal done_bytes
+            done_bytes += num_bytes
+            advance(num_bytes)
+
+        try:
+            store_scan(scan_shard(location, options, count), folder, options)
+        except (_StoppedError, MemoryError):
+            raise
+        except Exception as error:
+            # Clients of remote storage raise errors of their own.
+            if attempt == _NUM_TRIES or isinstance(error, FileNotFoundError):
+                raise OSError(f"{location}: {type(error).__name__}: {error}") from error
+            logger.warning("%s broke off (%s) and is begun again", location, error)
+            advance(-done_bytes)
+            time.sleep(wait_s)
+            wait_s *= 2
+        else:
+            return

@@ -6,8 +6,10 @@ import http.server
 import os
 import random
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -27,6 +29,8 @@ class FlakyHandler(http.server.BaseHTTPRequestHandler):
     folder = Path()
     chance = random.Random(0)
     fault_share = 0.0
+    fail_first = 0
+    num_gets: ClassVar[Counter[str]] = Counter()
     num_faults = 0
     lock = threading.Lock()
 
@@ -43,9 +47,11 @@ class FlakyHandler(http.server.BaseHTTPRequestHandler):
             return
         with self.lock:
             draw = self.chance.random()
-            fails = with_body and draw < self.fault_share
+            self.num_gets[self.path] += with_body
+            early = self.num_gets[self.path] <= self.fail_first
+            fails = with_body and (early or draw < self.fault_share)
             type(self).num_faults += fails
-        if fails and draw < self.fault_share / 2:
+        if fails and self.num_gets[self.path] % 2:
             self.send_error(503)
             return
         data = path.read_bytes()
@@ -75,7 +81,8 @@ def server(coloured_index: Path) -> Iterator[str]:
     """The address of a server of the shards of `coloured_index`."""
     pytest.importorskip("aiohttp", reason="fsspec reads http with aiohttp")
     FlakyHandler.folder = Path(open_index(coloured_index).shards[0].location).parent
-    FlakyHandler.fault_share, FlakyHandler.num_faults = 0.0, 0
+    FlakyHandler.fault_share, FlakyHandler.fail_first, FlakyHandler.num_faults = 0.0, 0, 0
+    FlakyHandler.num_gets.clear()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), FlakyHandler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -89,7 +96,7 @@ def remote_index(server: str, tmp_path: Path) -> Path:
     """An index of the shards on the server."""
     places = [f"{server}/{number:05d}.tar" for number in range(3)]
     build_index(places, tmp_path / "index", options=ScanOptions(captions="json:captions"))
-    FlakyHandler.fault_share = 0.05
+    FlakyHandler.num_gets.clear()
     return tmp_path / "index"
 
 
@@ -111,8 +118,9 @@ def test_a_flaky_server_gives_what_the_local_files_give(
     remote_index: Path, coloured_index: Path, tmp_path: Path, order: str, *, cached: bool
 ) -> None:
     folder = str(tmp_path / "cache") if cached else ""
-    # Three shards are few requests; with pieces of shards there are hundreds.
-    FlakyHandler.fault_share = 0.4 if cached else 0.05
+    # Three shards are few requests, of which the first two each fail; pieces are hundreds.
+    FlakyHandler.fault_share = 0.0 if cached else 0.05
+    FlakyHandler.fail_first = 2 if cached else 0
     with (
         open_loader(coloured_index, config(order)) as local,
         open_loader(remote_index, config(order, folder)) as remote,
@@ -123,6 +131,20 @@ def test_a_flaky_server_gives_what_the_local_files_give(
             assert ours.patches.equal(theirs.patches)
             assert ours.tokens.equal(theirs.tokens)
         assert remote.stats.num_replaced == 0
-    assert FlakyHandler.num_faults > 0
+    assert FlakyHandler.num_faults >= (6 if cached else 1)
     if cached:
         assert len(os.listdir(folder)) >= 3  # noqa: PTH208 - counts the locks as well
+
+
+def test_indexing_goes_on_over_faults_and_gives_up_with_the_shard(
+    server: str, coloured_index: Path, tmp_path: Path
+) -> None:
+    places = [f"{server}/{number:05d}.tar" for number in range(3)]
+    options = ScanOptions(captions="json:captions")
+    FlakyHandler.fail_first = 2
+    report = build_index(places, tmp_path / "index", options=options)
+    assert report.num_samples == open_index(coloured_index).num_samples
+    assert FlakyHandler.num_faults >= 6
+    FlakyHandler.fault_share = 1.0
+    with pytest.raises(OSError, match=r"0000\d\.tar"):
+        build_index(places, tmp_path / "again", options=options)

@@ -274,10 +274,10 @@ def test_a_stale_selection_ends_a_run_with_the_command(index: Path, tmp_path: Pa
 def test_benchmarks_take_a_selection(chosen: Path) -> None:
     done = run(
         *("tools/benchmark_data.py", f"{chosen}@red", "--image-size", 64, "--batch-size", 8),
-        *("--batches", 4, "--repeats", 1, "--threads", 1),
+        *("--images", 16, "--repeats", 1, "--threads", 1, "--no-storage", "--baselines"),
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1])["index"].endswith("@red")
+    assert json.loads(done.stdout.splitlines()[-1])["data"].endswith("@red")
 
 
 def test_rows_are_mapped_and_not_copied(chosen: Path) -> None:
