@@ -44,8 +44,6 @@ class TurboDecoder:
         self._num_threads = num_threads
         self._library = load_jpeg_window()
         self._others = PilDecoder(image_size, num_threads)
-        self.num_others = 0
-        """Pictures that went to Pillow since this was made."""
         self._try_out()
 
     def decode(self, encoded: Sequence[bytes], windows: NDArray[np.int32]) -> Decoded:
@@ -57,7 +55,6 @@ class TurboDecoder:
         }
         others: list[int] = np.flatnonzero(status == _UNSUPPORTED).tolist()
         if others:
-            self.num_others += len(others)
             decoded = self._others.decode([encoded[place] for place in others], windows[others])
             images[others] = decoded.images
             failures |= {others[at]: reason for at, reason in decoded.failures.items()}

@@ -30,7 +30,6 @@ class Progress:
         self._stream = sys.stderr if stream is None else stream
         self._live = self._stream.isatty()
         self._last_s = -math.inf
-        self._began: tuple[float, int, int] | None = None
         self._points: list[tuple[float, int, int]] = []
 
     def show(self, finished: Mapping[int, ShardState], growing_bytes: int = 0) -> None:
