@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.util
-import json
 import os
 import re
 import sys
@@ -34,6 +33,7 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
 from tools.download.causes import Cause, classify
+from tools.download.exit_status import run_program
 from tools.download.finished import JOB_FILE, is_complete, load_job, read_outcomes
 from tools.download.img2dataset_job import Job
 from tools.download.lock import exclusive
@@ -57,20 +57,12 @@ class Failed:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns its exit status."""
     arguments = _arguments(argv)
-    try:
-        _enter_environment()
-        result = retry(arguments)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (OSError, RuntimeError) as error:
-        print(f"failed: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt as stop:
-        print("stopped; the same command goes on", file=sys.stderr)
-        return getattr(stop, "exit_status", 130)
-    print(json.dumps(result))
-    return 0
+    return run_program(lambda: _run_here(arguments))
+
+
+def _run_here(arguments: argparse.Namespace) -> dict[str, object]:
+    _enter_environment()
+    return retry(arguments)
 
 
 def _enter_environment() -> None:

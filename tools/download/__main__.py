@@ -13,13 +13,14 @@ from pathlib import Path
 from pipeline.durable import write_text
 from tools.download import preflight
 from tools.download.arguments import parse
+from tools.download.exit_status import run_program
 from tools.download.finished import JOB_FILE, ShardBook
 from tools.download.img2dataset_job import Job
 from tools.download.lock import exclusive
 from tools.download.mirror import fetch_mirror, take_mirror
 from tools.download.repack import Repacked, repack
 from tools.download.report import write_report
-from tools.download.supervise import Limits, Outcome, check_job, run_download, stop_on_sigterm
+from tools.download.supervise import Limits, Outcome, check_job, run_download
 from tools.download.table.prepare import CC12M_ROWS, CC12M_URL, TableSummary, prepare_table
 
 _MOST_ROWS_PER_PART = 1_000_000
@@ -34,23 +35,14 @@ _PLAIN_FIELDS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns its exit status."""
     arguments = parse(argv)
-    try:
-        with stop_on_sigterm():
-            folder = _work_folder(arguments)
-            with exclusive(folder):
-                take = _take_mirror if arguments.source == "mirror" else _download
-                result = take(arguments, folder)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (OSError, RuntimeError) as error:
-        print(f"failed: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt as stop:
-        print("stopped; the same command goes on", file=sys.stderr)
-        return getattr(stop, "exit_status", 130)
-    print(json.dumps(result))
-    return 0
+    return run_program(lambda: _run(arguments))
+
+
+def _run(arguments: argparse.Namespace) -> dict[str, object]:
+    folder = _work_folder(arguments)
+    with exclusive(folder):
+        take = _take_mirror if arguments.source == "mirror" else _download
+        return take(arguments, folder)
 
 
 def _work_folder(arguments: argparse.Namespace) -> Path:
@@ -206,12 +198,15 @@ def _take_mirror(arguments: argparse.Namespace, folder: Path) -> dict[str, objec
     result = take_mirror(
         source,
         folder / "shards",
+        link="leave" if arguments.dry_run else "symlink",
         count=arguments.count,
         allow_missing=arguments.allow_missing,
     )
     for line in result.describe():
         print(line)
     values = dataclasses.asdict(result)
+    if arguments.dry_run:
+        return {"dry_run": True, **values, "missing": len(result.missing)}
     (folder / "report").mkdir(exist_ok=True)
     write_text(folder / "report" / "report.json", json.dumps(values, indent=1) + "\n")
     return {**values, "missing": len(result.missing)}

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from tools.download.__main__ import main
 from tools.download.mirror import EXPECTED_SHARDS, MirrorResult, fetch_mirror, take_mirror
 
 NAMES = [f"cc12m-train-{number:04d}.tar" for number in range(4)]
@@ -192,3 +193,14 @@ def test_hub_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ValueError, match="pip install huggingface_hub"):
         fetch_mirror(tmp_path)
+
+
+def test_a_dry_run_links_nothing(
+    local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(tmp_path / "out"), "--source", "mirror", "--mirror", str(local), "--allow-missing"]
+    assert main([*words, "--dry-run"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["num_shards"] == 4
+    assert not list((tmp_path / "out").rglob("*.tar"))
+    assert main(words) == 0
+    assert len(list((tmp_path / "out" / "shards").glob("*.tar"))) == 4
