@@ -87,6 +87,21 @@ def tokenize_prompts(
     return pack_tokens(ids, np.cumsum(lengths) - lengths, lengths, context_length)
 
 
+def encode_pieces(text: str) -> tuple[list[str], list[int]]:
+    """The words and signs that a text is cut into before byte-pair encoding.
+
+    Args:
+        text: any text.
+
+    Returns:
+        The pieces, in the case of the text, and how many ids each has. Where every piece is kept
+        the ids are those of `encode_captions`.
+    """
+    ids_of = _word_ids().__getitem__
+    pieces = [piece for word in _repair(text).split() for piece in _PIECES.findall(word)]
+    return pieces, [len(ids_of(piece.lower())) // _BYTES_PER_ID for piece in pieces]
+
+
 def token_strings(ids: Iterable[int]) -> list[str]:
     """What each token id stands for, for people to read; `</w>` marks the end of a word."""
     strings, _ = _vocabulary()
@@ -94,17 +109,23 @@ def token_strings(ids: Iterable[int]) -> list[str]:
 
 
 def _clean(text: str) -> str:
-    """Repair encoding, undo HTML escapes, lower the case: what open_clip does before it splits.
+    """What open_clip does to a text before it splits it.
+
+    Lowered as a whole, as there: a sigma becomes what its neighbours make of it.
+    """
+    return _repair(text).lower()
+
+
+def _repair(text: str) -> str:
+    """Repair encoding and undo HTML escapes.
 
     Printable ASCII is what nearly all captions are. ftfy leaves it as it is unless it holds an
     HTML entity, and an ampersand before a space begins none.
     """
     if text.isascii() and text.isprintable() and text.count("&") == text.count("& "):
-        return text.lower()
+        return text
     text = ftfy.fix_text(_ESCAPED_AGAIN.sub(r"\1", text))
-    text = _unescape(_unescape(text))
-    # Lowered as a whole, as in open_clip: a sigma becomes what its neighbours make of it.
-    return " ".join(text.split()).lower()
+    return " ".join(_unescape(_unescape(text)).split())
 
 
 def _unescape(text: str) -> str:

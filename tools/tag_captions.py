@@ -1,0 +1,73 @@
+"""Tag the captions of an index once, for training with `--data.text-reduction syntax`.
+
+    pip install HanTa
+    python tools/tag_captions.py INDEX
+    python tools/tag_captions.py INDEX --source rewrites --tagger words.tsv
+
+Finds the word class of every token (noun, adjective, verb, other) and writes it beside the caption
+source; training then only looks it up. Prints a table and, last, one JSON line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import tyro
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
+
+from pipeline.index import DEFAULT_SOURCE, open_index
+from pipeline.word_classes import write_word_classes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Arguments:
+    """Find the word classes of a caption source."""
+
+    index: tyro.conf.Positional[Path]
+    """Folder of the index."""
+    source: str = DEFAULT_SOURCE
+    """Which caption source."""
+    tagger: str = "hanta"
+    """hanta (English, pip install HanTa), nltk (with its data installed), or the path of a lexicon:
+    lines of word, tab, part-of-speech tag."""
+    workers: int = 0
+    """Processes; 0 takes one for each core."""
+
+
+def main() -> int:
+    """Run the tool; returns its exit status."""
+    arguments = tyro.cli(Arguments, description=__doc__)
+    start = time.perf_counter()
+    try:
+        table = open_index(arguments.index).captions(arguments.source)
+        with tqdm(total=table.num_texts, unit=" texts", disable=None) as bar:
+            workers = arguments.workers or len(os.sched_getaffinity(0))
+            report = write_word_classes(table, arguments.tagger, workers, bar.update)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; nothing was changed", file=sys.stderr)
+        return 130
+    seconds = time.perf_counter() - start
+    print(f"{report.num_texts:,} texts, {report.num_tokens:,} tokens in {seconds:.1f} s")
+    for name, share in report.share.items():
+        print(f"  {name:10} {share:6.1%}")
+    if report.unaligned:
+        print(f"{report.unaligned:,} texts could not be aligned with their tokens: all `other`")
+    print(json.dumps({**asdict(report), "seconds": seconds, "tagger": arguments.tagger}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
