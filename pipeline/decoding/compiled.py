@@ -11,7 +11,14 @@ import PIL
 from pipeline.native import CompilationError, load_library
 
 _FOLDER = Path(__file__).parent
-_SOURCES = ("jpeg_window.c", "bicubic.h", "libjpeg_abi.h")
+_SOURCES = (
+    "jpeg_window.c",
+    "baseline.h",
+    "bicubic.h",
+    "huffman.h",
+    "libjpeg_abi.h",
+    "samples.h",
+)
 
 
 @cache

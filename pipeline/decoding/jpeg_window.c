@@ -1,7 +1,8 @@
 /* Windows of JPEG files to small square pictures, a batch in one call over several threads.
  *
- * libjpeg-turbo decodes only the rows and columns of the window, large pictures at 1/2, 1/4 or 1/8
- * of their size. Pillow's bicubic filter takes the rest of the way. Damage ends one picture, never the process.
+ * Only the rows and columns of the window are decoded: the commonest files by baseline.h, all others
+ * by libjpeg-turbo, which takes large pictures at 1/2, 1/4 or 1/8 of their size. Pillow's bicubic
+ * filter takes the rest of the way. Damage ends one picture, never the process.
  *
  * Legend: S side of the output; a window is (y, x, height, width) in the upright picture. */
 #include <pthread.h>
@@ -11,6 +12,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#ifdef __AVX2__
+#include "baseline.h"
+#endif
 #include "bicubic.h"
 #include "libjpeg_abi.h"
 
@@ -30,6 +34,9 @@ struct worker {
     int16_t *row;
     size_t pixels_size, row_size;
     struct taps vertical, horizontal;
+#ifdef __AVX2__
+    struct baseline baseline;
+#endif
 };
 
 struct batch {
@@ -155,8 +162,92 @@ static unsigned scale_for(const int32_t *window, int side) {
     return scale;
 }
 
-static void decode_window(struct worker *worker, const uint8_t *data, size_t size,
+static int inside(const int32_t *window, unsigned height, unsigned width) {
+    return window[0] >= 0 && window[1] >= 0 && window[2] >= 1 && window[3] >= 1 &&
+           window[0] <= (int)height - window[2] && window[1] <= (int)width - window[3];
+}
+
+/* What is decoded of a picture, at the scale at which it is. */
+struct part {
+    unsigned top, left, rows, columns; /* pixels that the window touches */
+    size_t stride, before;             /* bytes from row to row; in each row before the window */
+    double y, x, height, width;        /* the window itself */
+};
+
+/* Decode rows to `pixels`, the next ones behind `have`. Returns how many; 0 to give up. */
+typedef unsigned Reader(struct worker *worker, const struct part *part, unsigned have);
+
+static unsigned read_by_libjpeg(struct worker *worker, const struct part *part, unsigned have) {
+    uint8_t *rows[4];
+    unsigned wanted = part->rows - have;
+    for (unsigned i = 0; i < 4; i++) rows[i] = worker->pixels + part->stride * (have + i);
+    return jpeg_read_scanlines(&worker->jpeg, rows, wanted < 4 ? wanted : 4);
+}
+
+/* Resize a part to `square`, decoding as rows are needed. Returns 0 where the reader gave up. */
+static int resize(struct worker *worker, const struct part *part, Reader *read, int side,
+                  uint8_t *square) {
+    worker->pixels = grown(worker, worker->pixels, &worker->pixels_size,
+                           part->stride * part->rows + SLACK);
+    worker->row = grown(worker, worker->row, &worker->row_size, 2 * (3 * part->columns + SLACK));
+    struct taps *vertical = &worker->vertical, *horizontal = &worker->horizontal;
+    if (!make_taps(vertical, side, part->y - part->top, part->height, (int)part->rows) ||
+        !make_taps(horizontal, side, part->x - part->left, part->width, (int)part->columns))
+        stop(worker, DAMAGED, "not enough memory for the weights");
+    unsigned have = 0;
+    for (int place = 0; place < side; place++) {
+        unsigned need = vertical->first[place] + vertical->count[place];
+        while (have < need) {
+            unsigned got = read(worker, part, have);
+            if (!got) return 0;
+            have += got;
+        }
+        const uint8_t *first = worker->pixels + part->stride * vertical->first[place] + part->before;
+        blend_rows(first, part->stride, vertical, place, 3 * (int)part->columns, worker->row);
+        blend_columns(worker->row, horizontal, side, square + (size_t)place * side * 3);
+    }
+    return 1;
+}
+
+#ifdef __AVX2__
+
+static unsigned read_by_baseline(struct worker *worker, const struct part *part, unsigned have) {
+    return read_rgb_row(&worker->baseline, (int)(part->top + have), (int)part->left,
+                        (int)part->columns, worker->pixels + part->stride * have);
+}
+
+/* The quick way; 0 where it does not lead to the end. It has no reduced scales. */
+static int decode_quickly(struct worker *worker, const uint8_t *data, size_t size,
                           const int32_t *upright, int side, uint8_t *image) {
+    struct baseline *jpeg = &worker->baseline;
+    int32_t window[4];
+    if (scale_for(upright, side) != 8 || !read_headers(jpeg, data, size)) return 0;
+    int turn = orientation(data, size);
+    to_stored(upright, turn, jpeg->height, jpeg->width, window);
+    if (!inside(window, (unsigned)jpeg->height, (unsigned)jpeg->width)) return 0;
+    if (!open_window(jpeg, window)) return 0;
+    struct part part = {.top = (unsigned)window[0], .left = (unsigned)window[1],
+                        .rows = (unsigned)window[2], .columns = (unsigned)window[3],
+                        .stride = 3 * (size_t)window[3], .y = window[0], .x = window[1],
+                        .height = window[2], .width = window[3]};
+    uint8_t *square = turn == 1 ? image : worker->square;
+    if (!resize(worker, &part, read_by_baseline, side, square)) return 0;
+    if (turn != 1) turn_upright(square, turn, side, image);
+    return 1;
+}
+
+#else
+
+static int decode_quickly(struct worker *worker, const uint8_t *data, size_t size,
+                          const int32_t *upright, int side, uint8_t *image) {
+    (void)worker, (void)data, (void)size, (void)upright, (void)side, (void)image;
+    return 0;
+}
+
+#endif
+
+static void decode_by_libjpeg(struct worker *worker, const uint8_t *data, size_t size,
+                              const int32_t *upright, int side, uint8_t *image) {
     struct jpeg_decompress *jpeg = &worker->jpeg;
     int32_t window[4];
     jpeg_mem_src(jpeg, data, size);
@@ -165,8 +256,7 @@ static void decode_window(struct worker *worker, const uint8_t *data, size_t siz
         stop(worker, UNSUPPORTED, "neither grey nor RGB nor YCbCr");
     int turn = orientation(data, size);
     to_stored(upright, turn, (int)jpeg->image_height, (int)jpeg->image_width, window);
-    if (window[0] < 0 || window[1] < 0 || window[2] < 1 || window[3] < 1 ||
-        window[0] > (int)jpeg->image_height - window[2] || window[1] > (int)jpeg->image_width - window[3])
+    if (!inside(window, jpeg->image_height, jpeg->image_width))
         stop(worker, DAMAGED, "the window lies outside of the picture");
     jpeg->output_space = SPACE_RGB;
     jpeg->scale_num = scale_for(window, side);
@@ -174,42 +264,26 @@ static void decode_window(struct worker *worker, const uint8_t *data, size_t siz
     jpeg_start_decompress(jpeg);
 
     double scale = jpeg->scale_num / 8.0;
-    double y = window[0] * scale, x = window[1] * scale;
-    double height = window[2] * scale, width = window[3] * scale;
-    unsigned top = (unsigned)y, bottom = (unsigned)ceil(y + height);
-    unsigned left = (unsigned)x, right = (unsigned)ceil(x + width);
+    struct part part = {.y = window[0] * scale, .x = window[1] * scale,
+                        .height = window[2] * scale, .width = window[3] * scale};
+    unsigned bottom = (unsigned)ceil(part.y + part.height), right = (unsigned)ceil(part.x + part.width);
     if (bottom > jpeg->output_height) bottom = jpeg->output_height;
     if (right > jpeg->output_width) right = jpeg->output_width;
+    part.top = (unsigned)part.y;
+    part.left = (unsigned)part.x;
+    part.rows = bottom - part.top;
+    part.columns = right - part.left;
     /* Colour upsampling looks at neighbours, so a little more than the window is decoded. */
-    unsigned start = left > EDGE ? left - EDGE : 0;
+    unsigned start = part.left > EDGE ? part.left - EDGE : 0;
     unsigned columns = (right + EDGE < jpeg->output_width ? right + EDGE : jpeg->output_width) - start;
     if (columns < jpeg->output_width) jpeg_crop_scanline(jpeg, &start, &columns);
-    size_t stride = 3 * (size_t)columns;
-    worker->pixels = grown(worker, worker->pixels, &worker->pixels_size,
-                           stride * (bottom - top) + SLACK);
-    worker->row = grown(worker, worker->row, &worker->row_size, 2 * (3 * (right - left) + SLACK));
-    if (!make_taps(&worker->vertical, side, y - top, height, (int)(bottom - top)) ||
-        !make_taps(&worker->horizontal, side, x - left, width, (int)(right - left)))
-        stop(worker, DAMAGED, "not enough memory for the weights");
-    if (top) jpeg_skip_scanlines(jpeg, top);
+    part.stride = 3 * (size_t)columns;
+    part.before = 3 * (size_t)(part.left - start);
+    if (part.top) jpeg_skip_scanlines(jpeg, part.top);
 
     uint8_t *square = turn == 1 ? image : worker->square;
-    const struct taps *vertical = &worker->vertical;
-    unsigned have = 0;
-    for (int place = 0; place < side; place++) {
-        unsigned need = vertical->first[place] + vertical->count[place];
-        while (have < need) {
-            uint8_t *rows[4];
-            unsigned wanted = bottom - top - have;
-            for (unsigned i = 0; i < 4; i++) rows[i] = worker->pixels + stride * (have + i);
-            unsigned got = jpeg_read_scanlines(jpeg, rows, wanted < 4 ? wanted : 4);
-            if (!got) stop(worker, DAMAGED, "rows are missing");
-            have += got;
-        }
-        const uint8_t *first = worker->pixels + stride * vertical->first[place] + 3 * (left - start);
-        blend_rows(first, stride, vertical, place, 3 * (int)(right - left), worker->row);
-        blend_columns(worker->row, &worker->horizontal, side, square + (size_t)place * side * 3);
-    }
+    if (!resize(worker, &part, read_by_libjpeg, side, square))
+        stop(worker, DAMAGED, "rows are missing");
     if (turn != 1) turn_upright(square, turn, side, image);
     jpeg_abort_decompress(jpeg);
 }
@@ -220,8 +294,10 @@ static void decode_one(struct worker *worker, struct batch *batch, int place) {
     worker->status = DECODED;
     worker->reason = batch->reasons + (size_t)REASON_LENGTH * place;
     if (setjmp(worker->failed) == 0) {
-        decode_window(worker, batch->data[place], (size_t)batch->sizes[place],
-                      batch->windows[place], batch->side, out);
+        const uint8_t *data = batch->data[place];
+        size_t size = (size_t)batch->sizes[place];
+        if (!decode_quickly(worker, data, size, batch->windows[place], batch->side, out))
+            decode_by_libjpeg(worker, data, size, batch->windows[place], batch->side, out);
     } else {
         jpeg_abort_decompress(&worker->jpeg);
         memset(out, 0, image);
@@ -231,9 +307,10 @@ static void decode_one(struct worker *worker, struct batch *batch, int place) {
 
 static void *work(void *argument) {
     struct batch *batch = argument;
-    struct worker *worker = calloc(1, sizeof *worker);
+    struct worker *worker = aligned_alloc(_Alignof(struct worker), sizeof *worker);
     char reason[REASON_LENGTH];
     if (!worker) return NULL;
+    memset(worker, 0, sizeof *worker);
     worker->square = malloc((size_t)batch->side * batch->side * 3);
     worker->reason = reason;
     worker->jpeg.error = jpeg_std_error(&worker->error);
@@ -250,6 +327,9 @@ static void *work(void *argument) {
             decode_one(worker, batch, place);
         jpeg_destroy_decompress(&worker->jpeg);
     }
+#ifdef __AVX2__
+    free_baseline(&worker->baseline);
+#endif
     free(worker->vertical.weights);
     free(worker->horizontal.weights);
     free(worker->pixels);
