@@ -121,7 +121,7 @@ def write_sheet_page(sheet: Sheet, path: Path) -> None:
     sheet_of_cards = tag("div", *cards, class_="gallery", style=one_column)
     note = (
         "From left to right: the stored picture with its crop window; the crop; the clusters of "
-        "hidden patches in colour, their anchors outlined; what the model receives."
+        "hidden patches in colour, the patches they grew from outlined; what the model receives."
     )
     share = sheet.num_visible / sheet.num_patches
     document = Document(

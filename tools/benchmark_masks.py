@@ -6,8 +6,9 @@ Patches are drawn, with flat and textured regions as photos have them. The strat
 every repeat, after one round of warm-up. Time is the processor time of the calling thread on a CPU
 (so that other programs count less; torch is held to one thread) and of the device on CUDA; the
 median and the least of the repeats are told. Memory is what a call allocates at most, beyond the
-patches themselves. `cluster, N x N` forms all pairs of patches of an image, as the released code
-does, and otherwise goes the same way. Prints a table and, last, one JSON line.
+patches themselves; the compiled similarity's own buffers, tens of KiB a thread, are not counted.
+`cluster, N x N` forms all pairs of patches of an image, as the released code does, and otherwise
+goes the same way. Prints a table and, last, one JSON line.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie
 from pipeline.masking import (
     BlockMask,
     ClusterMask,
+    EdgeAwareMask,
     GridMask,
     KMeansMask,
     MaskStrategy,
@@ -71,7 +73,7 @@ class AllPairsMask(ClusterMask):
         values = values - values.mean(dim=2, keepdim=True)
         units = torch.nn.functional.normalize(values, dim=2)
         pairs = torch.bmm(units, units.mT)
-        rows = self.draw_anchors(noise)[:, :, None].expand(-1, -1, pairs.shape[2])
+        rows = self.draw_anchors(patches, noise)[:, :, None].expand(-1, -1, pairs.shape[2])
         return pairs.gather(1, rows).amax(dim=1)
 
 
@@ -140,6 +142,7 @@ def strategies(
             "N x N": AllPairsMask(ratio),
         }
         masks |= {f"cluster, {name} @{ratio}": (mask, ratio) for name, mask in named.items()}
+        masks[f"edge_aware @{ratio}"] = (EdgeAwareMask(ratio), ratio)
         if slow:
             embedding = PatchEmbedding(num_steps=1)
             embedding.update(torch.randn(num_values, num_values), 1)
@@ -181,7 +184,7 @@ def compare(
                 seconds[name].append(spent)
     rows = []
     for name, (mask, ratio) in masks.items():
-        num_anchors = ClusterMask(ratio).draw_anchors(noise[:1]).shape[1] if ratio else 0
+        num_anchors = ClusterMask(ratio).num_anchors(patches.shape[1]) if ratio else 0
         peak = _peak_bytes(lambda mask=mask: mask.visible(patches, noise), patches.is_cuda)
         rows.append(
             {

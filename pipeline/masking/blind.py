@@ -6,12 +6,11 @@ Legend: B images, N patches of an image in R rows and C columns, D values of a p
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isqrt
 
 import torch
 from torch import Tensor
 
-from pipeline.masking.strategy import MaskStrategy, check_ratio, keep_lowest
+from pipeline.masking.strategy import MaskStrategy, check_ratio, grid_shape, keep_lowest, num_kept
 
 
 @dataclass(frozen=True)
@@ -21,6 +20,10 @@ class NoMask(MaskStrategy):
     def visible(self, patches: Tensor, noise: Tensor) -> Tensor:
         """All True, [B, N]."""
         return torch.ones_like(noise, dtype=torch.bool)
+
+    def num_visible(self, num_images: int, num_patches: int) -> int:
+        """All."""
+        return num_images * num_patches
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,11 @@ class RandomMask(MaskStrategy):
 
     def visible(self, patches: Tensor, noise: Tensor) -> Tensor:
         """[B, N] bool with int(N * (1 - mask_ratio)) True in each row, at least one."""
-        num_visible = max(1, int(noise.shape[1] * (1 - self.mask_ratio) + 1e-9))
-        return keep_lowest(noise, num_visible)
+        return keep_lowest(noise, num_kept(noise.shape[1], self.mask_ratio))
+
+    def num_visible(self, num_images: int, num_patches: int) -> int:
+        """The same of every image."""
+        return num_images * num_kept(num_patches, self.mask_ratio)
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,16 @@ class GridMask(MaskStrategy):
         place = (draw * window**2).long()
         return (rows % window == place // window) & (columns % window == place % window)
 
+    def num_visible(self, num_images: int, num_patches: int) -> int | None:
+        """The same of every image where the windows fill the grid; None where some are cut."""
+        rows, columns = grid_shape(num_patches, self.grid)
+        if self.mask_ratio == 0.5:
+            return None if num_patches % 2 else num_images * num_patches // 2
+        window = self._window()
+        if rows % window or columns % window:
+            return None
+        return num_images * (rows // window) * (columns // window)
+
     def _window(self) -> int:
         return max(1, round((1 / (1 - self.mask_ratio)) ** 0.5))
 
@@ -99,26 +115,26 @@ class BlockMask(MaskStrategy):
         rows, columns = _grid_places(noise, self.grid)
         inside = []
         for axis, (places, extent) in enumerate(
-            zip((rows, columns), _grid_shape(noise, self.grid), strict=True)
+            zip((rows, columns), grid_shape(noise.shape[1], self.grid), strict=True)
         ):
-            side = max(1, round(extent * (1 - self.mask_ratio) ** 0.5))
+            side = self._side(extent)
             free = extent - side
             draw = noise[:, axis : axis + 1]
             start = free // 2 if self.centred else (draw * (free + 1)).long()
             inside.append((places >= start) & (places < start + side))
         return inside[0] & inside[1]
 
+    def num_visible(self, num_images: int, num_patches: int) -> int:
+        """The block's area in every image."""
+        rows, columns = grid_shape(num_patches, self.grid)
+        return num_images * self._side(rows) * self._side(columns)
 
-def _grid_shape(noise: Tensor, grid: tuple[int, int] | None) -> tuple[int, int]:
-    num_patches = noise.shape[1]
-    rows, columns = grid or (isqrt(num_patches), isqrt(num_patches))
-    if rows * columns != num_patches:
-        raise ValueError(f"{num_patches} patches are no {rows}x{columns} grid: pass grid=(R, C)")
-    return rows, columns
+    def _side(self, extent: int) -> int:
+        return max(1, round(extent * (1 - self.mask_ratio) ** 0.5))
 
 
 def _grid_places(noise: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
     """Row and column of every patch, each [B, N] long."""
-    _, columns = _grid_shape(noise, grid)
+    _, columns = grid_shape(noise.shape[1], grid)
     places = torch.arange(noise.shape[1], device=noise.device).expand(noise.shape)
     return places // columns, places % columns

@@ -12,16 +12,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from math import floor
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
 
 from pipeline.masking.calibration import find_threshold
 from pipeline.masking.embedding import PatchEmbedding
-from pipeline.masking.selection import below_threshold, fill_up, least_similar, within_budget
-from pipeline.masking.similarity import max_anchor_similarity
-from pipeline.masking.strategy import MaskStrategy, check_ratio
+from pipeline.masking.selection import (
+    below_threshold,
+    budget,
+    fill_up,
+    least_similar,
+    within_budget,
+)
+from pipeline.masking.similarity import anchor_similarity, max_anchor_similarity
+from pipeline.masking.strategy import Clusters, MaskStrategy, check_ratio, num_kept
 
 ClusterMode = Literal["budget", "threshold", "topk", "fill"]
 
@@ -107,16 +113,31 @@ class ClusterMask(MaskStrategy):
 
     def similarity(self, patches: Tensor, noise: Tensor) -> Tensor:
         """Similarity to the nearest anchor, [B, N]; what `calibrate` and `choose` go by."""
-        anchors = self.draw_anchors(noise)
+        anchors = self.draw_anchors(patches, noise)
         if self.embedding is not None and self.embedding.alpha:
-            return self.embedding.similarity(patches, anchors)
+            return self.by_anchor(patches, anchors).amax(dim=2)
         return max_anchor_similarity(patches, anchors)
 
-    def draw_anchors(self, noise: Tensor) -> Tensor:
-        """Places of the anchors, without replacement: [B, N] noise to [B, A] long."""
-        num_patches = noise.shape[1]
-        num_anchors = num_patches - floor(num_patches * (1 - self.anchor_ratio) + 1e-9)
-        return noise.topk(max(1, num_anchors), dim=1).indices
+    def clusters(self, patches: Tensor, noise: Tensor) -> Clusters:
+        """Every patch with the anchor that it is most similar to."""
+        anchors = self.draw_anchors(patches, noise)
+        members = self.by_anchor(patches, anchors).argmax(dim=2)
+        return Clusters(members=members, seeds=anchors)
+
+    def by_anchor(self, patches: Tensor, anchors: Tensor) -> Tensor:
+        """Similarity of every patch to every anchor, [B, N, A]."""
+        if self.embedding is not None and self.embedding.alpha:
+            return self.embedding.similarity(patches, anchors)
+        return anchor_similarity(patches, anchors)
+
+    def draw_anchors(self, patches: Tensor, noise: Tensor) -> Tensor:
+        """Places of the anchors, without replacement: those of highest noise, [B, A] long."""
+        del patches
+        return noise.topk(self.num_anchors(noise.shape[1]), dim=1).indices
+
+    def num_anchors(self, num_patches: int) -> int:
+        """Anchors of an image, A."""
+        return max(1, num_patches - floor(num_patches * (1 - self.anchor_ratio) + 1e-9))
 
     def choose(self, similarity: Tensor, noise: Tensor) -> Tensor:
         """[B, N] similarity and noise to [B, N] visible, by the mode."""
@@ -124,7 +145,7 @@ class ClusterMask(MaskStrategy):
         least, most = self._bounds(num_patches)
         mode = self.resolved_mode
         if mode == "topk":
-            count = max(1, int(num_patches * (1 - self.mask_ratio) + 1e-9))
+            count = num_kept(num_patches, self.mask_ratio)
             return least_similar(similarity, noise, count=count)
         if mode == "fill":
             threshold = self.mask_ratio if self.threshold is None else self.threshold
@@ -135,18 +156,42 @@ class ClusterMask(MaskStrategy):
             return below_threshold(
                 similarity, noise, threshold=self.threshold, least=least, most=most
             )
-        size = self.group_size or max(1, len(similarity))
-        groups = [
-            within_budget(some, draws, ratio=self.mask_ratio, least=least, most=most)
-            for some, draws in zip(similarity.split(size), noise.split(size), strict=True)
+        size = self.group_size or len(similarity)
+        rest = len(similarity) % size
+        parts = [len(similarity) - rest, rest]  # a last group may be short
+        visible = [
+            within_budget(
+                some,
+                draws,
+                group_size=min(size, len(some)),
+                ratio=self.mask_ratio,
+                least=least,
+                most=most,
+            )
+            for some, draws in zip(similarity.split(parts), noise.split(parts), strict=True)
+            if len(some)
         ]
-        return torch.cat(groups)
+        return torch.cat(visible)
+
+    def num_visible(self, num_images: int, num_patches: int) -> int | None:
+        """Known of every mode but threshold."""
+        mode = self.resolved_mode
+        if mode == "threshold":
+            return None
+        if mode == "topk":
+            return num_images * num_kept(num_patches, self.mask_ratio)
+        if mode == "fill":
+            return num_images * self._bounds(num_patches)[1]
+        size = self.group_size or max(1, num_images)
+        whole, rest = divmod(num_images, size)
+        ratio = self.mask_ratio
+        return whole * budget(size, num_patches, ratio) + budget(rest, num_patches, ratio)
 
     def calibrate(
         self,
         similarities: Iterable[Tensor],
         all_reduce: Callable[[Tensor], Tensor] | None = None,
-    ) -> ClusterMask:
+    ) -> Self:
         """The same mask with the threshold that drops mask_ratio on average.
 
         Call it before the first batch, and again whenever the embedding has moved.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pipeline.masking.blind import BlockMask, GridMask, NoMask, RandomMask
 from pipeline.masking.cluster import ClusterMask, ClusterMode
+from pipeline.masking.edge_aware import EdgeAwareMask
 from pipeline.masking.kmeans import KMeansMask
 from pipeline.masking.strategy import MaskStrategy
 
@@ -16,19 +17,21 @@ from pipeline.masking.strategy import MaskStrategy
 class MaskConfig:
     """Which patches are hidden from the model in training. Evaluation hides none."""
 
-    kind: Literal["none", "random", "grid", "block", "cluster", "kmeans"] = "cluster"
+    kind: Literal["none", "random", "grid", "block", "cluster", "edge_aware", "kmeans"] = "cluster"
     """Strategy: none (CLIP), random (FLIP), grid and block (CLIPA), cluster (Cluster Masking),
-    kmeans (its ablation)."""
+    edge_aware (after CLIP-PGS; takes all settings of cluster), kmeans (Cluster Masking's
+    ablation)."""
     mask_ratio: float = 0.5
     """Share of patches dropped, 0 to 1; not used by kind none."""
     grid: tuple[int, int] | None = None
-    """grid, block: (rows, columns) of patches in an image; left out, the image is square."""
+    """grid, block, edge_aware: (rows, columns) of patches in an image; left out, the image is
+    square."""
     mode: ClusterMode | None = None
     """cluster: budget (exact over each group of images), threshold (fixed similarity), topk (the
     same count in every image) or fill (the released code's padding); None is threshold where a
     threshold is given, else budget."""
     anchor_ratio: float = 0.03
-    """cluster: share of an image's patches drawn as anchors."""
+    """cluster: share of an image's patches drawn as anchors; CLIP-PGS takes 0.05."""
     min_mask_ratio: float = 0.3
     """cluster: share of each image's patches dropped at least, 0 to mask_ratio; fill drops exactly
     this share; not used by topk."""
@@ -36,7 +39,9 @@ class MaskConfig:
     """cluster: similarity above which patches are dropped, -1 to 1; only modes threshold and fill.
     None: threshold finds it from the first batches, fill takes mask_ratio as the released code."""
     group_size: int = 0
-    """cluster, budget: consecutive images that share a budget; 0 is the whole batch of a rank."""
+    """cluster, budget: consecutive images that share a budget. It divides the batch of a rank, and
+    masks do not depend on the number of ranks. 0: the largest number up to 16 that cuts the global
+    batch into 8 equal groups or more."""
     embedding_first: float = 0.0
     """cluster: weight of the patch embeddings' similarity beside that of pixels at the first step,
     0 to 1; changes linearly over the run."""
@@ -45,6 +50,8 @@ class MaskConfig:
     embedding_every: int = 100
     """cluster: steps after which the mask takes over the model's current patch projection; batches
     made ahead are then made again."""
+    candidate_ratio: float = 0.5
+    """edge_aware: share of an image's patches that may be anchors, those with the weakest edges."""
     num_clusters: int = 8
     """kmeans: clusters of an image."""
 
@@ -69,30 +76,31 @@ class MaskConfig:
             "grid": lambda: GridMask(self.mask_ratio, grid=self.grid),
             "block": lambda: BlockMask(self.mask_ratio, grid=self.grid),
             "kmeans": lambda: KMeansMask(self.mask_ratio, self.num_clusters),
-            "cluster": self._build_cluster,
+            "cluster": lambda: ClusterMask(**self._cluster_settings()),
+            "edge_aware": lambda: EdgeAwareMask(
+                **self._cluster_settings(), candidate_ratio=self.candidate_ratio, grid=self.grid
+            ),
         }
         if self.kind not in builders:
             raise ValueError(f"unknown mask kind {self.kind!r}: {', '.join(builders)}")
         return builders[self.kind]()
 
-    def _build_cluster(self) -> ClusterMask:
-        return ClusterMask(
-            anchor_ratio=self.anchor_ratio,
-            mask_ratio=self.mask_ratio,
-            min_mask_ratio=self.min_mask_ratio,
-            threshold=self.threshold,
-            mode=self.mode,
-            group_size=self.group_size,
-        )
+    def _cluster_settings(self) -> dict[str, Any]:
+        names = (
+            "anchor_ratio", "mask_ratio", "min_mask_ratio", "threshold", "mode", "group_size",
+        )  # fmt: skip
+        return {name: getattr(self, name) for name in names}
 
     def _check_kind(self) -> None:
+        clusters = ("cluster", "edge_aware")
         owners = {
-            "mode": ("cluster",),
-            "threshold": ("cluster",),
-            "group_size": ("cluster",),
-            "embedding_first": ("cluster",),
-            "embedding_last": ("cluster",),
-            "grid": ("grid", "block"),
+            "mode": clusters,
+            "threshold": clusters,
+            "group_size": clusters,
+            "embedding_first": clusters,
+            "embedding_last": clusters,
+            "candidate_ratio": ("edge_aware",),
+            "grid": ("grid", "block", "edge_aware"),
         }
         shares = (self.embedding_first, self.embedding_last)
         if not all(0 <= share <= 1 for share in shares) or self.embedding_every < 1:

@@ -76,7 +76,7 @@ class PatchEmbedding:
         return self._state.alpha if self._state else 0.0
 
     def similarity(self, patches: Tensor, anchors: Tensor) -> Tensor:
-        """Mixed similarity of every patch to the anchor it resembles most.
+        """Mixed similarity of every patch to every anchor.
 
         All patches are projected, which costs as much as the model's own first layer: cheap on a
         GPU, several milliseconds an image on a CPU core.
@@ -86,16 +86,18 @@ class PatchEmbedding:
             anchors: [B, A] long.
 
         Returns:
-            [B, N] float32 in -1 .. 1, 1 at the anchors.
+            [B, N, A] float32 in -1 .. 1; an anchor has 1 to itself.
         """
         state = self._state
-        mixed = anchor_similarity(patches, anchors)
+        alike = anchor_similarity(patches, anchors)
         if state is None or not state.alpha:
-            return mixed.amax(dim=2)
+            return alike
         values = normalise(patches) if patches.dtype == torch.uint8 else patches.float()
         embedded = values @ state.weight.to(values.device).T
         if state.positions is not None:
             embedded += state.positions.to(values.device)
         embedded = torch.nn.functional.normalize(embedded, dim=2)
         cosine = torch.bmm(embedded, rows_of(embedded, anchors).mT)
-        return mixed.lerp(cosine, state.alpha).amax(dim=2).scatter_(1, anchors, 1.0)
+        mixed = alike.lerp(cosine, state.alpha)
+        mixed.mT.scatter_(2, anchors[:, :, None], 1.0)
+        return mixed

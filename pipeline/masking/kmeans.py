@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
-from pipeline.masking.strategy import MaskStrategy, check_ratio, keep_lowest
+from pipeline.masking.similarity import rows_of
+from pipeline.masking.strategy import Clusters, MaskStrategy, check_ratio, keep_lowest, num_kept
 from pipeline.patches import normalise
 
 _CHUNK = 8
@@ -44,27 +45,31 @@ class KMeansMask(MaskStrategy):
 
     def visible(self, patches: Tensor, noise: Tensor) -> Tensor:
         """[B, N] bool with int(N * (1 - mask_ratio)) True in each row, at least one."""
-        count = max(1, int(noise.shape[1] * (1 - self.mask_ratio) + 1e-9))
-        cluster = self.assign(patches, noise)
+        count = num_kept(noise.shape[1], self.mask_ratio)
+        cluster = self.clusters(patches, noise).members
         # The first centres are the patches of highest noise; their lower digits order the clusters.
         draws = (noise.topk(min(self.num_clusters, noise.shape[1]), dim=1).values * 4096) % 1
         rank = draws.argsort(dim=1).argsort(dim=1)
         return keep_lowest(rank.gather(1, cluster) + noise, count)
 
-    def assign(self, patches: Tensor, noise: Tensor) -> Tensor:
-        """Cluster of every patch, [B, N] long in 0 .. k-1; the first centres are drawn by noise."""
-        parts = [
-            self._lloyd(some, draws)
-            for some, draws in zip(patches.split(_CHUNK), noise.split(_CHUNK), strict=True)
-        ]
-        return torch.cat(parts)
+    def num_visible(self, num_images: int, num_patches: int) -> int:
+        """The same of every image."""
+        return num_images * num_kept(num_patches, self.mask_ratio)
 
-    def _lloyd(self, patches: Tensor, noise: Tensor) -> Tensor:
+    def clusters(self, patches: Tensor, noise: Tensor) -> Clusters:
+        """Cluster of every patch; the first centres are patches drawn by noise."""
+        seeds = noise.topk(min(self.num_clusters, noise.shape[1]), dim=1).indices
+        parts = [
+            self._lloyd(some, first)
+            for some, first in zip(patches.split(_CHUNK), seeds.split(_CHUNK), strict=True)
+        ]
+        return Clusters(members=torch.cat(parts), seeds=seeds)
+
+    def _lloyd(self, patches: Tensor, first: Tensor) -> Tensor:
         values = normalise(patches) if patches.dtype == torch.uint8 else patches.float()
         units = normalize(values - values.mean(dim=2, keepdim=True), dim=2)
-        num_clusters = min(self.num_clusters, units.shape[1])
-        first = noise.topk(num_clusters, dim=1).indices
-        centres = units.gather(1, first[:, :, None].expand(-1, -1, units.shape[2]))
+        num_clusters = first.shape[1]
+        centres = rows_of(units, first)
         cluster = torch.bmm(units, centres.mT).argmax(dim=2)
         for _ in range(self.num_iterations - 1):
             members = one_hot(cluster, num_clusters).to(units.dtype)

@@ -15,14 +15,20 @@ from torch import Tensor
 from pipeline.masking.strategy import keep_lowest
 
 
+def budget(num_images: int, num_patches: int, ratio: float) -> int:
+    """Patches that stay of all images of a group together."""
+    return round(num_images * num_patches * (1 - ratio))
+
+
 def within_budget(
-    similarity: Tensor, noise: Tensor, *, ratio: float, least: int, most: int
+    similarity: Tensor, noise: Tensor, *, group_size: int, ratio: float, least: int, most: int
 ) -> Tensor:
-    """Keep exactly round(B*N*(1-ratio)) patches of all images together, the least similar.
+    """Keep exactly round(G*N*(1-ratio)) patches of every group together, the least similar.
 
     Args:
         similarity: [B, N] float32.
         noise: [B, N] in [0, 1); decides between equal similarities.
+        group_size: G, consecutive images that share a budget; divides B.
         ratio: share dropped.
         least: patches each image keeps at least.
         most: patches each image keeps at most. Both bounds give way where rounding makes them
@@ -32,16 +38,18 @@ def within_budget(
         visible: [B, N] bool.
     """
     num_images, num_patches = similarity.shape
-    total = round(num_images * num_patches * (1 - ratio))
-    least, most = min(least, total // num_images), max(most, ceil(total / num_images))
+    total = budget(group_size, num_patches, ratio)
+    least, most = min(least, total // group_size), max(most, ceil(total / group_size))
     key = sort_key(similarity, noise)
     if least:
         key = key.masked_fill(key <= _ranked(key, least), torch.iinfo(torch.int64).min)
     if most < num_patches:
         key = key.masked_fill(key > _ranked(key, most), torch.iinfo(torch.int64).max)
-    chosen = key.flatten().topk(total, largest=False, sorted=False).indices
-    visible = torch.zeros(num_images * num_patches, dtype=torch.bool, device=key.device)
-    return visible.scatter_(0, chosen, True).view(num_images, num_patches)
+    # All groups in one call: on a GPU a loop over them would cost more to launch than to run.
+    key = key.view(num_images // group_size, group_size * num_patches)
+    chosen = key.topk(total, dim=1, largest=False, sorted=False).indices
+    visible = torch.zeros_like(key, dtype=torch.bool).scatter_(1, chosen, True)
+    return visible.view(num_images, num_patches)
 
 
 def least_similar(similarity: Tensor, noise: Tensor, *, count: int) -> Tensor:
@@ -75,7 +83,10 @@ def fill_up(similarity: Tensor, noise: Tensor, *, threshold: float, count: int) 
 
 
 def sort_key(similarity: Tensor, noise: Tensor) -> Tensor:
-    """Order by similarity, equal ones by noise, and no two of an image alike: [B, N] int64."""
+    """Order by similarity, equal ones by noise, and no two of an image alike: [B, N] int64.
+
+    N is below 2**16.
+    """
     bits = (similarity + 0.0).contiguous().view(torch.int32)
     ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long() << 32
     places = torch.arange(similarity.shape[1], device=similarity.device)

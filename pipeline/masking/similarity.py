@@ -35,6 +35,10 @@ def anchor_similarity(patches: Tensor, anchors: Tensor) -> Tensor:
     Returns:
         [B, N, A] float32 in -1 .. 1.
     """
+    if patches.is_cuda and patches.dtype == torch.uint8:
+        from pipeline.masking import triton_cluster
+
+        return triton_cluster.anchor_similarity(patches, anchors)
     chunk = _CHUNK if patches.device.type == "cpu" else max(1, len(patches))
     parts = [
         _correlate(some, places)

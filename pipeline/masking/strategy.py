@@ -1,14 +1,26 @@
 """What every mask strategy is: a function from patches and noise to visibility.
 
-Legend: B images, N patches of an image, D values of a patch.
+Legend: B images, N patches of an image, D values of a patch, K clusters of an image.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from math import isqrt
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Clusters:
+    """What a strategy took for alike, for people to look at."""
+
+    members: Tensor
+    """[B, N] long, cluster of every patch, 0 .. K-1."""
+    seeds: Tensor
+    """[B, K] long, place of the patch that each cluster was grown from."""
 
 
 class MaskStrategy(ABC):
@@ -42,6 +54,33 @@ class MaskStrategy(ABC):
         Returns:
             [B, N] bool.
         """
+
+    def clusters(self, patches: Tensor, noise: Tensor) -> Clusters | None:
+        """The clusters that `visible` goes by for the same patches and noise; None has none."""
+        del patches, noise
+        return None
+
+    def num_visible(self, num_images: int, num_patches: int) -> int | None:
+        """Visible patches of a batch where they are known beforehand; None where they are not."""
+        del num_images, num_patches
+        return None
+
+
+def grid_shape(num_patches: int, grid: tuple[int, int] | None) -> tuple[int, int]:
+    """Rows and columns of an image's patches; square where `grid` is left out.
+
+    Raises:
+        ValueError: the patches do not fill the grid.
+    """
+    rows, columns = grid or (isqrt(num_patches), isqrt(num_patches))
+    if rows * columns != num_patches:
+        raise ValueError(f"{num_patches} patches are no {rows}x{columns} grid: pass grid=(R, C)")
+    return rows, columns
+
+
+def num_kept(num_patches: int, mask_ratio: float) -> int:
+    """Patches that stay of every image: N * (1 - mask_ratio) truncated, at least one."""
+    return max(1, int(num_patches * (1 - mask_ratio) + 1e-9))
 
 
 def keep_lowest(values: Tensor, count: int | Tensor) -> Tensor:

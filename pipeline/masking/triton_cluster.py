@@ -1,9 +1,16 @@
 """The cluster mask on CUDA: similarity and packing as Triton kernels, nothing waits for the host.
 
-`max_anchor_similarity` reads the uint8 patches twice from the cache and writes one float a patch;
-no normalised copy exists. The order statistic that follows (`pipeline.masking.selection`) is made
-of device operations. `pack_visible` then gathers the visible patches; their number is known
-beforehand in modes budget, topk and fill, so no size is read back.
+`max_anchor_similarity` reads the uint8 patches twice from the cache and writes one float a patch,
+`anchor_similarity` one for each anchor; no normalised copy exists. `pack_visible` gathers the
+visible patches; their number is known beforehand in modes budget, topk and fill, so no size is read
+back.
+
+The order statistic between them (`pipeline.masking.selection`) stays torch: `kthvalue` and `topk`
+of 64-bit keys, which hold similarity, noise and place. All shapes follow from B, N and the
+settings, and nothing is read back. No two keys of an image are equal, so within an image no tie is
+left to the device; keys of two images are equal only where similarity, place and 16 bits of noise
+are. A selection of our own would have little to save: 1024 images have 1.6 MB of keys, beside 154
+MB of patches that the similarity reads.
 
 Equal to the torch reference: tests/unit/pipeline/masking/test_triton.py under Triton's interpreter,
 tests/gpu/test_masking.py on a device. Imported only when patches are on CUDA.
@@ -35,9 +42,28 @@ def max_anchor_similarity(patches: Tensor, anchors: Tensor) -> Tensor:
     Returns:
         [B, N] float32 in -1 .. 1; exactly 1 at the anchors.
     """
+    similarity = torch.empty(patches.shape[:2], device=patches.device)
+    return _similarity(patches, anchors, similarity)
+
+
+def anchor_similarity(patches: Tensor, anchors: Tensor) -> Tensor:
+    """Similarity of every patch to every anchor of its image.
+
+    Args:
+        patches: [B, N, D] uint8.
+        anchors: [B, A] long, places of the anchors.
+
+    Returns:
+        [B, N, A] float32 in -1 .. 1; exactly 1 where a patch is the anchor.
+    """
+    shape = (*patches.shape[:2], anchors.shape[1])
+    return _similarity(patches, anchors, torch.empty(shape, device=patches.device))
+
+
+def _similarity(patches: Tensor, anchors: Tensor, similarity: Tensor) -> Tensor:
+    """Fill [B, N] with the largest over the anchors, or [B, N, A]."""
     num_images, num_patches, num_values = patches.shape
     patches, anchors = patches.contiguous(), anchors.contiguous()
-    similarity = torch.empty(num_images, num_patches, device=patches.device)
     block = 32
     _similarity_kernel[(num_images, triton.cdiv(num_patches, block))](
         patches,
@@ -51,6 +77,7 @@ def max_anchor_similarity(patches: Tensor, anchors: Tensor) -> Tensor:
         block_patches=block,  # pyright: ignore[reportArgumentType]
         block_anchors=max(16, triton.next_power_of_2(anchors.shape[1])),  # pyright: ignore[reportArgumentType]
         block_values=64,  # pyright: ignore[reportArgumentType]
+        largest=similarity.ndim == 2,  # pyright: ignore[reportArgumentType]
     )
     return similarity
 
@@ -118,6 +145,7 @@ def _similarity_kernel(
     block_patches: tl.constexpr,
     block_anchors: tl.constexpr,
     block_values: tl.constexpr,
+    largest: tl.constexpr,
 ):
     image = tl.program_id(0).to(tl.int64)
     place = tl.program_id(1) * block_patches + tl.arange(0, block_patches)
@@ -168,8 +196,13 @@ def _similarity_kernel(
     value = product * anchor_inverse[None, :] * inverse[:, None]
     value = tl.minimum(tl.maximum(value, -1.0), 1.0)
     value = tl.where((place[:, None] == anchor[None, :]), 1.0, value)
-    value = tl.where(is_anchor[None, :], value, -2.0)
-    tl.store(similarity + image * num_patches + place, tl.max(value, axis=1), mask=is_patch)
+    row = image * num_patches + place
+    if largest:
+        value = tl.where(is_anchor[None, :], value, -2.0)
+        tl.store(similarity + row, tl.max(value, axis=1), mask=is_patch)
+    else:
+        cell = row[:, None] * num_anchors + which[None, :]
+        tl.store(similarity + cell, value, mask=is_patch[:, None] & is_anchor[None, :])
 
 
 @triton.jit

@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.masking import ClusterMask, anchor_similarity, max_anchor_similarity
+from pipeline.masking import (
+    ClusterMask,
+    EdgeAwareMask,
+    anchor_similarity,
+    max_anchor_similarity,
+    pack_visible,
+)
+from pipeline.masking.edges import edge_strength
 
 pytestmark = [
     pytest.mark.gpu,
@@ -26,9 +33,36 @@ def draw(num_images: int, num_patches: int, num_values: int) -> tuple[torch.Tens
 def test_similarity_is_the_cpus(shape: tuple[int, int, int]) -> None:
     patches, noise = draw(*shape)
     anchors = noise.topk(6, dim=1).indices
-    wanted = anchor_similarity(patches, anchors).amax(dim=2)
-    got = max_anchor_similarity(patches.cuda(), anchors.cuda()).cpu()
-    assert (got - wanted).abs().max() < 1e-5
+    wanted = anchor_similarity(patches, anchors)
+    every = anchor_similarity(patches.cuda(), anchors.cuda()).cpu()
+    assert (every - wanted).abs().max() < 1e-5
+    largest = max_anchor_similarity(patches.cuda(), anchors.cuda()).cpu()
+    assert (largest == every.amax(dim=2)).all()
+
+
+def visible_without_waiting(
+    mask: ClusterMask, patches: torch.Tensor, noise: torch.Tensor
+) -> torch.Tensor:
+    """Mask and pack on the device, where anything that waits for it is an error."""
+    on_device, device_noise = patches.cuda(), noise.cuda()
+    count = mask.num_visible(*noise.shape)
+
+    def chain() -> tuple[torch.Tensor, torch.Tensor | None]:
+        visible = mask.visible(on_device, device_noise)
+        # Where the count is not known beforehand, packing has to wait for it.
+        packed = None if count is None else pack_visible(on_device, visible, count)[0]
+        return visible, packed
+
+    chain()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        visible, packed = chain()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    if packed is not None:
+        assert (packed.cpu() == patches[visible.cpu()]).all()
+    return visible
 
 
 @pytest.mark.parametrize("mode", ["budget", "threshold", "topk", "fill"])
@@ -36,22 +70,23 @@ def test_masks_are_the_cpus_without_waiting_for_the_host(mode: str) -> None:
     patches, noise = draw(64, 196, 768)
     threshold = 0.5 if mode in ("threshold", "fill") else None
     mask = ClusterMask(threshold=threshold, mode=mode)  # pyright: ignore[reportArgumentType]
-    on_device, device_noise = patches.cuda(), noise.cuda()
-    mask.visible(on_device, device_noise)
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        got = mask.visible(on_device, device_noise)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    reference = anchor_similarity(patches, mask.draw_anchors(noise)).amax(dim=2)
+    got = visible_without_waiting(mask, patches, noise)
+    reference = anchor_similarity(patches, mask.draw_anchors(patches, noise)).amax(dim=2)
     differs = got.cpu() != mask.choose(reference, noise)
     assert differs.float().mean() < 5e-4, "only patches within rounding of the threshold"
 
 
-def test_packing_gathers_what_is_visible() -> None:
-    from pipeline.masking.triton_cluster import pack_visible
+def test_edges_and_edge_aware_masks_are_the_cpus() -> None:
+    patches, noise = draw(64, 196, 768)
+    assert (edge_strength(patches.cuda()).cpu() == edge_strength(patches)).all()
+    mask = EdgeAwareMask(group_size=16)
+    got = visible_without_waiting(mask, patches, noise)
+    assert [int(group.sum()) for group in got.split(16)] == [16 * 98] * 4
+    differs = got.cpu() != mask.visible(patches, noise)
+    assert differs.float().mean() < 5e-3, "only patches within rounding of the threshold"
 
+
+def test_packing_gathers_what_is_visible() -> None:
     patches, noise = draw(32, 196, 768)
     visible = ClusterMask().visible(patches, noise)
     packed, places, offsets = pack_visible(patches.cuda(), visible.cuda(), int(visible.sum()))

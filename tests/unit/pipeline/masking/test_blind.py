@@ -61,7 +61,9 @@ def test_a_grid_that_does_not_fit_is_refused() -> None:
         GridMask(0.6)
 
 
-@pytest.mark.parametrize("kind", ["none", "random", "grid", "block", "cluster"])
+@pytest.mark.parametrize(
+    "kind", ["none", "random", "grid", "block", "cluster", "edge_aware", "kmeans"]
+)
 def test_config_builds_every_kind(kind: str) -> None:
     ratio = 0.75 if kind in ("grid", "block") else 0.5
     strategy = MaskConfig(kind=kind, mask_ratio=ratio).build()  # pyright: ignore[reportArgumentType]

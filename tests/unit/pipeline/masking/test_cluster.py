@@ -86,7 +86,7 @@ def test_budget_is_the_slow_reference() -> None:
     patches = pictures(9, 36, 27, seed=1)
     mask = ClusterMask(anchor_ratio=0.1, mask_ratio=0.5, min_mask_ratio=0.3, min_visible=4)
     noise = torch.rand(9, 36)
-    anchors = mask.draw_anchors(noise)
+    anchors = mask.draw_anchors(patches, noise)
     slow = slow_budget(
         slow_similarity(patches, anchors), keep=round(9 * 36 * 0.5), least=4, most=25
     )
@@ -97,7 +97,7 @@ def test_threshold_is_the_paper_within_bounds() -> None:
     patches = pictures(8, 36, 27, seed=2)
     mask = ClusterMask(anchor_ratio=0.1, threshold=0.4, min_mask_ratio=0.0, min_visible=0)
     noise = torch.rand(8, 36)
-    slow = torch.tensor(slow_similarity(patches, mask.draw_anchors(noise)))
+    slow = torch.tensor(slow_similarity(patches, mask.draw_anchors(patches, noise)))
     assert (mask.visible(patches, noise) == (slow <= 0.4)).all()
     bounded = ClusterMask(anchor_ratio=0.1, threshold=0.4, min_mask_ratio=0.6, min_visible=10)
     visible = bounded.visible(patches, noise)
@@ -135,7 +135,7 @@ def test_budget_is_met_exactly_within_bounds(
 def test_anchor_count_is_that_of_the_paper() -> None:
     noise = torch.rand(2, 196)
     for ratio, count in ((0.03, 6), (0.05, 10), (0.1, 20)):
-        anchors = ClusterMask(anchor_ratio=ratio).draw_anchors(noise)
+        anchors = ClusterMask(anchor_ratio=ratio).draw_anchors(torch.empty(2, 196, 3), noise)
         assert anchors.shape == (2, count)
         assert len(set(anchors[0].tolist())) == count
 

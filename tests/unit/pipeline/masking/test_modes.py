@@ -85,7 +85,7 @@ def test_white_backgrounds_of_product_photos() -> None:
     mask = ClusterMask()
     similarity = mask.similarity(patches, noise)
     assert similarity.isfinite().all()
-    exact = exact_similarity(patches, mask.draw_anchors(noise))
+    exact = exact_similarity(patches, mask.draw_anchors(patches, noise))
     assert (similarity - exact).abs().max() < 1e-3
     visible = mask.visible(patches, noise)
     assert int(visible.sum()) == round(visible.numel() / 2)
@@ -115,7 +115,7 @@ def test_fill_keeps_a_fixed_count_unmasked_first() -> None:
     assert (~few).any()
     assert visible[few][~clustered[few]].all()
     assert not visible[~few][clustered[~few]].any()
-    back = (visible & clustered).gather(1, mask.draw_anchors(noise))
+    back = (visible & clustered).gather(1, mask.draw_anchors(patches, noise))
     assert back[few].any(), "anchors may be let back in as well"
 
 
@@ -178,7 +178,7 @@ def test_embedding_is_mixed_in_over_the_run() -> None:
     assert (mask.similarity(patches, noise) == pixels_only).all()
     embedding.update(weight, step=5)
     assert embedding.alpha == 0.25
-    anchors = mask.draw_anchors(noise)
+    anchors = mask.draw_anchors(patches, noise)
     embedded = torch.nn.functional.normalize(normalise(patches) @ weight.T, dim=2)
     cosine = torch.bmm(embedded, rows_of(embedded, anchors).mT)
     wanted = (0.75 * anchor_similarity(patches, anchors) + 0.25 * cosine).amax(dim=2)
@@ -187,6 +187,8 @@ def test_embedding_is_mixed_in_over_the_run() -> None:
     assert (mask.similarity(patches, noise) - wanted).abs().max() < 1e-5, "weights are copied"
     embedding.update(weight, step=99)
     assert embedding.alpha == 0.5
+    similarity = mask.similarity(patches, noise)
+    assert (similarity.gather(1, anchors) == 1).all(), "even where no embedding has a direction"
     with pytest.raises(ValueError, match="alpha"):
         PatchEmbedding(num_steps=10, last=2.0)
 
@@ -201,7 +203,7 @@ def test_kmeans_drops_whole_clusters() -> None:
     visible = mask(patches, generator=generator)
     assert (visible.sum(dim=1) == 30).all()
     noise = noise_of(patches)
-    cluster, kept = mask.assign(patches, noise), mask.visible(patches, noise)
+    cluster, kept = mask.clusters(patches, noise).members, mask.visible(patches, noise)
     for clusters, flags, kind in zip(cluster, kept, which, strict=True):
         cut = sum(0 < float(flags[clusters == c].float().mean()) < 1 for c in clusters.unique())
         assert cut <= 1, "all but one cluster are kept or dropped whole"
@@ -215,6 +217,8 @@ def test_impossible_combinations_are_refused() -> None:
         ({"kind": "random", "threshold": 0.5}, "belongs to kind cluster"),
         ({"kind": "random", "mode": "topk"}, "belongs to kind cluster"),
         ({"kind": "cluster", "grid": (2, 3)}, "belongs to kind grid or block"),
+        ({"kind": "cluster", "candidate_ratio": 0.2}, "belongs to kind edge_aware"),
+        ({"kind": "edge_aware", "candidate_ratio": 2.0}, "candidate_ratio"),
         ({"threshold": 2.0}, "-1 to 1"),
         ({"kind": "kmeans", "num_clusters": 1}, "2 clusters"),
         ({"mode": "median"}, "unknown mode"),
