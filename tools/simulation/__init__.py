@@ -1,0 +1,1 @@
+"""What a run on many ranks would do, computed on one machine."""
