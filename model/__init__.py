@@ -1,16 +1,22 @@
 """Packed patches and tokens to CLIP features, and the losses over them."""
 
-from model import open_clip_weights
+from model import hugging_face, open_clip_weights
 from model.clip import Clip, build_clip
 from model.config import ClipConfig, TextConfig, VisionConfig
-from model.loss import clip_loss
+from model.losses import ContrastiveLoss, LossConfig, build_loss, clip_loss
+from model.pretrained import load_pretrained
 
 __all__ = [
     "Clip",
     "ClipConfig",
+    "ContrastiveLoss",
+    "LossConfig",
     "TextConfig",
     "VisionConfig",
     "build_clip",
+    "build_loss",
     "clip_loss",
+    "hugging_face",
+    "load_pretrained",
     "open_clip_weights",
 ]

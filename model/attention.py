@@ -8,8 +8,30 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from model.config import Activation, TextConfig, VisionConfig
 from model.packing import PackedLayout, packed_attention
+
+
+class Linear(nn.Linear):
+    """A linear layer that computes in its input's type, whatever type its weights are kept in."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name in torch)
+        """[..., in] to [..., out], of the input's type unless autocast rules."""
+        bias = None if self.bias is None else self.bias.to(input.dtype)
+        return F.linear(input, self.weight.to(input.dtype), bias)
+
+
+class LayerNorm(nn.LayerNorm):
+    """A layer norm that takes and gives its input's type; under autocast it gives float32."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name in torch)
+        """[..., W] to [..., W]. The kernels add up in float32 for every type."""
+        if torch.is_autocast_enabled(input.device.type):
+            return super().forward(input)
+        weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
+        return F.layer_norm(input, self.normalized_shape, weight, bias, self.eps)
 
 
 class QuickGELU(nn.Module):
@@ -26,8 +48,8 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.out = Linear(width, width)
         # torch.nn.MultiheadAttention's start, which open_clip's image tower keeps.
         nn.init.xavier_uniform_(self.qkv.weight)
         nn.init.zeros_(self.qkv.bias)
@@ -46,24 +68,43 @@ class Attention(nn.Module):
         """
         x = x.to(layout.dtype)
         asking = x.index_select(0, layout.pooled_rows) if pooled else x
+        weights, biases = self.qkv.weight.to(x.dtype), self.qkv.bias.to(x.dtype)
         # Three products in place of one: each result is contiguous, as flash attention wants it.
         query, key, value = (
             F.linear(source, weight, bias).unflatten(-1, (self.heads, -1))
             for source, weight, bias in zip(
-                (asking, x, x), self.qkv.weight.chunk(3), self.qkv.bias.chunk(3), strict=True
+                (asking, x, x), weights.chunk(3), biases.chunk(3), strict=True
             )
         )
         return self.out(packed_attention(query, key, value, layout, pooled=pooled).flatten(1))
 
 
+class LayerScale(nn.Module):
+    """A learned factor on each channel of an update (Touvron et al. 2021, section 2)."""
+
+    def __init__(self, width: int, start: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((width,), start))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, W] to [T, W]."""
+        return x * self.gamma.to(x.dtype)
+
+
+def _activation(name: Activation) -> nn.Module:
+    if name == "quick_gelu":
+        return QuickGELU()
+    return nn.GELU(approximate="tanh" if name == "gelu_tanh" else "none")
+
+
 class Mlp(nn.Module):
     """Two linear layers with an activation between them."""
 
-    def __init__(self, width: int, hidden: int, *, quick_gelu: bool) -> None:
+    def __init__(self, width: int, hidden: int, *, activation: Activation) -> None:
         super().__init__()
-        self.up = nn.Linear(width, hidden)
-        self.activation = QuickGELU() if quick_gelu else nn.GELU()
-        self.down = nn.Linear(hidden, width)
+        self.up = Linear(width, hidden)
+        self.activation = _activation(activation)
+        self.down = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, W] to [T, W]."""
@@ -73,12 +114,15 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block: attention, then MLP, each added to the stream."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float, *, quick_gelu: bool) -> None:
+    def __init__(self, config: VisionConfig | TextConfig) -> None:
         super().__init__()
-        self.ln_1 = nn.LayerNorm(width)
-        self.attn = Attention(width, heads)
-        self.ln_2 = nn.LayerNorm(width)
-        self.mlp = Mlp(width, int(width * mlp_ratio), quick_gelu=quick_gelu)
+        width, start = config.width, config.layer_scale
+        self.ln_1 = LayerNorm(width, eps=config.ln_eps)
+        self.attn = Attention(width, config.heads)
+        self.ls_1 = nn.Identity() if start is None else LayerScale(width, start)
+        self.ln_2 = LayerNorm(width, eps=config.ln_eps)
+        self.mlp = Mlp(width, config.mlp_width, activation=config.activation)
+        self.ls_2 = nn.Identity() if start is None else LayerScale(width, start)
 
     def forward(self, x: Tensor, layout: PackedLayout, *, pooled: bool = False) -> Tensor:
         """Runs the block.
@@ -92,12 +136,19 @@ class Block(nn.Module):
         Returns:
             [T, W], or [B, W] with `pooled`.
         """
-        update = self.attn(self.ln_1(x), layout, pooled=pooled)
+        update = self.ls_1(self.attn(self.ln_1(x), layout, pooled=pooled))
         x = (x.index_select(0, layout.pooled_rows) if pooled else x) + update
-        return x + self.mlp(self.ln_2(x))
+        return x + self.ls_2(self.mlp(self.ln_2(x)))
 
 
-def run_blocks(blocks: nn.ModuleList, x: Tensor, layout: PackedLayout) -> Tensor:
+def run_blocks(
+    blocks: nn.ModuleList,
+    x: Tensor,
+    layout: PackedLayout,
+    *,
+    pooled: bool = True,
+    recompute: bool = False,
+) -> Tensor:
     """Runs a tower's blocks and keeps the pooled rows.
 
     Only the pooled rows of the last block reach the feature, so it computes no others: about
@@ -107,11 +158,21 @@ def run_blocks(blocks: nn.ModuleList, x: Tensor, layout: PackedLayout) -> Tensor
         blocks: The tower's `Block`s.
         x: [T, W].
         layout: The batch's layout.
+        pooled: Whether one row of each sequence is all that the tower needs.
+        recompute: Keep only each block's input, and run the block again in the backward pass
+            (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost").
 
     Returns:
-        [B, W].
+        [B, W], or [T, W] without `pooled`.
     """
     last = len(blocks) - 1
     for i, block in enumerate(blocks):
-        x = block(x, layout, pooled=i == last)
+        only_pooled = pooled and i == last
+        if recompute and torch.is_grad_enabled():
+            # Nothing in a block is random, so there is no generator's state to keep.
+            x = checkpoint(
+                block, x, layout, pooled=only_pooled, use_reentrant=False, preserve_rng_state=False
+            )
+        else:
+            x = block(x, layout, pooled=only_pooled)
     return x

@@ -20,13 +20,17 @@ class Clip(nn.Module):
 
     logit_scale: nn.Parameter
     """[] float32, logarithm of the factor on cosine similarities."""
+    logit_bias: nn.Parameter | None
+    """[] float32, added to scaled similarities by sigmoid losses; None in models without one."""
 
     def __init__(self, config: ClipConfig) -> None:
         super().__init__()
         self.config = config
-        self.image = ImageTower(config.vision, config.embed_dim, quick_gelu=config.quick_gelu)
-        self.text = TextTower(config.text, config.embed_dim, quick_gelu=config.quick_gelu)
+        self.image = ImageTower(config.vision, config.embed_dim)
+        self.text = TextTower(config.text, config.embed_dim)
         self.logit_scale = nn.Parameter(torch.tensor(float(config.init_logit_scale)))
+        bias = config.init_logit_bias
+        self.logit_bias = None if bias is None else nn.Parameter(torch.tensor(float(bias)))
 
     def encode_image(self, patches: Tensor, positions: Tensor, image_offsets: Tensor) -> Tensor:
         """Features of a batch of images, of each of which any patches may be missing.
@@ -36,8 +40,8 @@ class Clip(nn.Module):
 
         Args:
             patches: [T, 3*p*p], image after image, each patch (y, x, channel). uint8 values are
-                normalised here with CLIP's mean and standard deviation; float values are taken
-                as already normalised.
+                normalised here with the config's mean and standard deviation; float values are
+                taken as already normalised.
             positions: [T] int32, place of each patch in its image's grid, row-major, 0 .. N-1.
             image_offsets: [B+1] int32, image i owns rows image_offsets[i] up to image_offsets[i+1].
 
@@ -53,12 +57,16 @@ class Clip(nn.Module):
         return self.image(patches, positions, image_offsets)
 
     def encode_text(self, tokens: Tensor, text_offsets: Tensor) -> Tensor:
-        """Features of a batch of captions, read at each caption's last token.
+        """Features of a batch of captions.
 
-        Checks lengths as `encode_image` does.
+        Checks lengths as `encode_image` does. A causal tower is read at each caption's last
+        token. A bidirectional one (`TextConfig.causal` false, as CLIPA has it) is read where
+        `TextConfig.pool` says, and in open_clip it also sees the padding behind the caption: to
+        get open_clip's feature, make the padding part of the caption, up to the context length.
 
         Args:
-            tokens: [U] int32, caption after caption, start and end tokens included, no padding.
+            tokens: [U] int32, caption after caption, start and end tokens included. A causal
+                tower needs no padding.
             text_offsets: [B+1] int32, as `image_offsets`; no caption empty or longer than the
                 context length.
 
@@ -100,7 +108,7 @@ def build_clip(name: str | ClipConfig) -> Clip:
 
     Args:
         name: open_clip's name of a model, one of our own (`tessera-demo`, `tessera-xs-16`), or
-            a config.
+            a config. On `torch.device("meta")` nothing is allocated.
 
     Raises:
         ValueError: Unknown name, or a model that needs something this package lacks.

@@ -1,12 +1,26 @@
-"""Sizes of the two towers: open_clip's by its names, and a few small ones of our own."""
+"""Sizes and options of the towers: open_clip's by its names, and a few small ones of our own."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 import math
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, get_args
+
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
+"""GELU, its tanh approximation, or x*sigmoid(1.702x), with which OpenAI's weights were trained."""
+ImagePool = Literal["tok", "avg"]
+"""Which tokens become an image's feature: the class token, or the mean of the patches."""
+TextPool = Literal["argmax", "eos", "last", "first"]
+"""Which token becomes a caption's feature: the largest id, the first `eos_id`, the last, the
+first."""
+Positions = Literal["learnable", "sin_cos_2d"]
+"""A learned table, or the fixed one of sines and cosines (He et al. 2022, appendix A.1)."""
+
+CLIP_PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
+"""Mean of CLIP's training pixels, red, green, blue, for values in 0 .. 1."""
+CLIP_PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
+"""Standard deviation of the same."""
 
 
 def _require_positive(name: str, value: int) -> None:
@@ -19,6 +33,11 @@ def _require_divisor(name: str, value: int, divisor_name: str, divisor: int) -> 
         raise ValueError(
             f"{divisor_name} {divisor} must divide {name} {value}, and both be positive"
         )
+
+
+def _require_member(name: str, value: str, kind: Any) -> None:
+    if value not in get_args(kind):
+        raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,13 +56,34 @@ class VisionConfig:
     """Channels of one attention head; must divide `width`."""
     mlp_ratio: float = 4.0
     """Hidden width of the MLP over `width`; the product is rounded down."""
+    activation: Activation = "gelu"
+    """Activation of the MLPs."""
+    ln_eps: float = 1e-5
+    """Added to the variance in every layer norm."""
+    layer_scale: float | None = None
+    """Start of the learned factor on each block's updates; None for no such factor."""
+    positions: Positions = "learnable"
+    """Kind of position table."""
     ln_pre: bool = True
     """Whether a layer norm stands between the embedding and the first block."""
+    pool: ImagePool = "tok"
+    """Which tokens become the feature."""
+    pool_before_ln: bool = False
+    """Whether the last layer norm follows pooling; matters for `pool="avg"` alone."""
+    pixel_mean: tuple[float, float, float] = CLIP_PIXEL_MEAN
+    """Mean of red, green and blue, of 1, that uint8 patches are normalised with."""
+    pixel_std: tuple[float, float, float] = CLIP_PIXEL_STD
+    """Standard deviation of red, green and blue, of 1, for the same."""
 
     def __post_init__(self) -> None:
         _require_divisor("image_size", self.image_size, "patch_size", self.patch_size)
         _require_divisor("width", self.width, "head_width", self.head_width)
         _require_positive("layers", self.layers)
+        _require_member("activation", self.activation, Activation)
+        _require_member("pool", self.pool, ImagePool)
+        _require_member("positions", self.positions, Positions)
+        if self.positions == "sin_cos_2d":
+            _require_divisor("width", self.width, "2*2 of the sine-cosine table", 4)
 
     @property
     def heads(self) -> int:
@@ -51,9 +91,19 @@ class VisionConfig:
         return self.width // self.head_width
 
     @property
+    def mlp_width(self) -> int:
+        """Hidden channels of a block's MLP."""
+        return int(self.width * self.mlp_ratio)
+
+    @property
+    def grid_size(self) -> int:
+        """Patches along a side of a full image."""
+        return self.image_size // self.patch_size
+
+    @property
     def num_patches(self) -> int:
         """Patches N of a full image."""
-        return (self.image_size // self.patch_size) ** 2
+        return self.grid_size**2
 
     @property
     def patch_dim(self) -> int:
@@ -63,10 +113,10 @@ class VisionConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class TextConfig:
-    """A causal text transformer whose feature is read at the last token (EOT)."""
+    """A text transformer whose feature is read at one token."""
 
     context_length: int = 77
-    """Most tokens of a caption, SOT and EOT included."""
+    """Most tokens of a caption, start and end tokens included."""
     vocab_size: int = 49408
     """Number of token ids (CLIP's byte-pair encoding has 49408)."""
     width: int = 512
@@ -77,12 +127,51 @@ class TextConfig:
     """Attention heads of a block; must divide `width`."""
     mlp_ratio: float = 4.0
     """Hidden width of the MLP over `width`; the product is rounded down."""
+    activation: Activation = "gelu"
+    """Activation of the MLPs."""
+    ln_eps: float = 1e-5
+    """Added to the variance in every layer norm."""
+    layer_scale: float | None = None
+    """Start of the learned factor on each block's updates; None for no such factor."""
+    causal: bool = True
+    """Whether a token sees only itself and those before it."""
+    pool: TextPool = "argmax"
+    """Which token becomes the feature."""
+    eos_id: int = 2
+    """Id of the end token, for `pool="eos"` alone."""
+    projection: bool = True
+    """Whether a matrix takes `width` to `embed_dim`; without one both must be equal."""
+    projection_bias: bool = False
+    """Whether that projection has a bias."""
+    tokenizer: str | None = None
+    """Hugging Face name of the tokenizer that the ids come from; None for CLIP's byte-pair
+    encoding."""
+    tokenizer_options: tuple[tuple[str, Any], ...] = ()
+    """Names and values of open_clip's `tokenizer_kwargs`."""
 
     def __post_init__(self) -> None:
         _require_divisor("width", self.width, "heads", self.heads)
         _require_positive("layers", self.layers)
         _require_positive("context_length", self.context_length)
         _require_positive("vocab_size", self.vocab_size)
+        _require_member("activation", self.activation, Activation)
+        _require_member("pool", self.pool, TextPool)
+        if self.causal and self.pool == "first":
+            raise ValueError(
+                "pool 'first' needs causal=False: a causal tower's first token sees only itself"
+            )
+        if self.projection_bias and not self.projection:
+            raise ValueError("projection_bias needs projection=True")
+
+    @property
+    def mlp_width(self) -> int:
+        """Hidden channels of a block's MLP."""
+        return int(self.width * self.mlp_ratio)
+
+    @property
+    def uses_clip_bpe(self) -> bool:
+        """Whether token ids are those of CLIP's byte-pair encoding, as the index stores them."""
+        return self.tokenizer is None and not self.tokenizer_options
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,13 +186,21 @@ class ClipConfig:
     """Image tower."""
     text: TextConfig
     """Text tower."""
-    quick_gelu: bool = False
-    """Use x*sigmoid(1.702x), as OpenAI's weights were trained with, in place of GELU."""
     init_logit_scale: float = math.log(1 / 0.07)
     """Start of the learned log temperature, natural logarithm."""
+    init_logit_bias: float | None = None
+    """Start of the learned bias on logits, which sigmoid losses use; None for no bias."""
+    custom_text: bool = False
+    """Whether open_clip builds this model as `CustomTextCLIP`, whose weights of the text tower
+    are named `text.*`; changes names alone."""
 
     def __post_init__(self) -> None:
         _require_positive("embed_dim", self.embed_dim)
+        if not self.text.projection and self.text.width != self.embed_dim:
+            raise ValueError(
+                f"without a projection the text width {self.text.width} must equal embed_dim "
+                f"{self.embed_dim}"
+            )
 
 
 _OWN_CONFIGS = {
@@ -124,31 +221,6 @@ _OWN_CONFIGS = {
     )
 }
 
-_VISION_KEYS = frozenset({"image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio"})
-_TEXT_KEYS = frozenset({"context_length", "vocab_size", "width", "layers", "heads", "mlp_ratio"})
-_TOP_KEYS = frozenset({"embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "init_logit_scale"})
-
-_TOP_DEFAULTS: Mapping[str, Any] = {
-    "custom_text": False,
-    "init_logit_bias": None,
-    "nonscalar_logit_scale": False,
-}
-
-_REASONS = {
-    "timm_model_name": "its image tower is a timm model",
-    "hf_model_name": "its text tower is a Hugging Face model",
-    "hf_tokenizer_name": "its token ids are not those of CLIP's byte-pair encoding",
-    "attentional_pool": "attention pooling is not supported yet",
-    "patch_dropout": "patches are masked in the pipeline, before the model; drop this option",
-    "pool_type": "only class-token and EOT pooling are supported yet",
-    "no_causal_mask": "only causal text is supported yet",
-    "ls_init_value": "layer scale is not supported yet",
-    "norm_kwargs": "layer norms with other settings are not supported yet",
-    "init_logit_bias": "a logit bias (SigLIP) is not supported yet",
-    "custom_text": "open_clip's CustomTextCLIP is not supported yet",
-    "multimodal_cfg": "CoCa's decoder is not supported",
-}
-
 
 def clip_config(name: str) -> ClipConfig:
     """Looks a model up by name, among our own and then open_clip's.
@@ -159,7 +231,10 @@ def clip_config(name: str) -> ClipConfig:
     """
     if name in _OWN_CONFIGS:
         return _OWN_CONFIGS[name]
+    # Here and not above: that takes seconds, and our own models need none of it.
     import open_clip
+
+    from model.open_clip_config import from_open_clip, pixel_statistics
 
     known = open_clip.list_models()
     # Asked for first: get_model_config would go to the network for names like hf-hub:...
@@ -169,70 +244,18 @@ def clip_config(name: str) -> ClipConfig:
         raise ValueError(f"unknown model {name!r}{hint}")
     raw = open_clip.get_model_config(name)
     assert raw is not None
-    return from_open_clip(name, raw)
+    return from_open_clip(name, raw, pixel_statistics(name))
 
 
-def from_open_clip(name: str, raw: Mapping[str, Any]) -> ClipConfig:
-    """Reads open_clip's model JSON (`model_cfg`).
-
-    An option that we lack passes when it stands at open_clip's default, where it changes
-    nothing; at any other value the model is refused.
-
-    Args:
-        name: Name for the result and for messages.
-        raw: The parsed JSON.
+def require_clip_bpe(config: ClipConfig) -> None:
+    """Refuses a model whose captions are not in the token ids that the index stores.
 
     Raises:
-        ValueError: The model needs something that this package lacks; names every such option.
+        ValueError: The model wants another tokenizer.
     """
-    import open_clip
-
-    vision, text = dict(raw["vision_cfg"]), dict(raw["text_cfg"])
-    no_ln_pre = vision.pop("no_ln_pre", False)
-    problems = [
-        *_unsupported("", raw, _TOP_KEYS, _TOP_DEFAULTS),
-        *_unsupported("vision_cfg.", vision, _VISION_KEYS, _defaults(open_clip.CLIPVisionCfg)),
-        *_unsupported("text_cfg.", text, _TEXT_KEYS, _defaults(open_clip.CLIPTextCfg)),
-    ]
-    problems += _non_scalars(vision)
-    if problems:
-        raise ValueError(f"cannot build {name!r}: {'; '.join(problems)}")
-    return ClipConfig(
-        name=name,
-        embed_dim=raw["embed_dim"],
-        vision=VisionConfig(ln_pre=not no_ln_pre, **_only(vision, _VISION_KEYS)),
-        text=TextConfig(**_only(text, _TEXT_KEYS)),
-        **_only(raw, {"quick_gelu", "init_logit_scale"}),
-    )
-
-
-def _unsupported(
-    section: str, raw: Mapping[str, Any], known: frozenset[str], defaults: Mapping[str, Any]
-) -> list[str]:
-    missing = object()
-    return [
-        f"{section}{key}={value!r} ({_REASONS.get(key, 'not supported yet')})"
-        for key, value in raw.items()
-        if key not in known and value != defaults.get(key, missing)
-    ]
-
-
-def _non_scalars(vision: Mapping[str, Any]) -> list[str]:
-    reasons = {
-        "layers": "a ResNet; only vision transformers are supported",
-        "image_size": "only square images are supported",
-        "patch_size": "only square patches are supported",
-    }
-    return [
-        f"vision_cfg.{key}={vision[key]!r} ({reason})"
-        for key, reason in reasons.items()
-        if isinstance(vision.get(key), list | tuple)
-    ]
-
-
-def _defaults(config_class: Any) -> dict[str, Any]:
-    return {field.name: field.default for field in dataclasses.fields(config_class)}
-
-
-def _only(raw: Mapping[str, Any], keys: set[str] | frozenset[str]) -> dict[str, Any]:
-    return {key: value for key, value in raw.items() if key in keys}
+    if not config.text.uses_clip_bpe:
+        wanted = config.text.tokenizer or dict(config.text.tokenizer_options)
+        raise ValueError(
+            f"{config.name!r} reads token ids of {wanted}, and the index holds those of CLIP's "
+            "byte-pair encoding: train a model whose tokenizer is CLIP's"
+        )

@@ -1,22 +1,25 @@
 """Weights to and from open_clip's state dicts, bit for bit.
 
-Every tensor of ours is one of open_clip's under another name. Only the patch projection has
-another layout: ours multiplies patches (y, x, channel) [W, p*p*3], theirs is a convolution
-[W, 3, p, p].
+Every tensor of ours is one of open_clip's under another name. Two have another layout: our patch
+projection multiplies patches (y, x, channel) [W, p*p*3] where theirs is a convolution
+[W, 3, p, p], and a text projection with a bias is a linear layer [d, W] in open_clip.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from model.clip import Clip
 from model.config import ClipConfig
+from model.open_clip_config import open_clip_config
+
+__all__ = ["dump", "load", "open_clip_config", "with_text_names"]
 
 _PATCH_WEIGHT = "image.patch_embed.weight"
+_TEXT_PROJ, _TEXT_PROJ_BIAS = "text.proj", "text.proj_bias"
 
 # Ours and open_clip's; the first prefix that fits is replaced, then each part of the rest.
 _PREFIXES = (
@@ -24,7 +27,8 @@ _PREFIXES = (
     ("image.blocks.", "visual.transformer.resblocks."),
     ("image.", "visual."),
     ("text.blocks.", "transformer.resblocks."),
-    ("text.proj", "text_projection"),
+    (_TEXT_PROJ_BIAS, "text_projection.bias"),
+    (_TEXT_PROJ, "text_projection"),
     ("text.", ""),
 )
 _PARTS = (
@@ -40,14 +44,14 @@ def load(clip: Clip, state_dict: Mapping[str, Tensor]) -> None:
 
     Args:
         clip: Model to fill, of the same architecture.
-        state_dict: As open_clip's `CLIP.state_dict()` gives it.
+        state_dict: As `state_dict()` of open_clip's `CLIP` (or `CustomTextCLIP`) gives it.
 
     Raises:
         ValueError: A tensor is missing, not known, of another shape, or of a type that the
             model's would round; names each.
     """
     own = clip.state_dict()
-    theirs = {name: _open_clip_name(name) for name in own}
+    theirs = {name: _open_clip_name(clip.config, name) for name in own}
     expected = set(theirs.values())
     problems = [f"missing {name}" for name in sorted(expected - set(state_dict))]
     problems += [f"unexpected {name}" for name in sorted(set(state_dict) - expected)]
@@ -60,7 +64,7 @@ def load(clip: Clip, state_dict: Mapping[str, Tensor]) -> None:
         if problem:
             problems.append(f"{their_name} {problem}")
         else:
-            converted[name] = _from_open_clip(name, value)
+            converted[name] = _from_open_clip(clip.config, name, value)
     if problems:
         raise ValueError(
             f"the state dict does not fit {clip.config.name!r}: {_some(problems)}; build the "
@@ -76,61 +80,53 @@ def dump(clip: Clip) -> dict[str, Tensor]:
     `Module.state_dict`, the result may share memory with the model.
     """
     return {
-        _open_clip_name(name): _to_open_clip(clip.config, name, value)
+        _open_clip_name(clip.config, name): _to_open_clip(clip.config, name, value)
         for name, value in clip.state_dict().items()
     }
 
 
-def open_clip_config(config: ClipConfig) -> dict[str, Any]:
-    """The model as open_clip's model JSON (`model_cfg`).
+def with_text_names(state_dict: Mapping[str, Tensor], *, custom_text: bool) -> dict[str, Tensor]:
+    """An open_clip state dict, its text tower named as `CLIP` or as `CustomTextCLIP` names it.
 
-    Write it to `<name>.json` and pass that to `open_clip.add_model_config`, or call
-    `open_clip.CLIP(**open_clip_config(config))`.
+    Args:
+        state_dict: Named in either way.
+        custom_text: Whether the result is for `CustomTextCLIP` (`text.*`).
     """
-    vision, text = config.vision, config.text
+    plain = {name.removeprefix("text."): value for name, value in state_dict.items()}
+    if not custom_text:
+        return plain
     return {
-        "embed_dim": config.embed_dim,
-        "quick_gelu": config.quick_gelu,
-        "init_logit_scale": config.init_logit_scale,
-        "vision_cfg": {
-            "image_size": vision.image_size,
-            "patch_size": vision.patch_size,
-            "width": vision.width,
-            "layers": vision.layers,
-            "head_width": vision.head_width,
-            "mlp_ratio": vision.mlp_ratio,
-            "no_ln_pre": not vision.ln_pre,
-        },
-        "text_cfg": {
-            "context_length": text.context_length,
-            "vocab_size": text.vocab_size,
-            "width": text.width,
-            "layers": text.layers,
-            "heads": text.heads,
-            "mlp_ratio": text.mlp_ratio,
-        },
+        name if name.startswith(("visual.", "logit_")) else f"text.{name}": value
+        for name, value in plain.items()
     }
 
 
-def _open_clip_name(name: str) -> str:
-    for ours, theirs in _PREFIXES:
-        if name.startswith(ours):
-            name = theirs + name.removeprefix(ours)
+def _open_clip_name(config: ClipConfig, name: str) -> str:
+    theirs = name
+    for prefix, replacement in _PREFIXES:
+        if name.startswith(prefix):
+            theirs = replacement + name.removeprefix(prefix)
             break
-    for ours, theirs in _PARTS:
-        name = name.replace(ours, theirs)
-    return name
+    for part, replacement in _PARTS:
+        theirs = theirs.replace(part, replacement)
+    if name == _TEXT_PROJ and config.text.projection_bias:
+        theirs += ".weight"
+    return f"text.{theirs}" if config.custom_text and name.startswith("text.") else theirs
 
 
 def _to_open_clip(config: ClipConfig, name: str, value: Tensor) -> Tensor:
-    if name != _PATCH_WEIGHT:
-        return value
-    side = config.vision.patch_size
-    return value.unflatten(1, (side, side, 3)).permute(0, 3, 1, 2).contiguous()
+    if name == _PATCH_WEIGHT:
+        side = config.vision.patch_size
+        return value.unflatten(1, (side, side, 3)).permute(0, 3, 1, 2).contiguous()
+    if name == _TEXT_PROJ and config.text.projection_bias:
+        return value.T.contiguous()
+    return value
 
 
-def _from_open_clip(name: str, value: Tensor) -> Tensor:
-    return value.permute(0, 2, 3, 1).flatten(1) if name == _PATCH_WEIGHT else value
+def _from_open_clip(config: ClipConfig, name: str, value: Tensor) -> Tensor:
+    if name == _PATCH_WEIGHT:
+        return value.permute(0, 2, 3, 1).flatten(1)
+    return value.T if name == _TEXT_PROJ and config.text.projection_bias else value
 
 
 def _mismatch(wanted: Tensor, value: Tensor) -> str | None:

@@ -3,18 +3,21 @@
 Shapes: B sequences in the batch (an image with its class token, or a caption), T tokens of
 all of them together, L the longest, H heads, K channels of a head.
 
-A packed tensor is [T, ...]; sequence i owns rows offsets[i] .. offsets[i+1] - 1. Two
+A packed tensor is [T, ...]; sequence i owns rows offsets[i] .. offsets[i+1] - 1. Three
 equivalent ways through attention:
 
 - CUDA in half precision: torch's variable-length flash attention reads the packed tensors.
-- everywhere else: queries, keys and values are spread over [B, L], go through scaled dot
-  product attention with the empty places masked, and the result is gathered. Only attention
-  sees those places; no linear layer or norm does.
+- CPU: the host knows the lengths, so scaled dot product attention runs on each sequence's rows,
+  or on all at once where the lengths are equal. No place is empty.
+- where shapes may not depend on the lengths (CUDA in float32, compiled blocks on a CPU): queries,
+  keys and values are spread over [B, L], the empty places are masked, and the result is gathered.
+  Only attention sees those places; no linear layer or norm does.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +57,9 @@ class PackedLayout:
     dtype: torch.dtype
     """Type that linear layers compute in (the autocast type where that is on)."""
     padded: PaddedPlaces | None
-    """Places for the padded path; None where flash attention runs."""
+    """Places for the padded path; None on the two others."""
+    lengths: tuple[int, ...] | None
+    """B lengths for the path of one sequence at a time; None on the two others."""
 
     @property
     def batch_size(self) -> int:
@@ -92,6 +97,7 @@ def build_layout(
     max_length: int,
     causal: bool,
     dtype: torch.dtype,
+    static: bool = False,
 ) -> PackedLayout:
     """Prepares a batch for `packed_attention`.
 
@@ -104,15 +110,22 @@ def build_layout(
         max_length: Most tokens that a sequence may have.
         causal: See PackedLayout.
         dtype: Type of queries, keys and values.
+        static: Let no shape depend on the lengths, only on their number and sum.
 
     Raises:
         ValueError: Not on CUDA: the offsets do not go from 0 to T, or a sequence is empty or
             longer than `max_length`.
     """
-    padded = None
-    if not (offsets.is_cuda and dtype in _FLASH_DTYPES):
-        length = max_length if offsets.is_cuda else longest(offsets, num_tokens, max_length)
-        padded = _padded_places(offsets, num_tokens, length)
+    padded = lengths = None
+    if offsets.is_cuda:
+        if dtype not in _FLASH_DTYPES:
+            padded = _padded_places(offsets, num_tokens, max_length)
+    else:
+        lengths = checked_lengths(offsets, num_tokens, max_length)
+        if static:
+            padded, lengths = _padded_places(offsets, num_tokens, max_length), None
+        elif len(set(lengths)) == 1:
+            padded, lengths = PaddedPlaces(length=lengths[0], rows=None, key_mask=None), None
     return PackedLayout(
         offsets=offsets,
         pooled_rows=pooled_rows,
@@ -121,27 +134,29 @@ def build_layout(
         causal=causal,
         dtype=dtype,
         padded=padded,
+        lengths=lengths,
     )
 
 
-def longest(offsets: Tensor, num_tokens: int, max_length: int) -> int:
-    """Length of the longest sequence, after checking all of them (reads the device).
+def checked_lengths(offsets: Tensor, num_tokens: int, max_length: int) -> tuple[int, ...]:
+    """Lengths of all sequences, after checking them (reads the device).
 
     Raises:
         ValueError: See `build_layout`.
     """
-    first, last = int(offsets[0]), int(offsets[-1])
+    bounds = offsets.tolist()
+    first, last = bounds[0], bounds[-1]
     if first != 0 or last != num_tokens:
         raise ValueError(f"offsets must go from 0 to {num_tokens}, got {first} to {last}")
-    lengths = offsets.diff()
-    shortest, length = int(lengths.min()), int(lengths.max())
-    if shortest < 1 or length > max_length:
+    lengths = tuple(after - before for before, after in pairwise(bounds))
+    shortest, longest = min(lengths), max(lengths)
+    if shortest < 1 or longest > max_length:
         raise ValueError(
-            f"a sequence must have 1 to {max_length} tokens, got {shortest} to {length} in this "
+            f"a sequence must have 1 to {max_length} tokens, got {shortest} to {longest} in this "
             "batch; cut captions to the model's context_length when they are tokenised, and "
             "images to its image_size when they are cropped"
         )
-    return length
+    return lengths
 
 
 def packed_attention(
@@ -160,10 +175,13 @@ def packed_attention(
     Returns:
         Same shape and type as `query`.
     """
+    causal = layout.causal and not pooled
+    if layout.lengths is not None:
+        asking = (1,) * layout.batch_size if pooled else layout.lengths
+        return _one_by_one(query.split(asking), key, value, layout.lengths, causal=causal)
     if layout.padded is None:
         return _flash(query, key, value, layout, pooled=pooled)
     places = layout.padded
-    causal = layout.causal and not pooled
     num_queries = 1 if pooled else places.length
     out = F.scaled_dot_product_attention(
         query.unsqueeze(2) if pooled else _spread(query, layout.batch_size, places),
@@ -175,6 +193,26 @@ def packed_attention(
     )
     out = out.transpose(1, 2).reshape(layout.batch_size * num_queries, *query.shape[1:])
     return out if pooled or places.rows is None else out.index_select(0, places.rows)
+
+
+def _one_by_one(
+    queries: tuple[Tensor, ...],
+    key: Tensor,
+    value: Tensor,
+    lengths: tuple[int, ...],
+    *,
+    causal: bool,
+) -> Tensor:
+    """The rows of each sequence on their own, as [1, H, rows, K]."""
+    heads_first = (
+        [part.transpose(0, 1).unsqueeze(0) for part in parts]
+        for parts in (queries, key.split(lengths), value.split(lengths))
+    )
+    outs = [
+        F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        for q, k, v in zip(*heads_first, strict=True)
+    ]
+    return torch.cat([out.squeeze(0).transpose(0, 1) for out in outs])
 
 
 def _flash(
@@ -194,6 +232,34 @@ def _flash(
     )
     assert isinstance(out, Tensor)
     return out
+
+
+def pad_total(ids: Tensor, offsets: Tensor, max_length: int) -> tuple[Tensor, Tensor]:
+    """Appends sequences of zeros so that totals of like batches come out the same.
+
+    Compiled code is made for a total; these are the multiples of 1/32 of the largest possible one,
+    with room for the appended sequences. They reach no other sequence, and what they become is
+    for the caller to drop. Nothing is read from the device.
+
+    Args:
+        ids: [T] token ids.
+        offsets: [B+1] int32.
+        max_length: Most tokens that a sequence may have.
+
+    Returns:
+        [T'] ids and [B'+1] offsets. B' depends on B and `max_length` only.
+    """
+    num_tokens, batch_size = ids.shape[0], offsets.shape[0] - 1
+    step = -(-batch_size * max_length // 32)
+    # At least one token each, at most max_length, whatever is missing to the next multiple.
+    num_extra = max(1, -(-(step - 1) // max(1, max_length - 1)))
+    total = -(-(num_tokens + num_extra) // step) * step
+    missing = total - num_tokens
+    ends = torch.arange(1, num_extra + 1, device=offsets.device) * missing // num_extra
+    return (
+        torch.cat([ids, ids.new_zeros(missing)]),
+        torch.cat([offsets, (ends + num_tokens).to(offsets.dtype)]),
+    )
 
 
 def _padded_places(offsets: Tensor, num_tokens: int, length: int) -> PaddedPlaces:

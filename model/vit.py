@@ -10,14 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.attention import Block, run_blocks
+from model.attention import Block, LayerNorm, Linear, run_blocks
 from model.config import VisionConfig
+from model.execution import Execution
 from model.packing import PackedLayout, build_layout, compute_dtype, sequence_index
-
-PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
-"""Mean of CLIP's training pixels, red, green, blue, for values in 0 .. 1."""
-PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
-"""Standard deviation of the same."""
+from model.positions import sin_cos_table
 
 
 class ImageTower(nn.Module):
@@ -26,23 +23,25 @@ class ImageTower(nn.Module):
     pixel_scale: Tensor
     pixel_shift: Tensor
 
-    def __init__(self, config: VisionConfig, embed_dim: int, *, quick_gelu: bool) -> None:
+    def __init__(self, config: VisionConfig, embed_dim: int) -> None:
         super().__init__()
         width = config.width
         self.config = config
-        self.patch_embed = nn.Linear(config.patch_dim, width, bias=False)
+        self.execution = Execution()
+        self.patch_embed = Linear(config.patch_dim, width, bias=False)
         scale = width**-0.5
         self.class_embedding = nn.Parameter(scale * torch.randn(width))
-        self.positional_embedding = nn.Parameter(scale * torch.randn(config.num_patches + 1, width))
-        self.ln_pre = nn.LayerNorm(width) if config.ln_pre else nn.Identity()
-        self.blocks = nn.ModuleList(
-            Block(width, config.heads, config.mlp_ratio, quick_gelu=quick_gelu)
-            for _ in range(config.layers)
-        )
-        self.ln_post = nn.LayerNorm(width)
+        if config.positions == "learnable":
+            table = nn.Parameter(scale * torch.randn(config.num_patches + 1, width))
+        else:
+            table = nn.Parameter(sin_cos_table(config.grid_size, width), requires_grad=False)
+        self.positional_embedding = table
+        self.ln_pre = LayerNorm(width, eps=config.ln_eps) if config.ln_pre else nn.Identity()
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.ln_post = LayerNorm(width, eps=config.ln_eps)
         self.proj = nn.Parameter(scale * torch.randn(width, embed_dim))
-        std = torch.tensor(PIXEL_STD).repeat(config.patch_size**2)
-        mean = torch.tensor(PIXEL_MEAN).repeat(config.patch_size**2)
+        std = torch.tensor(config.pixel_std).repeat(config.patch_size**2)
+        mean = torch.tensor(config.pixel_mean).repeat(config.patch_size**2)
         self.register_buffer("pixel_scale", 1 / (255 * std), persistent=False)
         self.register_buffer("pixel_shift", -mean / std, persistent=False)
 
@@ -67,29 +66,44 @@ class ImageTower(nn.Module):
             pooled_rows=with_class[:-1].long(),
             max_length=self.config.num_patches + 1,
             causal=False,
-            dtype=compute_dtype(self.patch_embed.weight),
+            dtype=self.execution.dtype or compute_dtype(self.patch_embed.weight),
+            static=self.execution.static_shapes,
         )
-        x = self._embed(patches, positions, offsets, layout)
-        x = run_blocks(self.blocks, x, layout)
-        return self.ln_post(x).to(layout.dtype) @ self.proj.to(layout.dtype)
+        # One class token stands before each image, so a patch moves down by its image's number
+        # and one.
+        image = sequence_index(offsets, num_patches)
+        patch_rows = torch.arange(num_patches, device=offsets.device) + image + 1
+        x = self._embed(patches, positions, patch_rows, layout)
+        recompute = self.execution.checkpoint_blocks
+        if self.config.pool == "tok":
+            x = self.ln_post(run_blocks(self.blocks, x, layout, recompute=recompute))
+        else:
+            x = run_blocks(self.blocks, x, layout, pooled=False, recompute=recompute)
+            x = self._mean_of_patches(x.index_select(0, patch_rows), offsets)
+        return x.to(layout.dtype) @ self.proj.to(layout.dtype)
 
     def _embed(
-        self, patches: Tensor, positions: Tensor, offsets: Tensor, layout: PackedLayout
+        self, patches: Tensor, positions: Tensor, patch_rows: Tensor, layout: PackedLayout
     ) -> Tensor:
         """Token stream [T+B, W]: of each image the class token, then its patches."""
         x = self.patch_embed(self._normalised(patches))
         x = x + F.embedding(positions + 1, self.positional_embedding)
         class_token = self.class_embedding + self.positional_embedding[0]
         x = torch.cat([class_token.expand(layout.batch_size, -1), x])
-        # One class token stands before each image, so a patch moves down by its image's number
-        # and one.
-        image = sequence_index(offsets, patches.shape[0])
-        moved = torch.arange(patches.shape[0], device=offsets.device) + image + 1
-        rows = torch.cat([layout.pooled_rows, moved])
+        rows = torch.cat([layout.pooled_rows, patch_rows])
         x = torch.empty_like(x).index_copy(0, rows, x)
         return self.ln_pre(x).to(layout.dtype)
+
+    def _mean_of_patches(self, x: Tensor, offsets: Tensor) -> Tensor:
+        """[T, W] to [B, W], with the last layer norm before or after the mean."""
+        if not self.config.pool_before_ln:
+            x = self.ln_post(x)
+        # In float32: a sum of hundreds of bfloat16 rows would lose their last bits. Unchecked,
+        # because a check of the offsets would wait for the device.
+        x = torch.segment_reduce(x.float(), "mean", offsets=offsets, axis=0, unsafe=True)
+        return self.ln_post(x) if self.config.pool_before_ln else x
 
     def _normalised(self, patches: Tensor) -> Tensor:
         if patches.dtype == torch.uint8:
             patches = torch.addcmul(self.pixel_shift, patches.float(), self.pixel_scale)
-        return patches.to(self.patch_embed.weight.dtype)
+        return patches.to(self.execution.dtype or self.patch_embed.weight.dtype)

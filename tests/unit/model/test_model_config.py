@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from typing import Any
 
 import open_clip
 import pytest
 
 from model import ClipConfig, TextConfig, VisionConfig
-from model.config import clip_config, from_open_clip
-from model.open_clip_weights import open_clip_config
+from model.config import clip_config, require_clip_bpe
+from model.open_clip_config import from_open_clip, open_clip_config
+
+
+def is_plain(name: str) -> bool:
+    """Whether open_clip's model is made of its own transformers, without a decoder."""
+    raw = open_clip.get_model_config(name)
+    assert raw is not None
+    foreign = "timm_model_name" in raw["vision_cfg"] or "hf_model_name" in raw["text_cfg"]
+    return name.startswith("ViT-") and not foreign and "multimodal_cfg" not in raw
 
 
 @pytest.mark.parametrize(
@@ -28,20 +38,47 @@ def test_known_names(name: str, vision: tuple, text: tuple, quick_gelu: bool) ->
     v, t = config.vision, config.text
     assert (v.image_size, v.patch_size, v.width, v.layers, v.heads) == vision
     assert (t.context_length, t.width, t.heads) == text
-    assert config.quick_gelu is quick_gelu
+    assert v.activation == t.activation == ("quick_gelu" if quick_gelu else "gelu")
 
 
-def test_plain_vits_of_open_clip_are_all_understood() -> None:
-    special = ("SigLIP", "CLIPA", "worldwide", "M-16-alt")
-    for name in open_clip.list_models():
-        if name.startswith("ViT-") and not any(word in name for word in special):
-            assert clip_config(name).name == name
+PLAIN = [name for name in open_clip.list_models() if is_plain(name)]
 
 
-@pytest.mark.parametrize("name", ["tessera-demo", "tessera-xs-16", "ViT-g-14"])
+def test_every_plain_vit_of_open_clip_is_understood() -> None:
+    assert len(PLAIN) >= 45
+    assert {"ViT-M-16-alt", "ViT-bigG-14-CLIPA-336", "ViT-L-14-worldwide", "ViT-e-14"} <= set(PLAIN)
+    for name in PLAIN:
+        assert clip_config(name).name == name
+
+
+@pytest.mark.parametrize("name", ["tessera-demo", "tessera-xs-16", *PLAIN])
 def test_config_survives_open_clips_json(name: str) -> None:
     config = clip_config(name)
-    assert from_open_clip(name, open_clip_config(config)) == config
+    pixels = config.vision.pixel_mean, config.vision.pixel_std
+    raw = json.loads(json.dumps(open_clip_config(config)))
+    assert from_open_clip(name, raw, pixels) == config
+
+
+def test_options_of_clipa_and_worldwide_models() -> None:
+    clipa = clip_config("ViT-L-14-CLIPA")
+    assert (clipa.vision.pool, clipa.vision.pool_before_ln, clipa.vision.ln_pre) == (
+        "avg",
+        True,
+        False,
+    )
+    assert clipa.vision.pixel_mean == open_clip.constants.IMAGENET_MEAN
+    assert (clipa.text.causal, clipa.text.pool) == (False, "last")
+    assert clipa.text.tokenizer == "bert-base-uncased"
+    worldwide = clip_config("ViT-L-14-worldwide-quickgelu")
+    assert (worldwide.text.pool, worldwide.text.eos_id) == ("eos", 1)
+    assert worldwide.text.activation == worldwide.vision.activation == "quick_gelu"
+    assert clip_config("ViT-M-16-alt").vision.layer_scale == 1e-4
+
+
+def test_models_of_other_token_ids_are_refused_for_clips_bpe() -> None:
+    require_clip_bpe(clip_config("ViT-B-32"))
+    with pytest.raises(ValueError, match="'ViT-L-14-CLIPA' reads token ids of bert-base-uncased"):
+        require_clip_bpe(clip_config("ViT-L-14-CLIPA"))
 
 
 def test_unknown_name_gives_the_nearest() -> None:
@@ -59,8 +96,6 @@ def test_unknown_name_gives_the_nearest() -> None:
         ("ViT-B-16-SigLIP", "timm"),
         ("xlm-roberta-base-ViT-B-32", "Hugging Face"),
         ("RN50", "ResNet"),
-        ("ViT-M-16-alt", "layer scale"),
-        ("ViT-L-14-CLIPA", "pool_type='avg'"),
         ("coca_ViT-B-32", "attentional_pool=True"),
     ],
 )
@@ -75,13 +110,18 @@ def test_models_we_lack_are_refused_with_the_reason(name: str, reason: str) -> N
         ("vision_cfg", "patch_dropout", 0.5),
         ("vision_cfg", "qk_norm", True),
         ("vision_cfg", "image_size", [224, 112]),
-        ("text_cfg", "pool_type", "last"),
+        ("vision_cfg", "pool_type", "none"),
+        ("vision_cfg", "act_kwargs", {"approximate": "other"}),
+        ("vision_cfg", "norm_kwargs", {"eps": 1e-6, "elementwise_affine": False}),
+        ("text_cfg", "pool_type", "first"),
+        ("text_cfg", "embed_cls", True),
+        ("text_cfg", "proj_type", "mlp"),
         ("text_cfg", "something_new", 1),
     ],
 )
 def test_options_pass_at_open_clips_default_alone(section: str, option: str, value: Any) -> None:
     raw = open_clip_config(clip_config("tessera-demo"))
-    defaults = {"patch_dropout": 0.0, "qk_norm": False, "pool_type": "argmax"}
+    defaults = {"patch_dropout": 0.0, "qk_norm": False, "embed_cls": False, "norm_kwargs": None}
     if option in defaults:
         neutral = {**raw, section: {**raw[section], option: defaults[option]}}
         assert from_open_clip("tessera-demo", neutral) == clip_config("tessera-demo")
@@ -96,3 +136,17 @@ def test_sizes_that_do_not_divide_are_refused() -> None:
         TextConfig(heads=7)
     with pytest.raises(ValueError, match="embed_dim must be at least 1"):
         ClipConfig(name="x", embed_dim=0, vision=VisionConfig(), text=TextConfig())
+    with pytest.raises(ValueError, match="pool must be one of tok, avg, got 'max'"):
+        VisionConfig(pool="max")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="first token sees only itself"):
+        TextConfig(pool="first")
+    with pytest.raises(ValueError, match="text width 512 must equal embed_dim 64"):
+        ClipConfig(name="x", embed_dim=64, vision=VisionConfig(), text=TextConfig(projection=False))
+
+
+def test_one_quick_gelu_for_both_towers_in_open_clips_json() -> None:
+    config = dataclasses.replace(
+        clip_config("tessera-demo"), text=TextConfig(activation="quick_gelu")
+    )
+    with pytest.raises(ValueError, match="one quick_gelu for both towers"):
+        open_clip_config(config)

@@ -6,17 +6,25 @@ import dataclasses
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from model import build_clip
-from model.packing import PackedLayout, build_layout, packed_attention, sequence_index
+from model.packing import (
+    PackedLayout,
+    build_layout,
+    packed_attention,
+    pad_total,
+    sequence_index,
+)
 
 HEADS, CHANNELS, MAX_LENGTH = 2, 8, 20
 
 
-def layout_of(lengths: list[int], *, causal: bool) -> PackedLayout:
+def layout_of(lengths: list[int], *, causal: bool, static: bool = False) -> PackedLayout:
     offsets = torch.tensor([0, *lengths]).cumsum(0).int()
     rows = offsets[1:].long() - 1 if causal else offsets[:-1].long()
     return build_layout(
@@ -26,6 +34,7 @@ def layout_of(lengths: list[int], *, causal: bool) -> PackedLayout:
         max_length=MAX_LENGTH,
         causal=causal,
         dtype=torch.float32,
+        static=static,
     )
 
 
@@ -42,12 +51,13 @@ def one_by_one(qkv: Tensor, lengths: list[int], *, causal: bool) -> Tensor:
     return torch.cat(outs)
 
 
+@pytest.mark.parametrize("static", [False, True])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("lengths", [[1], [7], [4, 4, 4], [1, 20, 3, 1, 11], [1, 1, 1], [20, 1]])
-def test_equals_a_loop_with_gradients(lengths: list[int], causal: bool) -> None:
+def test_equals_a_loop_with_gradients(lengths: list[int], causal: bool, static: bool) -> None:
     torch.manual_seed(len(lengths))
     qkv = torch.randn(3, sum(lengths), HEADS, CHANNELS, requires_grad=True)
-    layout = layout_of(lengths, causal=causal)
+    layout = layout_of(lengths, causal=causal, static=static)
     expected = one_by_one(qkv, lengths, causal=causal)
     query, key, value = qkv.unbind(0)
     actual = packed_attention(query, key, value, layout)
@@ -63,14 +73,47 @@ def test_equals_a_loop_with_gradients(lengths: list[int], causal: bool) -> None:
 
 def test_equal_lengths_need_no_scatter() -> None:
     equal = layout_of([4, 4], causal=False).padded
-    ragged = layout_of([4, 3], causal=False).padded
     assert equal is not None
-    assert ragged is not None
     assert equal.rows is None
     assert equal.key_mask is None
-    assert ragged.rows is not None
-    assert ragged.rows.tolist() == [0, 1, 2, 3, 4, 5, 6]
-    assert ragged.length == 4
+    ragged = layout_of([4, 3], causal=False)
+    assert ragged.padded is None
+    assert ragged.lengths == (4, 3)
+
+
+def test_static_shapes_are_those_of_the_longest_that_may_come() -> None:
+    layouts = [layout_of(lengths, causal=False, static=True) for lengths in ([4, 3], [6, 1])]
+    for layout in layouts:
+        assert layout.lengths is None
+        assert layout.padded is not None
+        assert layout.padded.length == MAX_LENGTH
+    first = layouts[0].padded
+    assert first is not None
+    assert first.rows is not None
+    assert first.rows.tolist() == [0, 1, 2, 3, 20, 21, 22]
+
+
+@given(st.data())
+def test_padded_totals_are_few_and_their_sequences_allowed(data: st.DataObject) -> None:
+    longest, batch_size = data.draw(st.integers(2, 80)), data.draw(st.integers(1, 40))
+    lengths = data.draw(st.lists(st.integers(1, longest), min_size=batch_size, max_size=batch_size))
+    offsets = torch.tensor([0, *lengths]).cumsum(0).int()
+    ids = torch.arange(1, sum(lengths) + 1, dtype=torch.int32)
+    padded, bounds = pad_total(ids, offsets, longest)
+    step = -(-batch_size * longest // 32)
+    assert len(padded) % step == 0
+    assert len(padded) <= batch_size * longest + 2 * step + 1
+    assert padded[: len(ids)].equal(ids)
+    assert not padded[len(ids) :].any()
+    assert bounds[: batch_size + 1].equal(offsets)
+    assert bounds.dtype == torch.int32
+    assert bounds[-1] == len(padded)
+    extra = bounds[batch_size:].diff()
+    assert extra.min() >= 1
+    assert extra.max() <= longest
+    other, other_bounds = pad_total(ids[:batch_size], torch.arange(batch_size + 1).int(), longest)
+    assert len(other_bounds) == len(bounds)
+    assert len(other) <= len(padded)
 
 
 def test_sequence_index_steps_over_empty_sequences() -> None:
@@ -115,7 +158,7 @@ def test_flash_path_asks_for_the_same_attention(
 ) -> None:
     monkeypatch.setattr("model.packing.varlen_attn", documented_varlen_attn)
     padded = layout_of([1, 20, 3, 11], causal=causal)
-    flash = dataclasses.replace(padded, padded=None)
+    flash = dataclasses.replace(padded, padded=None, lengths=None)
     query, key, value = torch.randn(3, 35, HEADS, CHANNELS).unbind(0)
     torch.testing.assert_close(
         packed_attention(query, key, value, flash), packed_attention(query, key, value, padded)

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model import Clip, build_clip, clip_loss, open_clip_weights
-from model.config import from_open_clip
-from model.vit import PIXEL_MEAN, PIXEL_STD
+from model.config import CLIP_PIXEL_MEAN, CLIP_PIXEL_STD
+from model.open_clip_config import from_open_clip
 
 CAPTIONS = ["a dog", "a photo of a very long cat asleep on a red mat", "snow, hills; and 3 skiers!"]
 
@@ -212,13 +212,13 @@ def test_later_tokens_do_not_change_an_earlier_end(small: tuple[open_clip.CLIP, 
 def test_uint8_patches_are_normalised_inside(demo: Clip) -> None:
     patches, positions, offsets = random_batch([20, 33], 64, 192)
     pixels = patches.float().unflatten(1, (-1, 3)) / 255
-    by_hand = (pixels - torch.tensor(PIXEL_MEAN)) / torch.tensor(PIXEL_STD)
+    by_hand = (pixels - torch.tensor(CLIP_PIXEL_MEAN)) / torch.tensor(CLIP_PIXEL_STD)
     with torch.no_grad():
         inside = unit(demo.encode_image(patches, positions, offsets))
         outside = unit(demo.encode_image(by_hand.flatten(1), positions, offsets))
     torch.testing.assert_close(inside, outside, atol=1e-6, rtol=0)
-    assert open_clip.OPENAI_DATASET_MEAN == PIXEL_MEAN
-    assert open_clip.OPENAI_DATASET_STD == PIXEL_STD
+    assert open_clip.OPENAI_DATASET_MEAN == CLIP_PIXEL_MEAN
+    assert open_clip.OPENAI_DATASET_STD == CLIP_PIXEL_STD
 
 
 def test_bfloat16_autocast_is_close_and_trains(demo: Clip) -> None:

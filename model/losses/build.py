@@ -1,0 +1,44 @@
+"""From a configuration to the loss."""
+
+from __future__ import annotations
+
+import torch.distributed as dist
+
+from model.losses.base import ContrastiveLoss
+from model.losses.clip import ClipLoss
+from model.losses.config import LossConfig
+from model.losses.fastclip import FastClipLoss
+from model.losses.ranks import Ranks
+from model.losses.siglip import SiglipLoss
+
+
+def build_loss(
+    config: LossConfig,
+    *,
+    num_samples: int,
+    steps_per_pass: int,
+    group: dist.ProcessGroup | None = None,
+) -> ContrastiveLoss:
+    """The loss of a configuration, its state on the CPU until `.to(device)`.
+
+    Args:
+        config: which loss, and its options.
+        num_samples: samples of the index; ids lie in 0 .. num_samples-1.
+        steps_per_pass: steps of the global batch in a pass over the data.
+        group: the ranks that share the global batch; None for the default group, or for this
+            process alone where torch.distributed does not run.
+
+    Raises:
+        ValueError: a number is not positive.
+    """
+    if num_samples < 1 or steps_per_pass < 1:
+        raise ValueError(
+            f"a loss needs samples and steps, got {num_samples} samples and {steps_per_pass} "
+            "steps per pass: is the batch larger than the data set?"
+        )
+    ranks = Ranks.of(group)
+    if config.kind == "clip":
+        return ClipLoss(config, ranks)
+    if config.kind == "siglip":
+        return SiglipLoss(config, ranks)
+    return FastClipLoss(config, num_samples=num_samples, steps_per_pass=steps_per_pass, ranks=ranks)

@@ -1,0 +1,221 @@
+"""Weights of other runs and of other people, read without running code.
+
+A source is a folder (a checkpoint of ours, open_clip's `local-dir:` layout, or a Hugging Face
+`CLIPModel`), a file that open_clip's trainer wrote, or a tag of weights that open_clip publishes
+for the model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from model import hugging_face, open_clip_weights
+from model.clip import Clip
+from model.config import CLIP_PIXEL_MEAN, CLIP_PIXEL_STD, ClipConfig
+from model.open_clip_config import from_open_clip, pixel_statistics
+from model.positions import resize_image_positions, resize_text_positions
+
+OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+HUGGING_FACE_WEIGHTS = "model.safetensors"
+HUGGING_FACE_CONFIG = "config.json"
+HUGGING_FACE_PIXELS = "preprocessor_config.json"
+
+# What wrappers put before every name, and what OpenAI's files hold beside weights.
+_WRAPPERS = ("module.", "_orig_mod.")
+_NOT_WEIGHTS = {"input_resolution", "context_length", "vocab_size"}
+
+# Fields that shape nothing but the start of training or a table that is resized.
+_FREE_FIELDS = {"image_size", "context_length", "layer_scale", "positions", "mlp_ratio"}
+_FREE_FIELDS |= {"tokenizer", "tokenizer_options"}
+
+
+def load_pretrained(clip: Clip, source: str | Path, *, resize: bool = True) -> list[str]:
+    """Fills a model with weights from a file, a folder or open_clip's published ones.
+
+    A folder's config and a tag's are held against the model's, so that weights never run under
+    another activation, pooling or pixel normalisation. A single file says nothing of these.
+
+    Args:
+        clip: Model to fill; it changes wholly or not at all.
+        source: A folder; a file (.safetensors, or .pt, .pth, .bin as torch.save writes it); or a
+            tag such as `laion2b_s34b_b88k`, which open_clip looks for in its own cache and may
+            download.
+        resize: Whether position tables of another size are resized: bicubic with antialiasing
+            for images, linear for text.
+
+    Returns:
+        What was not loaded as it was found, one sentence each, for a person to read.
+
+    Raises:
+        FileNotFoundError: There is no such source, or open_clip could not get the tag's file.
+        ValueError: The weights are of another architecture, or the file needs code to be run.
+    """
+    path, described = _find(clip.config, source)
+    if described:
+        _require_same(clip.config, described, str(source))
+    state = read_state_dict(path)
+    if any(name.startswith("vision_model.") for name in state):
+        state = hugging_face.to_open_clip(state)
+    state, notes = _fitted(clip, state, resize=resize)
+    open_clip_weights.load(clip, state)
+    return notes
+
+
+def read_config(folder: Path) -> ClipConfig:
+    """Config of the model in a folder.
+
+    Args:
+        folder: Holds `open_clip_config.json`, as checkpoints of ours do, or the `config.json`
+            of a Hugging Face `CLIPModel`.
+
+    Raises:
+        FileNotFoundError: It holds neither.
+        ValueError: The file is damaged, or its model cannot be built.
+    """
+    ours, theirs = folder / OPEN_CLIP_CONFIG, folder / HUGGING_FACE_CONFIG
+    if ours.is_file():
+        raw = _read_json(ours)
+        pixels = raw.get("preprocess_cfg", {})
+        mean, std = pixels.get("mean", CLIP_PIXEL_MEAN), pixels.get("std", CLIP_PIXEL_STD)
+        return from_open_clip(folder.name, raw["model_cfg"], (tuple(mean), tuple(std)))
+    if theirs.is_file():
+        path = folder / HUGGING_FACE_PIXELS
+        pixels = _read_json(path) if path.is_file() else {}
+        mean, std = (
+            pixels.get("image_mean", CLIP_PIXEL_MEAN),
+            pixels.get("image_std", CLIP_PIXEL_STD),
+        )
+        raw = _read_json(theirs)
+        return hugging_face.from_hugging_face(folder.name, raw, (tuple(mean), tuple(std)))
+    raise FileNotFoundError(
+        f"{folder} has neither {ours.name} nor {theirs.name}: name a checkpoint folder such as "
+        "runs/NAME/checkpoints/step_000001000"
+    )
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Reads weights, without running code that a file may hold.
+
+    Args:
+        path: A .safetensors file, or one of torch.save with a state dict, alone or under
+            `state_dict` as open_clip's trainer writes it.
+
+    Raises:
+        ValueError: The file is damaged, holds no state dict, or needs code to be run.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"{path} is damaged, or holds more than tensors (a TorchScript archive or a pickle "
+            "that runs code): save its state_dict() alone, best as .safetensors"
+        ) from error
+    content = content.get("state_dict", content) if isinstance(content, dict) else {}
+    if not all(isinstance(value, Tensor) for value in content.values()) or not content:
+        raise ValueError(f"{path} holds no state dict")
+    for wrapper in _WRAPPERS:
+        if all(name.startswith(wrapper) for name in content):
+            content = {name.removeprefix(wrapper): value for name, value in content.items()}
+    return {name: value for name, value in content.items() if name not in _NOT_WEIGHTS}
+
+
+def _find(config: ClipConfig, source: str | Path) -> tuple[Path, ClipConfig | None]:
+    """The file with the weights, and the config that it was trained with where that is known."""
+    path = Path(source)
+    if path.is_dir():
+        for name in (OPEN_CLIP_WEIGHTS, HUGGING_FACE_WEIGHTS):
+            if (path / name).is_file():
+                return path / name, read_config(path)
+        raise FileNotFoundError(
+            f"{path} has neither {OPEN_CLIP_WEIGHTS} nor {HUGGING_FACE_WEIGHTS}"
+        )
+    if path.is_file():
+        return path, None
+    return _find_tag(config, str(source))
+
+
+def _find_tag(config: ClipConfig, tag: str) -> tuple[Path, ClipConfig]:
+    import open_clip
+
+    tags = open_clip.list_pretrained_tags_by_model(config.name)
+    if tag not in tags:
+        listed = f"open_clip's tags for it are {', '.join(tags)}" if tags else "it has no tags"
+        raise FileNotFoundError(
+            f"{tag!r} is neither a file nor a folder nor a tag of {config.name!r}; {listed}"
+        )
+    published = open_clip.get_pretrained_cfg(config.name, tag)
+    try:
+        path = Path(open_clip.download_pretrained(published))
+    except Exception as error:  # the clients of three kinds of servers raise what they like
+        raise FileNotFoundError(
+            f"open_clip could not get {tag!r} of {config.name!r}, and its cache does not hold it: "
+            f"{error}"
+        ) from error
+    raw = open_clip.get_model_config(config.name)
+    assert raw is not None
+    raw["quick_gelu"] = published.get("quick_gelu", False)
+    return path, from_open_clip(config.name, raw, pixel_statistics(config.name, tag))
+
+
+def _require_same(config: ClipConfig, described: ClipConfig, source: str) -> None:
+    """Shapes are compared when the weights are loaded; here, what no shape shows."""
+    problems = []
+    for name in ("vision", "text"):
+        ours, theirs = getattr(config, name), getattr(described, name)
+        for field in dataclasses.fields(ours):
+            values = getattr(ours, field.name), getattr(theirs, field.name)
+            if field.name not in _FREE_FIELDS and values[0] != values[1]:
+                problems.append(f"{name}.{field.name} is {values[1]!r} there, {values[0]!r} here")
+    if problems:
+        raise ValueError(
+            f"{source} was trained as another model than {config.name!r}: {'; '.join(problems)}; "
+            "build the model with those values (for quick-GELU, a name that ends in -quickgelu)"
+        )
+
+
+def _fitted(
+    clip: Clip, state: Mapping[str, Tensor], *, resize: bool
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The state dict with names, scalars and position tables as the model has them."""
+    config = clip.config
+    state = open_clip_weights.with_text_names(state, custom_text=config.custom_text)
+    notes = []
+    for name in ("logit_scale", "logit_bias"):
+        if name in state and state[name].numel() == 1:
+            state[name] = state[name].reshape(())
+    if clip.logit_bias is not None and "logit_bias" not in state:
+        state["logit_bias"] = clip.logit_bias.detach()
+        notes.append(f"the source has no logit_bias: it starts at {config.init_logit_bias}")
+    image, text = "visual.positional_embedding", "positional_embedding"
+    text = f"text.{text}" if config.custom_text else text
+    wanted = {image: config.vision.num_patches + 1, text: config.text.context_length}
+    for name, rows in wanted.items():
+        if not resize or name not in state or len(state[name]) == rows:
+            continue
+        notes.append(f"{name} was resized from {len(state[name])} to {rows} rows")
+        if name == image:
+            state[name] = resize_image_positions(state[name], config.vision.num_patches)
+        else:
+            state[name] = resize_text_positions(state[name], rows)
+    return state, notes
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: it is no JSON") from error

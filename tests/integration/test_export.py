@@ -1,0 +1,155 @@
+"""tools/export.py writes what open_clip and transformers open with the same features."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from model import Clip, build_clip, open_clip_weights
+from model.config import ClipConfig, clip_config
+from model.open_clip_config import open_clip_config, preprocess_config
+from tools import export as tool
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def checkpoint_of(config: ClipConfig, folder: Path) -> tuple[Path, Clip]:
+    """A checkpoint folder as a run leaves it, and its model."""
+    torch.manual_seed(0)
+    clip = build_clip(config).eval()
+    folder.mkdir()
+    save_file(open_clip_weights.dump(clip), folder / "open_clip_model.safetensors")
+    for name, content in {
+        "open_clip_config.json": {
+            "model_cfg": open_clip_config(config),
+            "preprocess_cfg": preprocess_config(config),
+        },
+        "state.json": {"config": {"model": config.name}},
+    }.items():
+        (folder / name).write_text(json.dumps(content), encoding="utf-8")
+    return folder, clip
+
+
+def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "tools/export.py", *map(str, words)],
+        cwd=ROOT, capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+
+
+def caption_features(clip: Clip, ids: Tensor) -> Tensor:
+    """Our features of padded ids [B, C], not normalised."""
+    lengths = (ids.argmax(dim=1) + 1).tolist()
+    tokens = torch.cat([row[:n] for row, n in zip(ids, lengths, strict=True)])
+    with torch.no_grad():
+        return clip.encode_text(tokens.int(), torch.tensor([0, *lengths]).cumsum(0).int())
+
+
+def test_folder_opens_in_open_clip(tmp_path: Path) -> None:
+    vision = dataclasses.replace(clip_config("tessera-demo").vision, pixel_mean=(0.5, 0.4, 0.3))
+    config = dataclasses.replace(clip_config("tessera-demo"), vision=vision)
+    checkpoint, clip = checkpoint_of(config, tmp_path / "step_000000010")
+    out = tmp_path / "deep" / "exported"
+    done = run(checkpoint, "--format", "open_clip", "--out", out)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["model"] == "tessera-demo"
+    assert result["max_difference"] <= 1e-5
+    theirs: Any
+    theirs, _, transform = open_clip.create_model_and_transforms(f"local-dir:{out}")
+    ids = open_clip.tokenize(["a cat", "two dogs on a hill"], context_length=32)
+    with torch.no_grad():
+        wanted = theirs.eval().encode_text(ids)
+    torch.testing.assert_close(caption_features(clip, ids), wanted, atol=1e-5, rtol=1e-5)
+    assert "(0.5, 0.4, 0.3)" in str(transform).replace("[", "(").replace("]", ")")
+    assert [path.name for path in out.parent.iterdir()] == ["exported"]
+
+
+def test_file_of_a_known_model_opens_by_name(tmp_path: Path) -> None:
+    checkpoint, clip = checkpoint_of(clip_config("ViT-S-32-alt"), tmp_path / "step_000000010")
+    out = tmp_path / "model.safetensors"
+    arguments = tool.Arguments(checkpoint=checkpoint, format="open_clip", out=out)
+    assert tool.export(arguments)["model"] == "ViT-S-32-alt"
+    theirs: Any
+    theirs, _, _ = open_clip.create_model_and_transforms("ViT-S-32-alt", pretrained=str(out))
+    ids = open_clip.tokenize(["a cat", "two dogs on a hill"])
+    with torch.no_grad():
+        wanted = theirs.eval().encode_text(ids)
+    torch.testing.assert_close(caption_features(clip, ids), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_folder_opens_in_transformers(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    checkpoint, clip = checkpoint_of(clip_config("tessera-demo"), tmp_path / "step_000000010")
+    done = run(checkpoint, "--format", "hugging-face", "--out", tmp_path / "exported")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["max_difference"] <= 1e-5
+    model: Any = transformers.CLIPModel.from_pretrained(tmp_path / "exported").eval()
+    processor = transformers.CLIPProcessor.from_pretrained(tmp_path / "exported")
+    texts = ["a cat", "two dogs on a hill"]
+    with torch.no_grad():
+        found = model.get_text_features(**processor(text=texts, return_tensors="pt", padding=True))
+    found = getattr(found, "pooler_output", found)
+    ids = open_clip.tokenize(texts, context_length=32)
+    torch.testing.assert_close(caption_features(clip, ids), found, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "text", [{"causal": False, "pool": "last"}, {"pool": "eos", "eos_id": 5}, {"pool": "last"}]
+)
+def test_other_poolings_are_checked_too(tmp_path: Path, text: dict[str, Any]) -> None:
+    demo = clip_config("tessera-demo")
+    vision = dataclasses.replace(demo.vision, pool="avg", layer_scale=0.1)
+    text_config = dataclasses.replace(demo.text, vocab_size=100, **text)
+    config = dataclasses.replace(demo, vision=vision, text=text_config, custom_text=True)
+    checkpoint, _ = checkpoint_of(config, tmp_path / "step_000000010")
+    out = tmp_path / "exported"
+    tool.export(tool.Arguments(checkpoint=checkpoint, format="open_clip", out=out))
+    assert "text.text_projection" in load_file(out / "open_clip_model.safetensors")
+    with pytest.raises(ValueError, match="mean of patches"):
+        tool.export(
+            tool.Arguments(checkpoint=checkpoint, format="hugging-face", out=tmp_path / "hf")
+        )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["exported", "step_000000010"]
+
+
+def test_result_with_other_features_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, _ = checkpoint_of(clip_config("tessera-demo"), tmp_path / "step_000000010")
+    dump = open_clip_weights.dump
+
+    def wrong(clip: Clip) -> dict[str, Tensor]:
+        weights = dump(clip)
+        return weights | {"visual.proj": weights["visual.proj"].flip(0).contiguous()}
+
+    monkeypatch.setattr("model.open_clip_weights.dump", wrong)
+    out = tmp_path / "exported"
+    with pytest.raises(tool.ExportError, match="features differ by"):
+        tool.export(tool.Arguments(checkpoint=checkpoint, format="open_clip", out=out))
+    assert [path.name for path in tmp_path.iterdir()] == ["step_000000010"]
+
+
+def test_wrong_use_is_named(tmp_path: Path) -> None:
+    checkpoint, _ = checkpoint_of(clip_config("tessera-demo"), tmp_path / "step_000000010")
+    with pytest.raises(ValueError, match="let --out be a folder"):
+        tool.export(
+            tool.Arguments(
+                checkpoint=checkpoint, format="open_clip", out=tmp_path / "model.safetensors"
+            )
+        )
+    with pytest.raises(ValueError, match="exists: choose another --out"):
+        tool.Arguments(checkpoint=checkpoint, format="open_clip", out=checkpoint)
+    done = run(tmp_path, "--format", "open_clip", "--out", tmp_path / "exported")
+    assert done.returncode == 2
+    assert "name a checkpoint folder" in done.stderr

@@ -1,0 +1,190 @@
+"""What does CLIP's loss cost in time and memory, as a whole and in tiles, as the batch grows?
+
+    python tools/benchmark_loss.py --batch-sizes 4096,16384 --tile-sizes 1024,2048
+
+One process, forward and backward, float32. The forms take turns in every repeat after a round of
+warm-up on a small batch; the medians are told, with the least. Memory is the most that a call
+needs beyond the features: of the process on a CPU (Linux), of torch's allocator on CUDA. The
+largest difference of any gradient from the whole form's is told over the largest gradient. Sizes
+above --whole-up-to are measured in tiles alone. Prints a table and, last, one JSON line.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
+
+from model.losses import ContrastiveLoss, LossConfig, build_loss
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Arguments:
+    """Measure the contrastive loss."""
+
+    batch_sizes: str = "4096,16384"
+    """Image-text pairs, B; several with commas."""
+    tile_sizes: str = "2048"
+    """Rows and columns of a tile; several with commas."""
+    whole_up_to: int = 16384
+    """Largest batch whose similarity matrix is also held as a whole, pairs."""
+    dim: int = 512
+    """Length of a feature, d."""
+    repeats: int = 3
+    """Timed calls of each form."""
+    threads: int = 1
+    """Threads of torch on a CPU."""
+    device: str = "cpu"
+    """cpu or cuda."""
+
+
+def main() -> int:
+    """Run the tool; returns its exit status."""
+    arguments = tyro.cli(Arguments, description=__doc__)
+    try:
+        rows = measure(arguments)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(
+        f"{'pairs':>7} {'form':12}{'seconds':>9}{'least':>9}{'MiB':>9}{'bytes/pair':>12}"
+        f"{'error':>10}"
+    )
+    for row in rows:
+        error = row["gradient_error"]
+        print(
+            f"{row['pairs']:7} {row['form']:12}{row['seconds']:9.3f}{row['seconds_least']:9.3f}"
+            f"{row['bytes'] / 2**20:9.1f}{row['bytes'] / row['pairs']:12.0f}"
+            + (f"{error:10.1e}" if error is not None else f"{'-':>10}")
+        )
+    environment = {
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "device": torch.cuda.get_device_name() if arguments.device == "cuda" else "cpu",
+        "threads": arguments.threads,
+        "dim": arguments.dim,
+    }
+    print(json.dumps({"loss": rows, "environment": environment}))
+    return 0
+
+
+def measure(arguments: Arguments) -> list[dict[str, Any]]:
+    """One row for each batch size and form.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("there is no CUDA device: leave out --device cuda")
+    if arguments.device == "cpu" and not Path("/proc/self/clear_refs").exists():
+        raise ValueError("memory is measured on Linux or CUDA alone")
+    sizes = [int(size) for size in arguments.batch_sizes.split(",")]
+    tiles = [int(size) for size in arguments.tile_sizes.split(",")]
+    if min(arguments.repeats, arguments.threads, arguments.dim, *sizes, *tiles) < 1:
+        raise ValueError("sizes, --repeats and --threads must be at least 1")
+    torch.set_num_threads(arguments.threads)
+    rows = []
+    for size in sizes:
+        forms = {f"tile {tile}": tile for tile in tiles}
+        if size <= arguments.whole_up_to:
+            forms = {"whole": 0} | forms
+        losses = {
+            name: build_loss(LossConfig(tile_size=tile), num_samples=size, steps_per_pass=1)
+            for name, tile in forms.items()
+        }
+        rows += compare(losses, size, arguments)
+    return rows
+
+
+def compare(
+    losses: dict[str, ContrastiveLoss], size: int, arguments: Arguments
+) -> list[dict[str, Any]]:
+    """Call all forms on the same features, in turns, the order turned round every time."""
+    for loss in losses.values():
+        _call(loss, draw_features(64, arguments.dim, arguments.device))
+    features = draw_features(size, arguments.dim, arguments.device)
+    calls: dict[str, list[tuple[float, int]]] = {name: [] for name in losses}
+    gradients: dict[str, Tensor] = {}
+    for repeat in range(arguments.repeats):
+        for name in list(losses)[:: -1 if repeat % 2 else 1]:
+            seconds, peak, gradients[name] = _call(losses[name], features)
+            calls[name].append((seconds, peak))
+    rows = []
+    for name, measured in calls.items():
+        seconds = [each for each, _ in measured]
+        error = None
+        if "whole" in gradients:
+            difference = (gradients[name] - gradients["whole"]).abs().max()
+            error = float(difference / gradients["whole"].abs().max())
+        rows.append(
+            {
+                "pairs": size,
+                "form": name,
+                "seconds": statistics.median(seconds),
+                "seconds_least": min(seconds),
+                "bytes": max(peak for _, peak in measured),
+                "gradient_error": error,
+            }
+        )
+    return rows
+
+
+def draw_features(size: int, dim: int, device: str) -> tuple[Tensor, Tensor]:
+    """Unit features [size, dim] whose pairs resemble each other as in training."""
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randn(size, dim, generator=draw)
+    texts = images + 4 * torch.randn(size, dim, generator=draw)
+    images, texts = (torch.nn.functional.normalize(each, dim=1) for each in (images, texts))
+    return images.to(device).requires_grad_(), texts.to(device).requires_grad_()
+
+
+def _call(loss: ContrastiveLoss, features: tuple[Tensor, Tensor]) -> tuple[float, int, Tensor]:
+    """Seconds and most bytes of forward and backward, and the images' gradient."""
+    memory = _CudaMemory() if features[0].is_cuda else _ProcessMemory()
+    start = time.perf_counter()
+    value = loss(*features, torch.tensor(50.0, device=features[0].device))
+    gradient, _ = torch.autograd.grad(value, features)
+    if features[0].is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, memory.grown(), gradient
+
+
+class _CudaMemory:
+    def __init__(self) -> None:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        self._before = torch.cuda.memory_allocated()
+
+    def grown(self) -> int:
+        return torch.cuda.max_memory_allocated() - self._before
+
+
+class _ProcessMemory:
+    """Growth of the resident memory's high-water mark; Linux resets it on request."""
+
+    def __init__(self) -> None:
+        Path("/proc/self/clear_refs").write_text("5")
+        self._before = self._bytes("VmRSS")
+
+    def grown(self) -> int:
+        return self._bytes("VmHWM") - self._before
+
+    @staticmethod
+    def _bytes(field: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
+
+
+if __name__ == "__main__":
+    sys.exit(main())

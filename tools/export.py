@@ -1,0 +1,267 @@
+"""Give a trained model to open_clip or to Hugging Face transformers.
+
+    python tools/export.py runs/demo/checkpoints/step_000000400 --format open_clip --out model
+    python tools/export.py CHECKPOINT --format open_clip --out model.safetensors
+    python tools/export.py CHECKPOINT --format hugging-face --out model
+
+CHECKPOINT is a checkpoint folder of a run. For open_clip, a folder opens under the name
+`local-dir:FOLDER`, whatever the model; a single .safetensors file goes with a model that open_clip
+knows: `open_clip.create_model_and_transforms(NAME, pretrained=FILE)`. For transformers, a folder
+opens with `CLIPModel.from_pretrained` and `CLIPProcessor.from_pretrained`.
+
+What was written is opened again by the library it is meant for, and its features of random images
+and texts are compared with the checkpoint's; only then does it get its name. Prints one JSON line
+last. Exit status: 0 done, 2 wrong use, 1 failed, 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+import tyro
+from safetensors.torch import save_file
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
+
+from model import Clip, build_clip, hugging_face, open_clip_weights
+from model.config import ClipConfig, clip_config
+from model.open_clip_config import preprocess_config
+from model.pretrained import (
+    HUGGING_FACE_CONFIG,
+    HUGGING_FACE_WEIGHTS,
+    OPEN_CLIP_CONFIG,
+    OPEN_CLIP_WEIGHTS,
+    load_pretrained,
+    read_config,
+)
+
+TOLERANCE = 1e-5
+"""Largest difference of a value of two features of unit length, in float32."""
+
+
+class ExportError(Exception):
+    """What was written does not give the checkpoint's features."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Give a trained model to another library."""
+
+    checkpoint: tyro.conf.Positional[Path]
+    """Checkpoint folder, such as runs/NAME/checkpoints/step_000001000."""
+    format: Literal["open_clip", "hugging-face"]
+    """For open_clip, or for transformers' CLIPModel."""
+    out: Path
+    """Folder to make, or for open_clip a .safetensors file."""
+    overwrite: bool = False
+    """Replace what is already at --out."""
+
+    def __post_init__(self) -> None:
+        if self.out.exists() and not self.overwrite:
+            raise ValueError(f"{self.out} exists: choose another --out, or add --overwrite")
+        if self.format == "hugging-face" and importlib.util.find_spec("transformers") is None:
+            raise ValueError("this format is checked by transformers: pip install transformers")
+
+
+def main() -> int:
+    """Run the tool; returns its exit status."""
+    try:
+        arguments = tyro.cli(Arguments, description=__doc__)
+        print(json.dumps(export(arguments)))
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (ExportError, OSError, RuntimeError) as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+def export(arguments: Arguments) -> dict[str, object]:
+    """Write, check, and name the result; returns what is said of it to a program.
+
+    Raises:
+        ExportError: The other library gives other features.
+        FileNotFoundError: There is no such checkpoint.
+        ValueError: The checkpoint's model cannot be expressed in this format.
+    """
+    out = arguments.out
+    config = named(read_config(arguments.checkpoint), arguments.checkpoint)
+    known = known_to_open_clip(config)
+    if out.suffix == ".safetensors" and (arguments.format != "open_clip" or not known):
+        raise ValueError(
+            f"{config.name!r} needs its config beside its weights: let --out be a folder"
+        )
+    clip = build_clip(config).eval()
+    load_pretrained(clip, arguments.checkpoint)
+    partial = out.with_name(f".partial-{os.getpid()}-{out.name}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        difference = WRITERS[arguments.format](clip, partial)
+        if difference > TOLERANCE:
+            raise ExportError(f"its features differ by {difference:.1e}: not written")
+        remove(out)
+        partial.rename(out)
+    finally:
+        remove(partial)
+    print(f"model       {config.name}, {sum(p.numel() for p in clip.parameters()):,} parameters")
+    print(f"checked     features differ by at most {difference:.1e}")
+    print(f"open it     {opening(arguments, config)}")
+    return {
+        "checkpoint": str(arguments.checkpoint),
+        "model": config.name,
+        "format": arguments.format,
+        "out": str(out),
+        "max_difference": difference,
+    }
+
+
+def write_open_clip(clip: Clip, path: Path) -> float:
+    """Write a file or a folder for open_clip.
+
+    Returns:
+        Largest difference of its features from the model's.
+    """
+    import open_clip
+
+    theirs: Any  # torch.nn.Module does not say that it has encoders
+    weights = open_clip_weights.dump(clip)
+    if path.suffix == ".safetensors":
+        save_file(weights, path)
+        theirs = open_clip.create_model(clip.config.name, pretrained=str(path)).eval()
+    else:
+        path.mkdir()
+        save_file(weights, path / OPEN_CLIP_WEIGHTS)
+        content = {
+            "model_cfg": open_clip_weights.open_clip_config(clip.config),
+            "preprocess_cfg": preprocess_config(clip.config),
+        }
+        (path / OPEN_CLIP_CONFIG).write_text(json.dumps(content, indent=1), encoding="utf-8")
+        theirs = open_clip.create_model(f"local-dir:{path}").eval()
+    probe = Probe.of(clip.config)
+    with torch.no_grad():
+        pair = theirs.encode_image(probe.images), theirs.encode_text(probe.texts)
+    return probe.difference(clip, *pair)
+
+
+def write_hugging_face(clip: Clip, path: Path) -> float:
+    """Write a folder for transformers.
+
+    Returns:
+        Largest difference of its features from the model's.
+    """
+    from transformers import CLIPModel
+
+    weights = hugging_face.dump(clip)  # refuses before anything is written
+    path.mkdir()
+    save_file(weights, path / HUGGING_FACE_WEIGHTS, metadata={"format": "pt"})
+    content = json.dumps(hugging_face.hugging_face_config(clip.config), indent=1)
+    (path / HUGGING_FACE_CONFIG).write_text(content, encoding="utf-8")
+    for name, text in hugging_face.processor_files(clip.config).items():
+        (path / name).write_text(text, encoding="utf-8")
+    theirs: Any = CLIPModel.from_pretrained(path).eval()
+    probe = Probe.of(clip.config)
+    with torch.no_grad():
+        pair = theirs(input_ids=probe.texts, pixel_values=probe.images)
+    return probe.difference(clip, pair.image_embeds, pair.text_embeds)
+
+
+WRITERS = {"open_clip": write_open_clip, "hugging-face": write_hugging_face}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """Random images and texts, as the padded libraries take them and as ours does."""
+
+    images: Tensor
+    """[B, 3, S, S] float32, normalised."""
+    texts: Tensor
+    """[B, C] int64, zeros behind each text."""
+    lengths: list[int]
+    """Tokens of each text that the tower is to see."""
+
+    @staticmethod
+    def of(config: ClipConfig, count: int = 4) -> Probe:
+        """Draw one for a model, the same at each call."""
+        generator = torch.Generator().manual_seed(0)
+        size, text = config.vision.image_size, config.text
+        lengths = torch.randint(2, text.context_length + 1, (count,), generator=generator).tolist()
+        low, high = text.eos_id + 1, text.vocab_size - 2
+        texts = torch.randint(low, high, (count, text.context_length), generator=generator)
+        end = text.eos_id if text.pool == "eos" else text.vocab_size - 1
+        for row, length in zip(texts, lengths, strict=True):
+            row[length - 1] = end
+            row[length:] = 0
+        # Where padding reaches the feature, it is part of the text.
+        if not text.causal or text.pool == "last":
+            lengths = [text.context_length] * count
+        images = torch.randn(count, 3, size, size, generator=generator)
+        return Probe(images=images, texts=texts, lengths=lengths)
+
+    def difference(self, clip: Clip, image_features: Tensor, text_features: Tensor) -> float:
+        """Largest difference of a value, all features brought to unit length."""
+        count, vision = len(self.images), clip.config.vision
+        patches = F.unfold(self.images, vision.patch_size, stride=vision.patch_size)
+        # unfold has (channel, y, x) in a patch; ours is (y, x, channel).
+        patches = patches.transpose(1, 2).unflatten(2, (3, -1)).transpose(2, 3).flatten(2)
+        positions = torch.arange(vision.num_patches, dtype=torch.int32).repeat(count)
+        offsets = torch.arange(count + 1, dtype=torch.int32) * vision.num_patches
+        tokens = [row[:n] for row, n in zip(self.texts, self.lengths, strict=True)]
+        text_offsets = torch.tensor([0, *self.lengths]).cumsum(0).int()
+        with torch.no_grad():
+            image = clip.encode_image(patches.flatten(0, 1), positions, offsets)
+            text = clip.encode_text(torch.cat(tokens).int(), text_offsets)
+        pairs = ((image, image_features), (text, text_features))
+        gaps = [F.normalize(ours, dim=-1) - F.normalize(theirs, dim=-1) for ours, theirs in pairs]
+        return max(float(gap.abs().max()) for gap in gaps)
+
+
+def named(config: ClipConfig, folder: Path) -> ClipConfig:
+    """The config under the model's name, which the run's `state.json` holds."""
+    state = folder / "state.json"
+    if not state.is_file():
+        return config
+    name = json.loads(state.read_text(encoding="utf-8"))["config"]["model"]
+    return replace(config, name=name)
+
+
+def known_to_open_clip(config: ClipConfig) -> bool:
+    """Whether open_clip builds exactly this model under this name."""
+    import open_clip
+
+    return config.name in open_clip.list_models() and clip_config(config.name) == config
+
+
+def opening(arguments: Arguments, config: ClipConfig) -> str:
+    """Line of Python that opens the result."""
+    if arguments.format == "hugging-face":
+        return f"transformers.CLIPModel.from_pretrained({str(arguments.out)!r})"
+    call = "open_clip.create_model_and_transforms"
+    if arguments.out.suffix == ".safetensors":
+        return f"{call}({config.name!r}, pretrained={str(arguments.out)!r})"
+    return f"{call}('local-dir:{arguments.out}')"
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
