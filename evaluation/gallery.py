@@ -1,6 +1,6 @@
 """Pictures for the report: what the model saw of some images, and what it found for some queries.
 
-Legend: B images, S their side in pixels, N patches of an image, A anchors of an image.
+Legend: B images, N patches of an image, K clusters of an image.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from evaluation.retrieval import RetrievalRun
 from pipeline import LoaderConfig, open_evaluation_loader
 from pipeline.index import Index
 from pipeline.loader import Loader
-from pipeline.masking import ClusterMask, anchor_similarity
 from pipeline.stages import Preview
 from pipeline.tokenizer import token_strings
 
@@ -49,34 +48,32 @@ def gallery_items(loader: Loader, shown: Preview, num_items: int) -> list[Galler
         num_items: how many images to show.
     """
     anchors, cluster = _clusters(loader, shown)
-    table = loader.index.captions(loader.config.caption_source)
+    captions = loader.captions
     rows = shown.caption_rows
     side = isqrt(loader.config.num_patches)
     return [
         GalleryItem(
             key=loader.index.keys([int(shown.visits.sample_ids[i])])[0],
-            caption=table.texts(rows[i : i + 1])[0],
+            caption=captions.texts(rows[i : i + 1])[0],
             crop=shown.images[i].numpy(),
             visible=shown.visible[i].numpy(),
             anchors=anchors[i],
             cluster=cluster[i],
             grid=(side, side),
-            tokens=token_strings(table.pack(rows[i : i + 1], loader.config.context_length)[0]),
+            tokens=token_strings(shown.tokens[slice(*shown.text_offsets[i : i + 2])]),
         )
         for i in range(min(num_items, len(rows)))
     ]
 
 
 def _clusters(loader: Loader, shown: Preview) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Anchors [B, A] and the cluster of each hidden patch [B, N]; -1 where it is visible."""
-    mask = loader.config.mask.build()
-    hidden = ~shown.visible
-    if not isinstance(mask, ClusterMask):
-        none = np.empty((len(hidden), 0), dtype=np.int64)
-        return none, np.full(hidden.shape, -1, dtype=np.int64)
-    anchors = mask.draw_anchors(shown.noise)
-    nearest = anchor_similarity(shown.patches, anchors).argmax(dim=2)
-    return anchors.numpy(), nearest.masked_fill(~hidden, -1).numpy()
+    """Seeds [B, K] and the cluster of each hidden patch [B, N]; -1 where it is visible."""
+    clusters = loader.mask.clusters(shown.patches, shown.noise)
+    if clusters is None:
+        none = np.empty((len(shown.visible), 0), dtype=np.int64)
+        return none, np.full(shown.visible.shape, -1, dtype=np.int64)
+    members = clusters.members.masked_fill(shown.visible, -1)
+    return clusters.seeds.cpu().numpy(), members.cpu().numpy()
 
 
 def retrieval_examples(
@@ -104,7 +101,7 @@ class _Shelf:
     def __init__(self, run: RetrievalRun, index: Index, loader: Loader) -> None:
         self._run = run
         self._index = index
-        self._table = index.captions(loader.config.caption_source)
+        self._table = loader.captions.first
         self._loader = loader
         self.owner = torch.from_numpy(run.image_of_text)
 

@@ -55,7 +55,7 @@ def evaluate_retrieval(
         progress: told how many images and texts are done.
     """
     index = open_dataset(index_dir).index
-    table = index.captions(config.caption_source)
+    table = index.captions(config.caption_weights[0][0])
     images = encode_images(clip, index_dir, config, progress)
     rows, offsets = table.rows(images.sample_ids)
     packed = (

@@ -40,10 +40,23 @@ class PackedBatch:
         return sum(t.numel() * t.element_size() for t in self._tensors().values())
 
     def to(self, device: torch.device | str) -> PackedBatch:
-        """The same batch on `device`; asynchronous from pinned memory."""
+        """The same batch on `device`; from pinned memory to CUDA the host does not wait."""
+        # The other way it has to: the host would read what has not come yet.
+        ahead = torch.device(device).type == "cuda"
         return PackedBatch(
-            **{name: t.to(device, non_blocking=True) for name, t in self._tensors().items()}
+            **{name: t.to(device, non_blocking=ahead) for name, t in self._tensors().items()}
         )
+
+    def pin_memory(self) -> PackedBatch:
+        """The same batch with all that lies on the CPU in page-locked memory."""
+        return PackedBatch(
+            **{n: t if t.is_cuda else t.pin_memory() for n, t in self._tensors().items()}
+        )
+
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Keep the batch's CUDA memory from other uses until what `stream` has queued is done."""
+        for tensor in self._tensors().values():
+            tensor.record_stream(stream)
 
     def check(self) -> None:
         """Hold the batch to its contract; for tests and the first batch of a run.

@@ -17,6 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.arrow_file import column_view, list_parts, map_batch
+from pipeline.text_reduction import ChooseTokens, truncated
 
 SOT = 49406
 """Start-of-text token of the CLIP vocabulary."""
@@ -136,13 +137,14 @@ class CaptionTable:
         return self._batch.column("text").take(pa.array(rows, pa.int64())).to_pylist()
 
     def pack(
-        self, rows: NDArray[np.int64], context_length: int
+        self, rows: NDArray[np.int64], context_length: int, choose: ChooseTokens = truncated
     ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Token ids of the texts at `rows`, end to end, without padding.
 
         Args:
             rows: [B] rows of this table.
             context_length: most tokens of one caption, SOT and EOT included.
+            choose: what is kept of a caption that is too long.
 
         Returns:
             tokens [U] int32 and text_offsets [B+1] int32.
@@ -151,8 +153,11 @@ class CaptionTable:
             ValueError: `context_length` is below 2 or beyond what the index holds.
         """
         starts = self.token_offsets[rows]
-        lengths = self.token_offsets[np.asarray(rows) + 1] - starts
-        return pack_tokens(self.token_ids, starts, lengths, context_length)
+        return pack_tokens(self.token_ids, starts, self.lengths(rows), context_length, choose)
+
+    def lengths(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[B] token ids of the texts at `rows`, SOT and EOT not counted."""
+        return self.token_offsets[np.asarray(rows) + 1] - self.token_offsets[rows]
 
     def _span(self, ids: npt.ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """First text and number of texts of each sample."""
@@ -165,16 +170,17 @@ def pack_tokens(
     starts: NDArray[np.int64],
     lengths: NDArray[np.int64],
     context_length: int,
+    choose: ChooseTokens = truncated,
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Put captions end to end, each as SOT, ids, EOT.
-
-    A caption that is too long loses its tail and keeps its EOT, the rule of open_clip's tokenizer.
 
     Args:
         token_ids: ids of many captions, without SOT and EOT.
         starts: [B] where each caption starts in `token_ids`.
         lengths: [B] how many ids it has.
         context_length: most tokens of one caption, SOT and EOT included.
+        choose: what is kept of a caption that is too long. By default it loses its tail and keeps
+            its EOT, the rule of open_clip's tokenizer.
 
     Returns:
         tokens [U] int32 and text_offsets [B+1] int32.
@@ -185,15 +191,13 @@ def pack_tokens(
     if not 2 <= context_length <= MAX_TOKENS + 2:
         msg = f"context_length must lie between 2 and {MAX_TOKENS + 2}, got {context_length}"
         raise ValueError(f"{msg}: the index keeps {MAX_TOKENS} ids of a caption")
-    kept = np.minimum(lengths, context_length - 2)
+    places, kept = choose(starts, lengths, context_length - 2)
     offsets = _offsets(kept + 2)
-    ids_offsets = _offsets(kept)
-    source = np.arange(ids_offsets[-1]) + np.repeat(starts - ids_offsets[:-1], kept)
     tokens = np.empty(offsets[-1], dtype=np.int32)
     is_id = np.ones(len(tokens), dtype=bool)
     is_id[offsets[:-1]] = False
     is_id[offsets[1:] - 1] = False
-    tokens[is_id] = token_ids[source]
+    tokens[is_id] = token_ids[places]
     tokens[offsets[:-1]] = SOT
     tokens[offsets[1:] - 1] = EOT
     return tokens, offsets.astype(np.int32)

@@ -28,6 +28,7 @@ class Purpose(IntEnum):
     SHARD_ORDER = 5
     WINDOW_ORDER = 6
     AUGMENT = 7
+    TEXT = 8
 
 
 def mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:

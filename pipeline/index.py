@@ -4,6 +4,7 @@ An index is a folder that `tools/index_shards.py` writes:
 
     samples.arrow             one row per sample, in the order of the sorted shards
     captions/<source>.arrow   one row per text
+    captions/<source>.json    where a source that was added later comes from
     columns/<name>.arrow      optional: one value per sample, such as its url or sha256
     rejected.arrow            one row per sample that cannot be used, with the reason
     index.json                shards, counts, fingerprint
@@ -25,6 +26,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.arrow_file import column_view, map_batch
+from pipeline.caption_record import CaptionRecord, read_record
 from pipeline.captions import CaptionTable
 from pipeline.storage import file_state, folder_of, head_tail_crc32, is_remote
 
@@ -131,6 +133,11 @@ class Index:
         return len(self.shard)
 
     @property
+    def shard_sizes(self) -> list[int]:
+        """[H] usable samples of each shard; its rows follow those of the shard before it."""
+        return [record.num_samples for record in self.shards]
+
+    @property
     def num_rejected(self) -> int:
         """Number of samples that cannot be used."""
         return sum(self.rejections.values())
@@ -174,14 +181,30 @@ class Index:
         """Map one caption source.
 
         Raises:
-            ValueError: there is no such source (the message lists those there are), or its file
-                is damaged.
+            ValueError: there is no such source (the message lists those there are), its file is
+                damaged, or it was added to another state of the index.
+        """
+        self.caption_record(source)
+        return CaptionTable(self.directory / CAPTIONS_DIR / f"{source}.arrow", self.num_samples)
+
+    def caption_record(self, source: str) -> CaptionRecord | None:
+        """Where a caption source comes from; None for those that were made with the index.
+
+        Raises:
+            ValueError: there is no such source (the message lists those there are), or it was
+                added to another state of the index.
         """
         if source not in self.sources:
             known = ", ".join(self.sources) or "none"
             msg = f"the index {self.directory} has no caption source {source!r}"
-            raise ValueError(f"{msg}; it has: {known}")
-        return CaptionTable(self.directory / CAPTIONS_DIR / f"{source}.arrow", self.num_samples)
+            raise ValueError(f"{msg}; it has: {known}. tools/add_captions.py adds one")
+        record = read_record(self.directory / CAPTIONS_DIR / f"{source}.arrow")
+        if record and record.index_fingerprint != self.fingerprint:
+            raise ValueError(
+                f"the caption source {source!r} of {self.directory} was added to another state of "
+                "the index: add it again with tools/add_captions.py and --replace"
+            )
+        return record
 
     def check_shards(self) -> None:
         """See that the shards are still those that were indexed; reads no data unless it must.

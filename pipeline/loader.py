@@ -1,83 +1,97 @@
 """From an index to an endless sequence of packed batches.
 
-Two threads work ahead of the consumer: one reads bytes, one decodes, masks and packs. All that is
-random comes from the plan, so the batches of a step are the same wherever reading starts.
+Two threads work ahead of the consumer: one reads bytes, one decodes, masks, packs and sends to the
+model's device. All that is random comes from the plan, so the batches of a step are the same
+wherever reading starts.
 
-Legend: B pairs of this rank, N patches of an image, T visible patches, D = 3*p*p values of a patch.
+Legend: D = 3*p*p values of a patch, N patches of an image.
 """
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from threading import Lock
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.augment import AugmentConfig, augment
+from pipeline.assembler import Assembler
+from pipeline.augment import AugmentConfig
 from pipeline.batch import PackedBatch
-from pipeline.captions import CaptionTable
-from pipeline.decoding import Decoder, open_decoder
+from pipeline.caption_mix import CaptionMix
+from pipeline.device_copy import DeviceCopier, Sent
 from pipeline.loader_config import LoaderConfig
-from pipeline.masking import ClusterMask, MaskConfig, MaskStrategy, PatchEmbedding
-from pipeline.order import Order, SampleOrder, Visits
-from pipeline.patches import patchify
+from pipeline.masking import MaskConfig, MaskStrategy
+from pipeline.order import Order, SampleOrder
 from pipeline.plan import EvaluationPlan, Plan, TrainingPlan
 from pipeline.prefetch import Prefetched
-from pipeline.reader import ShardReader
 from pipeline.selection import Dataset, open_dataset
-from pipeline.stages import Fetched, Patches, Preview
-from pipeline.stats import BadSample, LoaderStats
+from pipeline.stages import Fetched, Preview
+from pipeline.stats import LoaderStats
 from pipeline.window_order import WindowOrder
-
-logger = logging.getLogger(__name__)
-
-_NUM_CALIBRATION_STEPS = 4
-"""The first steps of the run, from whose similarities a mask finds its threshold."""
-_MAX_ATTEMPTS = 8
-"""So many samples in a row may be bad in one slot before the data, not a sample, is the fault."""
 
 
 class Loader(Iterator[PackedBatch]):
-    """An iterator of `PackedBatch` that can start at any step. Made by `open_loader`."""
+    """An iterator of `PackedBatch` that can start at any step. Made by `open_loader`.
+
+        with open_loader("data/index", LoaderConfig(batch_size=256)) as loader:
+            loader.seek(1000)        # resume: one integer is the whole state
+            for batch in loader:     # endless in training; once through in evaluation
+                ...
+            print(loader.stats.slowest())
+
+    What a batch holds follows from the configuration and the step alone: not from threads, from
+    earlier steps, from where iteration began, nor from the number of ranks that share it. Work
+    flows through two threads, each a bounded number of batches ahead:
+
+        plan ▸ read ▸ | decode ▸ patchify ▸ mask ▸ pack ▸ copy ▸ | consumer
+
+    The first step starts the threads, `seek` and `close` end them, and an error in one of them is
+    raised by the `next` that reaches its step. `preview` and `assemble` make one step on the spot,
+    without moving the iteration.
+
+    A sample that turns out bad after it was indexed is replaced (see docs/pipeline.md), counted in
+    `stats` and logged once.
+    """
 
     def __init__(
-        self, dataset: Dataset, captions: CaptionTable, config: LoaderConfig, plan: Plan
+        self, dataset: Dataset, captions: CaptionMix, config: LoaderConfig, plan: Plan
     ) -> None:
         """Prepare; threads start with the first batch.
 
         Args:
             dataset: an index, or a selection of it.
-            captions: texts of the source in use.
+            captions: texts of the sources in use.
             config: what the batches hold.
             plan: which samples come when.
+
+        Raises:
+            ValueError: this machine lacks the decoder or the device that the configuration names.
         """
         self.dataset = dataset
         self.index = dataset.index
+        self.captions = captions
         self.config = config
         self.stats = LoaderStats()
-        self._captions = captions
-        self._plan = plan
-        self._embedding = _embedding(config)
-        self._mask = self._new_mask()
-        self._reader = ShardReader(dataset.index, config.num_threads, config.cache)
-        self._decoder = _open_decoder(config)
-        self._decoding = Lock()
+        self._copier = DeviceCopier(config.model_device or config.device)
+        self._assembler = Assembler(dataset.index, captions, config, plan, self.stats)
         self._step = 0
-        self._stages: list[Prefetched] = []
+        self._reading: Prefetched[Fetched] | None = None
+        self._packing: Prefetched[Sent] | None = None
         self._served_at: float | None = None
 
     @property
     def step(self) -> int:
         """The step whose batch comes next."""
         return self._step
+
+    @property
+    def mask(self) -> MaskStrategy:
+        """The mask in use, with its threshold if it needs one; found on the first call."""
+        with self._copier.queue():
+            return self._assembler.mask
 
     def seek(self, step: int) -> None:
         """Go on with the batch of `step`; what was made ahead for another place is dropped."""
@@ -89,16 +103,31 @@ class Loader(Iterator[PackedBatch]):
         return self
 
     def __next__(self) -> PackedBatch:
-        if not self._stages:
-            self._start()
+        packing = self._packing or self._start()
         start = time.perf_counter()
         if self._served_at is not None:
             self.stats.use_s += start - self._served_at
-        batch = next(self._stages[-1])
+        batch = self._copier.receive(next(packing))
         self._served_at = time.perf_counter()
         self.stats.wait_s += self._served_at - start
         self._step += 1
         return batch
+
+    def preview(self, step: int) -> Preview:
+        """Make one step here and now, up to the mask; the iteration is not moved.
+
+        Raises:
+            IndexError: the plan has no such step.
+        """
+        return self._assembler.show(self._fetch(step))
+
+    def assemble(self, step: int) -> PackedBatch:
+        """Make the batch of one step here and now; the iteration is not moved.
+
+        Raises:
+            IndexError: the plan has no such step.
+        """
+        return self._copier.receive(self._make(self._fetch(step)))
 
     def set_patch_embedding(self, weight: Tensor, positions: Tensor, step: int) -> None:
         """Hand the mask the model's patch projection; batches made ahead are dropped.
@@ -114,22 +143,13 @@ class Loader(Iterator[PackedBatch]):
         Raises:
             ValueError: the mask compares pixels only.
         """
-        if self._embedding is None:
-            raise ValueError("the mask compares pixels only: embedding_first and _last are 0")
         self._stop()
-        self._embedding.update(weight, step, positions)
-        self._mask = self._new_mask()
-
-    def _new_mask(self) -> MaskStrategy:
-        mask = self.config.mask.build()
-        if self._embedding is not None and isinstance(mask, ClusterMask):
-            return replace(mask, embedding=self._embedding)
-        return mask
+        self._assembler.set_patch_embedding(weight, positions, step)
 
     def close(self) -> None:
         """End the threads and close the shards."""
         self._stop()
-        self._reader.close()
+        self._assembler.close()
 
     def __enter__(self) -> Loader:
         return self
@@ -137,195 +157,53 @@ class Loader(Iterator[PackedBatch]):
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _start(self) -> None:
-        self._calibrate()
+    def _start(self) -> Prefetched[Sent]:
+        # Here, not in a thread: a mask that finds no threshold fails before any batch.
+        _ = self.mask
         stats, depth = self.stats, self.config.prefetch
-        read = stats.read.timed_output(self._fetch(self._step))
-        fetched = Prefetched(read, depth, "tessera-read")
-        made = map(self._assemble, stats.decode.timed_input(fetched))
-        packed = Prefetched(stats.pack.timed_output(made), depth, "tessera-pack")
-        self._stages = [fetched, packed]
+        read = stats.read.timed_output(self._read_on(self._step))
+        self._reading = Prefetched(read, depth, "tessera-read")
+        made = map(self._make, stats.decode.timed_input(self._reading))
+        self._packing = Prefetched(stats.copy.timed_output(made), depth, "tessera-pack")
+        return self._packing
 
     def _stop(self) -> None:
-        for stage in reversed(self._stages):
-            stage.close()
-        self._stages = []
+        for thread in (self._packing, self._reading):
+            if thread is not None:
+                thread.close()
+        self._packing = self._reading = None
         self._served_at = None
 
-    def _fetch(self, first_step: int) -> Iterator[Fetched]:
+    def _read_on(self, first_step: int) -> Iterator[Fetched]:
         for step in count(first_step):
-            visits = self._plan.visits(step)
-            if visits is None:
+            self._assembler.expect(step)
+            fetched = self._assembler.fetch(step)
+            if fetched is None:
                 return
-            self._reader.expect(self._plan.upcoming_shards(step))
-            yield Fetched(step=step, visits=visits, encoded=self._read(visits))
+            yield fetched
 
-    def _read(self, visits: Visits) -> list[bytes | OSError]:
-        with self.stats.read.working(len(visits.sample_ids)):
-            encoded = self._reader.read(visits.sample_ids)
-        self.stats.read.num_bytes += sum(len(e) for e in encoded if isinstance(e, bytes))
-        return encoded
+    def _make(self, fetched: Fetched) -> Sent:
+        with self._copier.queue():
+            batch = self._assembler.assemble(fetched)
+            with self.stats.copy.working(batch.num_samples):
+                sent = self._copier.send(batch)
+        self.stats.copy.num_bytes += batch.num_bytes
+        return sent
 
-    def preview(self, step: int) -> Preview:
-        """Make one step here and now, up to the mask; the iteration is not moved.
-
-        Raises:
-            IndexError: the plan has no such step.
-        """
-        return self._show(self._fetch_now(step))
-
-    def assemble(self, step: int) -> PackedBatch:
-        """Make the batch of one step here and now; the iteration is not moved.
-
-        Raises:
-            IndexError: the plan has no such step.
-        """
-        return self._assemble(self._fetch_now(step))
-
-    def _fetch_now(self, step: int) -> Fetched:
-        visits = self._plan.visits(step)
-        if visits is None:
+    def _fetch(self, step: int) -> Fetched:
+        fetched = self._assembler.fetch(step)
+        if fetched is None:
             raise IndexError(f"there is no step {step}")
-        return Fetched(step=step, visits=visits, encoded=self._read(visits))
-
-    def _calibrate(self) -> None:
-        """Find the threshold of a mask that has none; a resumed run finds the same one."""
-        mask = self._mask
-        if isinstance(mask, ClusterMask) and mask.needs_calibration:
-            steps = (self._patches(self._fetch_now(k)) for k in range(_NUM_CALIBRATION_STEPS))
-            self._mask = mask.calibrate(mask.similarity(each.patches, each.noise) for each in steps)
-            logger.info("mask threshold %.4f", self._mask.threshold)
-
-    def _assemble(self, fetched: Fetched) -> PackedBatch:
-        shown = self._show(fetched)
-        with self.stats.pack.working(len(shown.images)):
-            batch = self._pack(shown)
-        self.stats.pack.num_bytes += batch.num_bytes
-        return batch
-
-    def _show(self, fetched: Fetched) -> Preview:
-        self._calibrate()
-        made = self._patches(fetched)
-        with self.stats.mask.working(len(made.images)):
-            visible = self._mask.visible(made.patches, made.noise)
-        self.stats.mask.num_bytes += visible.numel()
-        return Preview(
-            images=made.images,
-            patches=made.patches,
-            noise=made.noise,
-            visible=visible,
-            visits=made.visits,
-            caption_rows=self._plan.caption_rows(made.visits),
-        )
-
-    def _patches(self, fetched: Fetched) -> Patches:
-        images, visits = self._decode_or_replace(fetched)
-        with self.stats.patchify.working(len(images)):
-            if self.config.augment.active:
-                images = augment(images, self._plan.augmentation(visits), self.config.augment)
-            patches = patchify(images, self.config.patch_size)
-        self.stats.patchify.num_bytes += patches.numel()
-        noise = torch.from_numpy(self._plan.noise(visits, self.config.num_patches))
-        return Patches(images=images, patches=patches, noise=noise.to(images.device), visits=visits)
-
-    def _decode_or_replace(self, fetched: Fetched) -> tuple[Tensor, Visits]:
-        """Images of a step; bad samples are replaced, or left out where the plan says so."""
-        ids, passes = fetched.visits.sample_ids.copy(), fetched.visits.passes.copy()
-        images, bad = self._decode(fetched.visits, fetched.encoded)
-        for attempt in range(1, _MAX_ATTEMPTS + 1):
-            if not len(bad):
-                break
-            visits = self._plan.replacements(fetched.step, bad, attempt)
-            if visits is None:
-                good = np.setdiff1d(np.arange(len(ids)), bad)
-                return images[good], Visits(sample_ids=ids[good], passes=passes[good])
-            ids[bad], passes[bad] = visits.sample_ids, visits.passes
-            images[bad], still_bad = self._decode(visits, self._read(visits))
-            bad = bad[still_bad]
-        if len(bad):
-            raise self._broken_data()
-        return images, Visits(sample_ids=ids, passes=passes)
-
-    def _decode(
-        self, visits: Visits, encoded: list[bytes | OSError]
-    ) -> tuple[Tensor, NDArray[np.int64]]:
-        """Images [B, S, S, 3] and the places of those that failed, which are counted and logged."""
-        windows = self._plan.windows(visits)
-        data = [b"" if isinstance(item, OSError) else item for item in encoded]
-        # A preview may be asked for while the threads work ahead, and DALI hangs if called twice.
-        with self._decoding, self.stats.decode.working(len(data)):
-            decoded = self._decoder.decode(data, windows)
-        self.stats.decode.num_bytes += decoded.images.numel()
-        for place, reason in decoded.failures.items():
-            item = encoded[place]
-            failed = self.stats.read if isinstance(item, OSError) else self.stats.decode
-            failed.num_replaced += 1
-            self._record_bad(
-                int(visits.sample_ids[place]), str(item) if isinstance(item, OSError) else reason
-            )
-        return decoded.images, np.array(sorted(decoded.failures), dtype=np.int64)
-
-    def _record_bad(self, sample_id: int, reason: str) -> None:
-        if sample_id in self.stats.bad_samples:
-            return
-        shard = self.index.shards[self.index.shard[sample_id]].location
-        bad = BadSample(key=self.index.keys([sample_id])[0], shard=shard, reason=reason)
-        self.stats.bad_samples[sample_id] = bad
-        logger.warning("skipped sample %s of %s: %s", bad.key, bad.shard, bad.reason)
-
-    def _broken_data(self) -> RuntimeError:
-        last = list(self.stats.bad_samples.values())[-1]
-        return RuntimeError(
-            f"{_MAX_ATTEMPTS} samples in a row could not be decoded, the last one {last.key} of "
-            f"{last.shard} ({last.reason}): the shards are damaged or were changed after indexing; "
-            "index them again with tools/index_shards.py"
-        )
-
-    def _pack(self, shown: Preview) -> PackedBatch:
-        tokens, text_offsets = self._captions.pack(shown.caption_rows, self.config.context_length)
-        chosen = shown.visible.flatten().nonzero().squeeze(1)
-        image_offsets = torch.zeros(len(shown.visible) + 1, dtype=torch.int32)
-        image_offsets[1:] = shown.visible.sum(dim=1).cumsum(dim=0)
-        return PackedBatch(
-            patches=shown.patches.flatten(0, 1).index_select(0, chosen),
-            positions=(chosen % self.config.num_patches).int(),
-            image_offsets=image_offsets,
-            tokens=torch.from_numpy(tokens),
-            text_offsets=torch.from_numpy(text_offsets),
-            sample_ids=torch.from_numpy(shown.visits.sample_ids),
-        )
+        return fetched
 
 
-def _embedding(config: LoaderConfig) -> PatchEmbedding | None:
-    mask = config.mask
-    if not mask.uses_embedding:
-        return None
-    return PatchEmbedding(
-        num_steps=config.num_steps, first=mask.embedding_first, last=mask.embedding_last
-    )
-
-
-def _open_decoder(config: LoaderConfig) -> Decoder:
-    return open_decoder(
-        config.decoder,
-        image_size=config.image_size,
-        batch_size=config.batch_size,
-        num_threads=config.num_threads,
-        device=config.device,
-    )
-
-
-def open_loader(
-    index_dir: Path | str, config: LoaderConfig, *, rank: int = 0, world_size: int = 1
-) -> Loader:
+def open_loader(index_dir: Path | str, config: LoaderConfig) -> Loader:
     """Open the training loader: endless, shuffled, cropped and masked.
 
     Args:
         index_dir: `INDEX`, written by tools/index_shards.py, or `INDEX@SELECTION`, written by
             tools/select_samples.py. Sample ids are rows of the index in both cases.
-        config: what the batches hold.
-        rank: this process.
-        world_size: processes that share each batch; divides batch_size.
+        config: what the batches hold, and which part of them this process serves.
 
     Raises:
         FileNotFoundError: no index or selection there, or a shard has gone.
@@ -340,17 +218,15 @@ def open_loader(
             f"batch_size {config.batch_size} is more than the {dataset.num_samples} samples of "
             f"{index_dir}: a batch would hold the same pair twice"
         )
-    if config.batch_size % world_size:
-        raise ValueError(f"batch_size {config.batch_size} does not divide over {world_size} ranks")
-    captions = index.captions(config.caption_source)
+    captions = CaptionMix(index, config.caption_weights, config.text_reduction)
     plan = TrainingPlan(
         index=index,
         captions=captions,
         order=_order(dataset, config),
         crop=config.crop,
         batch_size=config.batch_size,
-        rank=rank,
-        world_size=world_size,
+        rank=config.rank,
+        world_size=config.world_size,
     )
     return Loader(dataset, captions, config, plan)
 
@@ -358,7 +234,7 @@ def open_loader(
 def _order(dataset: Dataset, config: LoaderConfig) -> Order:
     index = dataset.index
     if config.order == "window":
-        return WindowOrder(index.shard, config.seed, config.window_shards, dataset.rows)
+        return WindowOrder(index.shard_sizes, config.seed, config.window_shards, dataset.rows)
     return SampleOrder(index.num_samples, config.seed, dataset.rows)
 
 
@@ -367,7 +243,7 @@ def open_evaluation_loader(index_dir: Path | str, config: LoaderConfig) -> Loade
 
     Args:
         index_dir: `INDEX` or `INDEX@SELECTION`, as for `open_loader`.
-        config: sizes are taken from it; its crop and mask are not used.
+        config: sizes are taken from it; its crop, mask and ranks are not used.
 
     Raises:
         FileNotFoundError: no index or selection there, or a shard has gone.
@@ -376,7 +252,9 @@ def open_evaluation_loader(index_dir: Path | str, config: LoaderConfig) -> Loade
     """
     dataset = open_dataset(index_dir)
     dataset.index.check_shards()
-    captions = dataset.index.captions(config.caption_source)
+    captions = CaptionMix(dataset.index, config.caption_weights)
     plan = EvaluationPlan(dataset=dataset, captions=captions, batch_size=config.batch_size)
-    config = replace(config, mask=MaskConfig(kind="none"), augment=AugmentConfig())
+    config = replace(
+        config, mask=MaskConfig(kind="none"), augment=AugmentConfig(), rank=0, world_size=1
+    )
     return Loader(dataset, captions, config, plan)

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import gcd
 from typing import Literal
 
 from pipeline.augment import AugmentConfig
+from pipeline.caption_mix import parse_weights
 from pipeline.crops import CropConfig
 from pipeline.decoding import DecoderKind
-from pipeline.masking import MaskConfig
+from pipeline.masking import ClusterMask, MaskConfig
 from pipeline.shard_cache import CacheConfig
+from pipeline.text_reduction import TextReductionKind
+
+_MOST_IMAGES = 16
+"""Images that share a mask budget at most, where the group's size is left open."""
+_LEAST_GROUPS = 8
+"""Groups of a global batch at least, where the group's size is left open."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +25,12 @@ class LoaderConfig:
     """Everything that decides what the batches hold, and how fast they come."""
 
     batch_size: int = 256
-    """Pairs in a batch, over all ranks."""
+    """Pairs in the global batch, over all ranks."""
+    rank: int = 0
+    """This process, 0 .. world_size - 1: it serves the rank-th of world_size equal parts of every
+    global batch. Not used in evaluation."""
+    world_size: int = 1
+    """Processes that share each global batch; divides batch_size. Not used in evaluation."""
     image_size: int = 224
     """Side of the square that the crop window is resized to, in pixels."""
     patch_size: int = 16
@@ -26,8 +39,10 @@ class LoaderConfig:
     """Most text tokens of a caption, start and end included."""
     seed: int = 0
     """Of the order and of every draw made for a sample."""
-    caption_source: str = "caption"
-    """Which of the index's caption sources is served."""
+    captions: tuple[str, ...] = ("caption",)
+    """Caption sources that are drawn from, `NAME` or `NAME=WEIGHT`; evaluation takes the first."""
+    text_reduction: TextReductionKind = "truncate"
+    """What a caption keeps that is longer than context_length; evaluation truncates."""
     crop: CropConfig = field(default_factory=CropConfig)
     """Random resized crop; evaluation takes the centre."""
     mask: MaskConfig = field(default_factory=MaskConfig)
@@ -38,6 +53,9 @@ class LoaderConfig:
     """What decodes; auto takes the fastest of this machine."""
     device: str = "cpu"
     """Where images are decoded, masked and packed: cpu, or cuda with DALI's GPU decoder."""
+    model_device: str = ""
+    """Where batches are handed out, such as cuda:1; copies run ahead, on a stream of their own.
+    Empty: where they were packed."""
     order: Literal["global", "window"] = "global"
     """global: every sample may follow every other. window: samples are mixed over some shards at a
     time, for slow or remote storage."""
@@ -67,6 +85,49 @@ class LoaderConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        self._check_ranks()
+        parse_weights(self.captions)
+
+    def _check_ranks(self) -> None:
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank is 0 .. world_size - 1, got {self.rank} of {self.world_size}")
+        if self.batch_size % self.world_size:
+            raise ValueError(
+                f"batch_size {self.batch_size} does not divide over {self.world_size} ranks: take "
+                f"{self.batch_size // self.world_size * self.world_size or self.world_size}"
+            )
+        if self.group_size and self.local_batch_size % self.group_size:
+            fitting = gcd(self.local_batch_size, self.group_size)
+            raise ValueError(
+                f"{self.local_batch_size} pairs of a rank cannot be cut into groups of "
+                f"{self.group_size} images that share a mask budget: take mask.group_size "
+                f"{fitting}, or fewer ranks"
+            )
+
+    @property
+    def caption_weights(self) -> tuple[tuple[str, float], ...]:
+        """Name and weight of each caption source."""
+        return parse_weights(self.captions)
+
+    @property
+    def local_batch_size(self) -> int:
+        """B, pairs in the batch of one rank."""
+        return self.batch_size // self.world_size
+
+    @property
+    def group_size(self) -> int:
+        """Images that share a mask budget; 0 if the mask has none.
+
+        Where `mask.group_size` leaves it open: the largest number up to 16 that cuts the global
+        batch into equal groups, at least 8 of them. It does not depend on the ranks, nor do the
+        masks, and a batch of 2^n pairs has whole groups on up to 8 ranks without a thought.
+        """
+        mask = self.mask.build()
+        if not isinstance(mask, ClusterMask) or mask.resolved_mode != "budget":
+            return 0
+        most = max(1, min(_MOST_IMAGES, self.batch_size // _LEAST_GROUPS))
+        fitting = max(n for n in range(1, most + 1) if self.batch_size % n == 0)
+        return mask.group_size or fitting
 
     @property
     def num_patches(self) -> int:

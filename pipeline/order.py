@@ -30,8 +30,17 @@ class Visits:
     def part(self, rank: int, world_size: int) -> Visits:
         """The consecutive share of this batch that belongs to `rank`."""
         local = len(self.sample_ids) // world_size
-        here = slice(rank * local, (rank + 1) * local)
-        return Visits(sample_ids=self.sample_ids[here], passes=self.passes[here])
+        return self.take(slice(rank * local, (rank + 1) * local))
+
+    def take(self, places: NDArray[np.int64] | slice) -> Visits:
+        """Those at some places."""
+        return Visits(sample_ids=self.sample_ids[places], passes=self.passes[places])
+
+    def with_others(self, places: NDArray[np.int64], others: Visits) -> Visits:
+        """The same, but for others at some places."""
+        changed = Visits(sample_ids=self.sample_ids.copy(), passes=self.passes.copy())
+        changed.sample_ids[places], changed.passes[places] = others.sample_ids, others.passes
+        return changed
 
 
 class Order(Protocol):

@@ -7,6 +7,7 @@ Legend: B pairs of this rank, N patches of an image.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,12 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.augment import DRAWS_PER_IMAGE
-from pipeline.captions import CaptionTable
+from pipeline.caption_mix import DRAWS_PER_CAPTION, CaptionMix, DrawnCaptions
 from pipeline.counter_random import Purpose, uniforms
 from pipeline.crops import DRAWS_PER_WINDOW, CropConfig, centre_windows, draw_windows
 from pipeline.index import Index
 from pipeline.order import Order, Visits
 from pipeline.selection import Dataset
+
+_CALIBRATION_BATCHES = 4
+_CALIBRATION_SAMPLES = 4096
+"""So many are enough for any batch size: a threshold is one number, and every rank decodes them."""
 
 
 class Plan(Protocol):
@@ -33,12 +38,16 @@ class Plan(Protocol):
         """What to serve instead of the bad samples in some slots; None to leave them out."""
         ...
 
+    def calibration(self) -> Iterator[Visits]:
+        """Samples from which a mask finds its threshold, the same on every rank; in parts."""
+        ...
+
     def windows(self, visits: Visits) -> NDArray[np.int32]:
         """[B, 4] crop windows (y, x, height, width)."""
         ...
 
-    def caption_rows(self, visits: Visits) -> NDArray[np.int64]:
-        """[B] rows of the caption table."""
+    def draw_captions(self, visits: Visits) -> DrawnCaptions:
+        """A text for each sample."""
         ...
 
     def augmentation(self, visits: Visits) -> NDArray[np.float64]:
@@ -47,6 +56,10 @@ class Plan(Protocol):
 
     def upcoming_shards(self, step: int) -> list[int]:
         """Shards worth fetching for a step and those behind it, the most urgent first."""
+        ...
+
+    def text_draws(self, visits: Visits, count: int) -> NDArray[np.float64]:
+        """[B, count] uniform numbers, for the tokens that long captions keep."""
         ...
 
     def noise(self, visits: Visits, num_patches: int) -> NDArray[np.float32]:
@@ -60,7 +73,7 @@ class TrainingPlan:
 
     index: Index
     """Where widths and heights come from."""
-    captions: CaptionTable
+    captions: CaptionMix
     """One text is drawn from those of each sample at each visit."""
     order: Order
     """Which sample comes when."""
@@ -78,12 +91,21 @@ class TrainingPlan:
         return self.order.visits(step, self.batch_size).part(self.rank, self.world_size)
 
     def replacements(self, step: int, slots: NDArray[np.int64], attempt: int) -> Visits:
-        """The samples of the same slots some steps later: never one of the same batch.
+        """The samples of the same slots some steps later; they come again in their own turn.
 
-        A pure function of its arguments, so a resumed run replaces alike.
+        A pure function of its arguments: a resumed run, or one of another number of ranks, replaces
+        alike. Within a pass it is never a sample of the same batch.
         """
-        later = self.visits(step + attempt)
-        return Visits(sample_ids=later.sample_ids[slots], passes=later.passes[slots])
+        return self.visits(step + attempt).take(slots)
+
+    def calibration(self) -> Iterator[Visits]:
+        """The first visits of the run, those of four global batches but at most 4,096."""
+        count = min(_CALIBRATION_BATCHES * self.batch_size, _CALIBRATION_SAMPLES)
+        first = self.order.visits(0, count)
+        # No part is larger than what a rank decodes at once.
+        size = self.batch_size // self.world_size
+        for start in range(0, count, size):
+            yield first.take(slice(start, start + size))
 
     def windows(self, visits: Visits) -> NDArray[np.int32]:
         """Random resized crops."""
@@ -91,10 +113,14 @@ class TrainingPlan:
         ids = visits.sample_ids
         return draw_windows(self.index.width[ids], self.index.height[ids], draws, self.crop)
 
-    def caption_rows(self, visits: Visits) -> NDArray[np.int64]:
+    def draw_captions(self, visits: Visits) -> DrawnCaptions:
         """One of each sample's texts."""
-        draws = self._draw(visits, Purpose.CAPTION, 1)[:, 0]
+        draws = self._draw(visits, Purpose.CAPTION, DRAWS_PER_CAPTION)
         return self.captions.draw(visits.sample_ids, draws)
+
+    def text_draws(self, visits: Visits, count: int) -> NDArray[np.float64]:
+        """Fresh draws for each visit."""
+        return self._draw(visits, Purpose.TEXT, count)
 
     def noise(self, visits: Visits, num_patches: int) -> NDArray[np.float32]:
         """Fresh noise for each visit; rounded down, so that it stays below 1 in float32."""
@@ -119,8 +145,8 @@ class EvaluationPlan:
 
     dataset: Dataset
     """What is evaluated."""
-    captions: CaptionTable
-    """The first text of each sample is served."""
+    captions: CaptionMix
+    """The first text of each sample in the first source is served."""
     batch_size: int
     """Pairs in a batch."""
 
@@ -136,15 +162,20 @@ class EvaluationPlan:
         """A score is of the samples themselves: a bad one is left out and counted."""
         return
 
+    def calibration(self) -> Iterator[Visits]:
+        """Nothing is masked, so nothing is to be found."""
+        return iter(())
+
     def windows(self, visits: Visits) -> NDArray[np.int32]:
         """The largest centred square."""
         ids = visits.sample_ids
         index = self.dataset.index
         return centre_windows(index.width[ids], index.height[ids])
 
-    def caption_rows(self, visits: Visits) -> NDArray[np.int64]:
+    def draw_captions(self, visits: Visits) -> DrawnCaptions:
         """The first text of each sample."""
-        return self.captions.draw(visits.sample_ids, np.zeros(len(visits.sample_ids)))
+        first = np.zeros((len(visits.sample_ids), DRAWS_PER_CAPTION))
+        return self.captions.draw(visits.sample_ids, first)
 
     def augmentation(self, visits: Visits) -> NDArray[np.float64]:
         """Nothing is changed, so nothing is drawn."""
@@ -155,6 +186,10 @@ class EvaluationPlan:
         first = step * self.batch_size
         ids = self.dataset.sample_ids(first, first + 2 * self.batch_size)
         return np.unique(self.dataset.index.shard[ids]).tolist()
+
+    def text_draws(self, visits: Visits, count: int) -> NDArray[np.float64]:
+        """A long caption loses its tail, so nothing is drawn."""
+        return np.zeros((len(visits.sample_ids), count))
 
     def noise(self, visits: Visits, num_patches: int) -> NDArray[np.float32]:
         """Nothing is masked, so nothing is drawn."""

@@ -1,7 +1,8 @@
 """What each stage of the loader did, so that a slow pipeline names its own bottleneck.
 
 Two threads work ahead of the consumer: `reading` (read) and `packing` (decode, patchify, mask,
-pack). A thread that never waits is the bottleneck, and of its stages the one that works longest.
+pack, copy). A thread that never waits is the bottleneck, and of its stages the one that works
+longest.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 
-THREADS = {"reading": ("read",), "packing": ("decode", "patchify", "mask", "pack")}
+THREADS = {"reading": ("read",), "packing": ("decode", "patchify", "mask", "pack", "copy")}
 """The stages of each thread, in the order of the data."""
 _KEPT_UP = 0.02
 """A consumer that waits for a smaller share of the time than this has a loader that keeps up."""
@@ -79,6 +80,16 @@ class BadSample:
     """Path of its shard."""
     reason: str
     """What the reader or the decoder said."""
+    replaced_by: str
+    """Key of the sample tried in its place at its latest visit; empty if it was left out."""
+
+    @property
+    def instead(self) -> str:
+        """What is served in its place, for people."""
+        return f"{self.replaced_by} comes in its place" if self.replaced_by else "left out"
+
+    def __str__(self) -> str:
+        return f"cannot use sample {self.key} of {self.shard} ({self.reason}): {self.instead}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,12 +131,24 @@ class LoaderStats:
     """Choose the visible patches; bytes are those of the flags."""
     pack: StageStats = field(default_factory=StageStats)
     """Gather the visible patches and the caption tokens."""
+    copy: StageStats = field(default_factory=StageStats)
+    """Hand the batch to the model's device. On CUDA it is the host's part, to pinned memory and
+    into the queue; the transfer itself runs beside everything else. On a CPU nothing is copied."""
     wait_s: float = 0.0
     """Seconds that the consumer waited for a batch."""
     use_s: float = 0.0
     """Seconds between two of the consumer's requests: what it did with the batches."""
+    num_missing_captions: int = 0
+    """Visits served with the original text because the source drawn has none of the sample."""
+    num_short_captions: int = 0
+    """Visits served with the original text because the one drawn has too few words."""
     bad_samples: dict[int, BadSample] = field(default_factory=dict)
     """The bad samples by sample id."""
+
+    @property
+    def bytes_per_image(self) -> float:
+        """Bytes that crossed to the model's device, or would on a CPU, for each pair."""
+        return self.copy.num_bytes / max(self.copy.num_samples, 1)
 
     @property
     def num_replaced(self) -> int:
@@ -148,6 +171,8 @@ class LoaderStats:
             **{name: stage.since(before[name]) for name, stage in self.stages().items()},
             wait_s=self.wait_s - earlier.wait_s,
             use_s=self.use_s - earlier.use_s,
+            num_missing_captions=self.num_missing_captions - earlier.num_missing_captions,
+            num_short_captions=self.num_short_captions - earlier.num_short_captions,
             bad_samples=dict(self.bad_samples),
         )
 
@@ -189,7 +214,17 @@ class LoaderStats:
                 f"{stage.busy_s:8.2f} {stage.input_wait_s:8.2f} {stage.output_wait_s:8.2f} "
                 f"{stage.num_replaced:8,}"
             )
+        lines += self.caption_lines()
         return lines
+
+    def caption_lines(self) -> list[str]:
+        """A line where captions were replaced by originals; none where none was."""
+        if not (self.num_missing_captions or self.num_short_captions):
+            return []
+        return [
+            f"original text served for {self.num_missing_captions:,} captions that are missing in "
+            f"the source drawn and {self.num_short_captions:,} of too few words"
+        ]
 
 
 def _waited(names: tuple[str, ...], stages: dict[str, StageStats]) -> float:

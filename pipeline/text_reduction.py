@@ -11,6 +11,7 @@ Legend: B captions, l tokens of a caption, m the budget, L most tokens of a long
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -20,6 +21,20 @@ TextReductionKind = Literal["truncate", "random", "shuffle", "block", "syntax"]
 """truncate: the first tokens. random: any, in their order. shuffle: any, in any order, as CLIPA's
 JAX code has it. block: tokens in a row from a random place. syntax: nouns before adjectives, verbs
 and everything else, in their order."""
+
+ChooseTokens = Callable[
+    [NDArray[np.int64], NDArray[np.int64], int], tuple[NDArray[np.int64], NDArray[np.int64]]
+]
+"""From starts [B], lengths [B] and a budget to what `choose_tokens` returns."""
+
+
+def truncated(
+    starts: NDArray[np.int64], lengths: NDArray[np.int64], budget: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The first tokens of each caption; arguments and result as of `choose_tokens`."""
+    kept = np.minimum(lengths, budget)
+    offsets = np.cumsum(kept) - kept
+    return np.arange(kept.sum()) + np.repeat(starts - offsets, kept), kept
 
 
 def draws_needed(kind: TextReductionKind, lengths: NDArray[np.int64], budget: int) -> int:
@@ -36,20 +51,20 @@ def draws_needed(kind: TextReductionKind, lengths: NDArray[np.int64], budget: in
 
 
 def choose_tokens(
-    kind: TextReductionKind,
     starts: NDArray[np.int64],
     lengths: NDArray[np.int64],
     budget: int,
+    kind: TextReductionKind,
     draws: NDArray[np.float64],
     word_classes: NDArray[np.uint8] | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Choose the tokens of a batch of captions.
 
     Args:
-        kind: how captions are shortened.
         starts: [B] where each caption starts in the stored ids.
         lengths: [B] how many ids it has.
         budget: m, at least 0.
+        kind: how captions are shortened.
         draws: [B, C] in [0, 1), C from `draws_needed`.
         word_classes: class of every stored id, for `syntax`: 0 noun, 1 adjective, 2 verb, 3 other.
 
@@ -59,9 +74,8 @@ def choose_tokens(
     Raises:
         ValueError: `syntax` without word classes.
     """
-    kept = np.minimum(lengths, budget)
+    places, kept = truncated(starts, lengths, budget)
     offsets = np.cumsum(kept) - kept
-    places = np.arange(kept.sum()) + np.repeat(starts - offsets, kept)
     long = np.flatnonzero(lengths > budget)
     if kind == "truncate" or not len(long):
         return places, kept

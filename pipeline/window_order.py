@@ -3,6 +3,10 @@
 Each pass permutes the shards, cuts them into windows of some shards each, and permutes the samples
 of each window. All of it is computed from (seed, pass, window); what is held is one number for each
 shard, none for a sample.
+
+The samples of one step are served in the order in which they lie in the window, not in the order in
+which they were drawn: a rank, which takes a consecutive part of every step, then comes back to the
+same few shards all through a window and need not fetch the others.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from numpy.typing import NDArray
 
 from pipeline.counter_random import Purpose, keys
@@ -34,7 +39,7 @@ class WindowOrder:
 
     def __init__(
         self,
-        shard: NDArray[np.int32],
+        shard_sizes: npt.ArrayLike,
         seed: int,
         window_shards: int,
         rows: NDArray[np.integer] | None = None,
@@ -42,7 +47,7 @@ class WindowOrder:
         """Prepare the order.
 
         Args:
-            shard: [M] number of each sample's shard, ascending, as the index has it.
+            shard_sizes: [H] samples of each shard, in the order of the index.
             seed: the run's seed.
             window_shards: shards whose samples are mixed with each other.
             rows: [S] rows of the index that are served, ascending; None for all.
@@ -52,16 +57,15 @@ class WindowOrder:
         """
         if window_shards < 1:
             raise ValueError(f"window_shards must be at least 1, got {window_shards}")
-        if not len(shard) or (rows is not None and not len(rows)):
+        first_rows = np.concatenate([[0], np.cumsum(shard_sizes, dtype=np.int64)])
+        if not first_rows[-1] or (rows is not None and not len(rows)):
             raise ValueError("an order needs at least one sample")
-        numbers = np.arange(int(shard[-1]) + 2)
-        first_rows = np.searchsorted(shard, numbers)
         # First place of each shard among the served rows.
         self._first = first_rows if rows is None else np.searchsorted(rows, first_rows)
         self._rows = rows
         self.seed = seed
         self.window_shards = window_shards
-        self.num_samples = len(shard) if rows is None else len(rows)
+        self.num_samples = int(first_rows[-1]) if rows is None else len(rows)
         """S, samples of one pass."""
         self._pass = lru_cache(maxsize=2)(self._make_pass)
 
@@ -70,7 +74,7 @@ class WindowOrder:
         return self.visits(step, batch_size).sample_ids
 
     def visits(self, step: int, batch_size: int) -> Visits:
-        """Sample ids and pass numbers of the global batch of `step`.
+        """Sample ids and pass numbers of the global batch of `step`, shard after shard.
 
         Raises:
             ValueError: a negative step or an empty batch.
@@ -108,17 +112,17 @@ class WindowOrder:
         return _Pass(shards, starts, window_starts)
 
     def _permute(self, places: NDArray[np.int64], number: int) -> NDArray[np.int64]:
-        """Places within a pass to places among the served rows."""
+        """Places within a pass to places among the served rows, sorted by place in the pass."""
         current = self._pass(number)
         windows = np.searchsorted(current.window_starts, places, side="right") - 1
-        result = np.empty_like(places)
+        mixed = np.empty_like(places)
         for window in np.unique(windows).tolist():
             here = windows == window
             start, stop = current.window_starts[window : window + 2].tolist()
             round_keys = keys(
                 self.seed, number, window * ROUNDS + np.arange(ROUNDS), Purpose.WINDOW_ORDER
             )
-            mixed = start + permute(places[here] - start, stop - start, round_keys)
-            slot = np.searchsorted(current.starts, mixed, side="right") - 1
-            result[here] = self._first[current.shards[slot]] + mixed - current.starts[slot]
-        return result
+            mixed[here] = start + permute(places[here] - start, stop - start, round_keys)
+        mixed.sort()
+        slot = np.searchsorted(current.starts, mixed, side="right") - 1
+        return self._first[current.shards[slot]] + mixed - current.starts[slot]

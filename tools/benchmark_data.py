@@ -7,7 +7,7 @@ Takes a folder of tars, of which a temporary index is made, or INDEX[@SELECTION]
 gone through again and again. Three questions, answered in one run on the same files:
 
 - The ladder: read, + decode, + patchify, + mask, + pack (+ copy to a GPU), on one core and on all,
-  against a full libjpeg-turbo decode of the same files alone.
+  against a full libjpeg-turbo decode of the same files alone, and nvJPEG alone on a GPU.
 - One core against one core: our whole step and open_clip's train transform.
 - The whole loader against open_clip's own, webdataset with torchvision, and DALI's reader, each
   with as many processes or threads. What is not installed is left out, with a message.
@@ -76,6 +76,8 @@ class Arguments:
     """Counted rounds."""
     baselines: tuple[Baseline, ...] = BASELINES
     """Other pipelines to time; nothing behind it times none."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where our loader decodes and masks. Batches are handed out on a GPU wherever there is one."""
     storage: bool = True
     """Measure reading with the page cache cold and warm. Drops the shards from the page cache."""
     sweep: Sweep = field(default_factory=Sweep)
@@ -151,6 +153,7 @@ def measure(arguments: Arguments, reference: str, dataset: Dataset) -> dict[str,
         crop=arguments.crop,
         mask=arguments.mask,
         num_workers=arguments.threads,
+        device=arguments.device,
     )
     setting.loader_config()  # refuses what does not fit before anything starts
     settings = arguments.sweep.settings(setting)
@@ -179,6 +182,7 @@ def measure(arguments: Arguments, reference: str, dataset: Dataset) -> dict[str,
         "mask": arguments.mask.kind,
         "mask_ratio": arguments.mask.mask_ratio,
         "threads": arguments.threads,
+        "device": arguments.device,
         **figures,
         "storage": storage,
         "sweep": swept,

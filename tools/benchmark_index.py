@@ -154,25 +154,25 @@ def _in_process(work: Any, *arguments: Any) -> dict[str, float]:
 
 
 def _timed(send: Any, work: Any, arguments: tuple[Any, ...]) -> None:
-    before = _private_mib()
+    before = private_mib()
     largest = [before]
     done = threading.Event()
 
     def watch() -> None:
         while not done.wait(_POLL_S):
-            largest[0] = max(largest[0], _private_mib())
+            largest[0] = max(largest[0], private_mib())
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     start = time.perf_counter()
     work(*arguments)
     seconds = time.perf_counter() - start
-    largest[0] = max(largest[0], _private_mib())
+    largest[0] = max(largest[0], private_mib())
     done.set()
     send.send({"seconds": seconds, "private_mib": largest[0] - before})
 
 
-def _private_mib() -> float:
+def private_mib() -> float:
     """Memory of this process that no file backs."""
     for line in _status_lines():
         if line.startswith("RssAnon:"):

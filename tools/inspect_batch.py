@@ -50,8 +50,8 @@ class Arguments:
     """Pairs in the batch, at most all samples. A budget mask depends on all of them."""
     seed: int = 0
     """Of the run."""
-    caption_source: str = "caption"
-    """Which of the index's caption sources."""
+    captions: tuple[str, ...] = ("caption",)
+    """Caption sources that are drawn from, `NAME` or `NAME=WEIGHT`."""
     crop: CropConfig = field(default_factory=CropConfig)
     """Random resized crop."""
     mask: MaskConfig = field(default_factory=MaskConfig)
@@ -83,7 +83,7 @@ class Arguments:
             context_length=context_length,
             batch_size=self.batch_size,
             seed=self.seed,
-            caption_source=self.caption_source,
+            captions=self.captions,
             crop=self.crop,
             mask=self.mask,
         )

@@ -4,12 +4,14 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from evaluation.batch_sheet import make_sheet, write_sheet_picture
+from evaluation.batch_sheet import make_sheet, write_sheet_page, write_sheet_picture
 from pipeline import LoaderConfig, open_loader
 from pipeline.crops import CropConfig
 from pipeline.masking import MaskConfig
@@ -85,6 +87,39 @@ def test_hidden_patches_are_blank_in_the_picture(coloured_index: Path, tmp_path:
         cell = shown[y : y + 16, x : x + 16]
         assert np.array_equal(cell, item.crop[y : y + 16, x : x + 16]) == visible
         assert (len(np.unique(cell.reshape(-1, 3), axis=0)) == 1) == (not visible)
+
+
+@pytest.mark.parametrize(
+    ("mask", "num_clusters"),
+    [
+        (MaskConfig(anchor_ratio=0.05), 4),
+        (MaskConfig(kind="edge_aware", anchor_ratio=0.05), 4),
+        (MaskConfig(kind="kmeans", num_clusters=5), 5),
+        (MaskConfig(kind="random"), 0),
+    ],
+    ids=["cluster", "edge_aware", "kmeans", "random"],
+)
+def test_every_mask_shows_its_own_clusters(
+    coloured_index: Path, tmp_path: Path, mask: MaskConfig, num_clusters: int
+) -> None:
+    with open_loader(coloured_index, replace(CONFIG, mask=mask)) as loader:
+        sheet = make_sheet(loader, 0, 6)
+        shown = loader.preview(0)
+    clusters = mask.build().clusters(shown.patches, shown.noise)
+    assert (clusters is None) == (num_clusters == 0)
+    for place, row in enumerate(sheet.rows):
+        item = row.item
+        assert len(item.anchors) == num_clusters
+        if clusters is None:
+            assert (item.cluster == -1).all()
+        else:
+            hidden = ~item.visible
+            assert np.array_equal(item.cluster[hidden], clusters.members[place].numpy()[hidden])
+            assert (item.cluster[~hidden] == -1).all()
+            assert hidden.any()
+    page = tmp_path / "sheet.html"
+    write_sheet_page(sheet, page)
+    assert page.read_text("utf-8").count(f"{num_clusters} clusters</figcaption>") == 6
 
 
 def test_wrong_use_is_said_before_anything_is_written(coloured_index: Path, tmp_path: Path) -> None:

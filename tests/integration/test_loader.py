@@ -3,8 +3,10 @@
 import io
 import shutil
 import threading
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from pipeline.index import open_index
 from pipeline.indexing import build_index
 from pipeline.masking import MaskConfig
 from pipeline.patches import patchify
-from tests.conftest import caption_of
+from tests.conftest import caption_of, jpeg_bytes, sample_members, write_tar
 
 CONFIG = LoaderConfig(batch_size=16, image_size=32, patch_size=8, context_length=24, num_threads=2)
 
@@ -36,7 +38,9 @@ def test_batches_keep_their_contract(coloured_index: Path) -> None:
 def test_every_sample_is_served_once_per_pass(coloured_index: Path, world_size: int) -> None:
     served = []
     for rank in range(world_size):
-        with open_loader(coloured_index, CONFIG, rank=rank, world_size=world_size) as loader:
+        with open_loader(
+            coloured_index, replace(CONFIG, rank=rank, world_size=world_size)
+        ) as loader:
             served.append([next(loader).sample_ids for _ in range(12)])
     for number in range(2):
         ids = torch.cat([ids for rank in served for ids in rank[number * 6 : number * 6 + 6]])
@@ -48,9 +52,11 @@ def test_samples_do_not_depend_on_batch_size_threads_or_ranks(coloured_index: Pa
     config = replace(CONFIG, mask=MaskConfig(kind="random"))
     seen: list[dict[int, tuple]] = []
     for batch_size, rank, world_size, threads in ((16, 0, 1, 1), (48, 0, 1, 3), (96, 1, 2, 2)):
-        changed = replace(config, batch_size=batch_size, num_threads=threads)
+        changed = replace(
+            config, batch_size=batch_size, num_threads=threads, rank=rank, world_size=world_size
+        )
         found = {}
-        with open_loader(coloured_index, changed, rank=rank, world_size=world_size) as loader:
+        with open_loader(coloured_index, changed) as loader:
             for _ in range(96 // batch_size):
                 batch = next(loader)
                 for i, sample in enumerate(batch.sample_ids.tolist()):
@@ -179,6 +185,82 @@ def test_bad_samples_are_replaced_counted_and_named(
     assert set(range(96)) - set(bad) <= set(served[0].tolist())
     assert "000000003" in caplog.text
     assert "00001.tar" in caplog.text
+
+
+def write_damaged_set(folder: Path) -> tuple[list[Path], dict[int, Path]]:
+    """200 samples in 4 shards, and the shards of 4 that are to be damaged."""
+    folder.mkdir()
+    paths = [folder / f"{shard:05d}.tar" for shard in range(4)]
+    for shard, path in enumerate(paths):
+        members = [m for n in range(shard * 50, shard * 50 + 50) for m in sample_members(n)]
+        write_tar(path, members)
+    return paths, {n: paths[n // 50] for n in (7, 55, 99, 160)}
+
+
+def damage(path: Path, number: int) -> None:
+    """Overwrite the image of a sample where it lies."""
+    data, good = path.read_bytes(), jpeg_bytes(number)
+    assert data.count(good) == 1
+    path.write_bytes(data.replace(good, b"<html>".ljust(len(good), b"\0")))
+
+
+def test_damage_that_is_indexed_is_never_served_and_the_rest_exactly_once(tmp_path: Path) -> None:
+    paths, bad = write_damaged_set(tmp_path / "shards")
+    for number, path in bad.items():
+        damage(path, number)
+    build_index(paths, tmp_path / "index")
+    with open_loader(tmp_path / "index", replace(CONFIG, batch_size=14)) as loader:
+        assert loader.index.num_rejected == len(bad)
+        assert loader.index.num_samples == 196
+        for _ in range(2):
+            ids = [n for _ in range(14) for n in next(loader).sample_ids.tolist()]
+            served = {int(key) for key in loader.index.keys(ids)}
+            assert len(ids) == len(served) == 196
+            assert served == set(range(200)) - bad.keys()
+        assert not loader.stats.num_replaced
+
+
+@pytest.mark.parametrize("order", ["global", "window"])
+def test_later_damage_costs_its_own_visits_only_and_both_keys_are_told(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    order: Literal["global", "window"],
+) -> None:
+    """Every good sample comes in its turn; each bad visit is one more of a good one, as reported.
+
+    A pass has as many places as the index has samples, so with full batches it cannot be otherwise.
+    """
+    paths, bad = write_damaged_set(tmp_path / "shards")
+    build_index(paths, tmp_path / "index")
+    for number, path in bad.items():
+        damage(path, number)
+    unchecked(monkeypatch)
+    config = replace(CONFIG, batch_size=20, order=order, window_shards=2)
+    with open_loader(tmp_path / "index", config) as loader:
+        # One by one: threads that work ahead would tell of the next pass already.
+        batches = [loader.assemble(step) for step in range(10)]
+        told = {bad.key: bad.replaced_by for bad in loader.stats.bad_samples.values()}
+        keys = loader.index.keys(torch.cat([b.sample_ids for b in batches]).tolist())
+    assert sorted(map(int, told)) == sorted(bad)
+    extra = Counter(map(int, keys)) - Counter(set(range(200)) - bad.keys())
+    assert extra == Counter(int(key) for key in told.values())
+    assert len(keys) == 200
+    assert all(
+        f"sample {k}" in caplog.text and f"{r} comes" in caplog.text for k, r in told.items()
+    )
+    for rank in range(2):
+        with open_loader(tmp_path / "index", replace(config, rank=rank, world_size=2)) as loader:
+            for batch in batches:
+                half = batch.sample_ids[10 * rank : 10 * rank + 10]
+                assert torch.equal(next(loader).sample_ids, half)
+
+
+def test_bytes_for_the_model_are_counted(coloured_index: Path) -> None:
+    with open_loader(coloured_index, replace(CONFIG, model_device="cpu")) as loader:
+        made = [loader.assemble(step) for step in range(3)]
+        assert loader.stats.copy.num_samples == 48
+        assert loader.stats.bytes_per_image == sum(b.num_bytes for b in made) / 48
 
 
 def test_evaluation_leaves_bad_samples_out(

@@ -76,7 +76,8 @@ def test_a_loader_serves_the_rows_of_a_selection_and_no_others(
 ) -> None:
     served = []
     for rank in range(world_size):
-        with open_loader(f"{chosen}@red", CONFIG, rank=rank, world_size=world_size) as loader:
+        config = replace(CONFIG, rank=rank, world_size=world_size)
+        with open_loader(f"{chosen}@red", config) as loader:
             batches = [next(loader) for _ in range(4)]
             assert loader.index.num_samples == 96
         served.append(torch.stack([batch.sample_ids for batch in batches]))

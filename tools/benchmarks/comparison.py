@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from pipeline.selection import Dataset
 from pipeline.storage import is_remote
-from tools.benchmarks.dali_reader import DaliReaderSide
+from tools.benchmarks.dali_reader import DaliReaderSide, NvjpegSide
 from tools.benchmarks.ladder import as_json, ladder
 from tools.benchmarks.limits import FullDecodeSide, TransformSide
 from tools.benchmarks.loaders import open_clip_side, torchvision_side
@@ -21,6 +23,7 @@ BASELINES = ("open_clip_transform", "open_clip", "torchvision", "dali_reader")
 """Every baseline there is."""
 _LOADERS = {"open_clip": open_clip_side, "torchvision": torchvision_side}
 _OURS = ("one_core", "all_cores", "loader")
+_LIMITS = ("full_decode", "nvjpeg")
 
 
 def compare(
@@ -52,6 +55,7 @@ def compare(
             "all_cores": as_json(ladder(results.turns["all_cores"], _times(limit, setting))),
         },
         "limit": _limit(results),
+        "gpu_limit": _gpu_limit(results),
         "sides": {name: results.summary(name) for name in results.turns},
         "ratios": _ratios(results),
         "bytes_per_image": _bytes_per_image(results, setting),
@@ -70,6 +74,8 @@ def _entrants(
         "all_cores": Entrant(build=StepwiseSide, setting=setting),
         "loader": Entrant(build=LoaderSide, setting=setting),
     }
+    if torch.cuda.is_available():
+        entrants["nvjpeg"] = Entrant(build=NvjpegSide, setting=setting)
     left_out: dict[str, str] = {}
     whole_tars = ""
     if dataset.selection is not None:
@@ -106,11 +112,23 @@ def _limit(results: Results) -> dict[str, Any] | None:
     }
 
 
+def _gpu_limit(results: Results) -> dict[str, Any] | None:
+    rates = results.rates("nvjpeg")
+    if not rates:
+        return None
+    own = statistics.median(results.rates("loader"))
+    return {
+        "what": "every pixel of the same files decoded by nvJPEG on the GPU, nothing else",
+        "images_per_s": spread(rates),
+        "share_of_our_loader": own / statistics.median(rates),
+    }
+
+
 def _ratios(results: Results) -> dict[str, dict[str, float]]:
     """Ours over theirs, turn by turn: by wall clock, and by CPU time, which is less disturbed."""
     found: dict[str, dict[str, float]] = {}
     for name in results.turns:
-        if name in (*_OURS, "full_decode"):
+        if name in (*_OURS, *_LIMITS):
             continue
         own = "one_core" if name == "open_clip_transform" else "loader"
         pairs = list(zip(results.turns[own], results.turns[name], strict=True))

@@ -29,9 +29,7 @@ class FullDecodeSide:
 
     def __init__(self, setting: Setting) -> None:
         """Read the files and try the libraries."""
-        self._files = [data for data in _files(setting) if data[:2] == b"\xff\xd8"]
-        if not self._files:
-            raise UnavailableError("there is no JPEG among the files")
+        self._files = jpeg_files(setting)
         self._batch_size = setting.batch_size
         self._next = 0
         trial = self._files[:_TRIAL_IMAGES]
@@ -96,6 +94,18 @@ def open_clip_transform(setting: Setting) -> Callable[[Image.Image], object]:
     )
     assert not isinstance(transform, tuple)  # one for training, asked for alone
     return transform
+
+
+def jpeg_files(setting: Setting) -> list[bytes]:
+    """JPEG files of samples from all over the set.
+
+    Raises:
+        UnavailableError: there is none.
+    """
+    found = [data for data in _files(setting) if data[:2] == b"\xff\xd8"]
+    if not found:
+        raise UnavailableError("there is no JPEG among the files")
+    return found
 
 
 def _files(setting: Setting) -> list[bytes]:

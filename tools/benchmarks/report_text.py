@@ -9,6 +9,7 @@ from tools.benchmarks import ladder
 
 NAMES = {
     "full_decode": "libjpeg-turbo full decode alone, one core",
+    "nvjpeg": "nvJPEG full decode alone, GPU",
     "one_core": "ours, one core",
     "open_clip_transform": "open_clip's train transform, one core",
     "all_cores": "ours, all cores, one step at a time",
@@ -55,6 +56,8 @@ def _rest(result: dict[str, Any]) -> Iterator[str]:
     yield ""
     if result["limit"]:
         yield f"full decode is {result['limit']['library']}'s, the fastest installed"
+    if result["gpu_limit"]:
+        yield f"our loader runs at {result['gpu_limit']['share_of_our_loader']:.0%} of nvJPEG alone"
     yield f"our loader's bottleneck: {result['loader']['bottleneck']}"
     own, theirs = (result["bytes_per_image"][name] for name in ("ours", "open_clip"))
     yield f"bytes to the model an image: {own:,.0f}; open_clip {theirs:,.0f} ({theirs / own:.1f}x)"

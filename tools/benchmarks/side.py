@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
+
 from pipeline import LoaderConfig
 from pipeline.crops import CropConfig
 from pipeline.masking import MaskConfig
@@ -30,6 +32,9 @@ class Setting:
     """Which patches our loader hides; the others know no masks."""
     num_workers: int
     """Threads of our loader and of DALI, processes of a torch DataLoader."""
+    device: str
+    """Where our loader decodes and masks: cpu or cuda. With a GPU it hands batches out there in
+    both cases, as for training."""
 
     def loader_config(self) -> LoaderConfig:
         """For our own loader."""
@@ -40,6 +45,8 @@ class Setting:
             crop=self.crop,
             mask=self.mask,
             num_threads=self.num_workers,
+            device=self.device,
+            model_device="cuda" if torch.cuda.is_available() else "",
         )
 
 

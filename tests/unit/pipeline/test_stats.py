@@ -101,4 +101,4 @@ def test_a_snapshot_stands_still_and_the_difference_is_what_came_after() -> None
 def test_the_table_has_a_line_for_each_stage() -> None:
     head, *lines = stats(decode=(3, 0, 0)).lines()
     assert "replaced" in head
-    assert [line.split()[0] for line in lines] == ["read", "decode", "patchify", "mask", "pack"]
+    assert [line.split()[0] for line in lines] == [*LoaderStats().stages()]

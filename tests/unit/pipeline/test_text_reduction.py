@@ -26,7 +26,7 @@ def choose(
     given_classes = np.array(
         classes if classes is not None else rng.integers(0, 4, counts.sum()), dtype=np.uint8
     )
-    places, kept = choose_tokens(kind, starts, counts, budget, draws, given_classes)
+    places, kept = choose_tokens(starts, counts, budget, kind, draws, given_classes)
     parts = np.split(places, np.cumsum(kept)[:-1])
     return [(part - start).tolist() for part, start in zip(parts, starts, strict=True)]
 
@@ -87,7 +87,7 @@ def test_classes_belong_to_the_stored_ids() -> None:
 def test_syntax_needs_classes() -> None:
     lengths = np.array([5])
     with pytest.raises(ValueError, match="word classes"):
-        choose_tokens("syntax", np.array([0]), lengths, 2, np.empty((1, 0)))
+        choose_tokens(np.array([0]), lengths, 2, "syntax", np.empty((1, 0)))
 
 
 def test_no_draws_where_nothing_is_cut() -> None:

@@ -13,7 +13,7 @@ from tools.benchmarks.turns import Entrant, Turn, take_turns
 
 SETTING = Setting(
     reference="", shards=(), batch_size=4, image_size=16, patch_size=8, crop=CropConfig(),
-    mask=MaskConfig(), num_workers=1,
+    mask=MaskConfig(), num_workers=1, device="cpu",
 )  # fmt: skip
 
 

@@ -1,0 +1,269 @@
+"""Makes the batch of any one step: read, decode, cut into patches, mask, pack.
+
+It holds no place in the order of the samples; `pipeline.loader` does, and says which step is next.
+
+Legend: B pairs of this rank, N patches of an image, S side of an image.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from threading import Lock
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.augment import augment
+from pipeline.batch import PackedBatch
+from pipeline.caption_mix import CaptionMix
+from pipeline.decoding import open_decoder
+from pipeline.index import Index
+from pipeline.loader_config import LoaderConfig
+from pipeline.masking import ClusterMask, MaskStrategy, PatchEmbedding
+from pipeline.masking.packing import pack_visible
+from pipeline.order import Visits
+from pipeline.patches import patchify
+from pipeline.plan import Plan
+from pipeline.reader import ShardReader
+from pipeline.stages import Fetched, Patches, Preview
+from pipeline.stats import BadSample, LoaderStats
+
+logger = logging.getLogger(__name__)
+
+_MAX_ATTEMPTS = 8
+"""So many samples in a row may be bad in one slot before the data, not a sample, is the fault."""
+
+
+class Assembler:
+    """Turns the plan of a step into a packed batch, and counts what each stage does."""
+
+    def __init__(
+        self,
+        index: Index,
+        captions: CaptionMix,
+        config: LoaderConfig,
+        plan: Plan,
+        stats: LoaderStats,
+    ) -> None:
+        """Open the reader and the decoder.
+
+        Args:
+            index: where the samples lie.
+            captions: texts of the sources in use.
+            config: what the batches hold.
+            plan: which samples come when, and everything that is drawn for them.
+            stats: counted in.
+        """
+        self._index = index
+        self._captions = captions
+        self._config = config
+        self._plan = plan
+        self._stats = stats
+        self._embedding = _embedding(config)
+        self._mask = self._new_mask()
+        self._reader = ShardReader(index, config.num_threads, config.cache)
+        self._decoder = open_decoder(
+            config.decoder,
+            image_size=config.image_size,
+            batch_size=config.local_batch_size,
+            num_threads=config.num_threads,
+            device=config.device,
+        )
+        self._decoding = Lock()
+
+    @property
+    def mask(self) -> MaskStrategy:
+        """The mask in use; one that needs a threshold has found it.
+
+        Every rank goes through the same first samples of the run, so all find the same threshold
+        without a word to each other, and a resumed run finds it again.
+        """
+        mask = self._mask
+        if isinstance(mask, ClusterMask) and mask.needs_calibration:
+            parts = map(self._calibration_part, self._plan.calibration())
+            mask = mask.calibrate(mask.similarity(part.patches, part.noise) for part in parts)
+            logger.info("mask threshold %.4f", mask.threshold)
+            self._mask = mask
+        return mask
+
+    def set_patch_embedding(self, weight: Tensor, positions: Tensor, step: int) -> None:
+        """Hand the mask the model's patch projection; see `Loader.set_patch_embedding`."""
+        if self._embedding is None:
+            raise ValueError("the mask compares pixels only: embedding_first and _last are 0")
+        # Through the host: on CUDA the mask is queued on another stream than the model's.
+        self._embedding.update(weight.cpu(), step, positions.cpu())
+        self._mask = self._new_mask()
+
+    def fetch(self, step: int) -> Fetched | None:
+        """Read the files of a step; None where the plan has no such step."""
+        visits = self._plan.visits(step)
+        if visits is None:
+            return None
+        return Fetched(step=step, visits=visits, encoded=self._read(visits))
+
+    def expect(self, step: int) -> None:
+        """Have remote shards fetched that a step and those behind it will read."""
+        self._reader.expect(self._plan.upcoming_shards(step))
+
+    def assemble(self, fetched: Fetched) -> PackedBatch:
+        """Everything from the files of a step to its batch."""
+        shown = self.show(fetched)
+        with self._stats.pack.working(len(shown.images)):
+            batch = self._pack(shown)
+        self._stats.pack.num_bytes += batch.num_bytes
+        return batch
+
+    def show(self, fetched: Fetched) -> Preview:
+        """Everything from the files of a step to its mask."""
+        mask = self.mask
+        made = self._cut(*self._decode_or_replace(fetched))
+        with self._stats.mask.working(len(made.images)):
+            visible = mask.visible(made.patches, made.noise)
+        self._stats.mask.num_bytes += visible.numel()
+        drawn = self._plan.draw_captions(made.visits)
+        self._stats.num_missing_captions += drawn.num_missing
+        self._stats.num_short_captions += drawn.num_short
+        tokens, text_offsets = self._tokens(made.visits, drawn.rows)
+        return Preview(
+            images=made.images,
+            patches=made.patches,
+            noise=made.noise,
+            visible=visible,
+            visits=made.visits,
+            caption_rows=drawn.rows,
+            tokens=tokens,
+            text_offsets=text_offsets,
+        )
+
+    def close(self) -> None:
+        """Close the shards."""
+        self._reader.close()
+
+    def _new_mask(self) -> MaskStrategy:
+        mask = self._config.mask.build()
+        if isinstance(mask, ClusterMask):
+            size = self._config.group_size
+            return replace(mask, embedding=self._embedding, group_size=size)
+        return mask
+
+    def _calibration_part(self, visits: Visits) -> Patches:
+        images, failures = self._decode(visits, self._read(visits))
+        self._report(visits, failures, others=None)
+        return self._cut(*_without(failures, images, visits))
+
+    def _read(self, visits: Visits) -> list[bytes | OSError]:
+        stage = self._stats.read
+        with stage.working(len(visits.sample_ids)):
+            encoded = self._reader.read(visits.sample_ids)
+        stage.num_bytes += sum(len(each) for each in encoded if isinstance(each, bytes))
+        return encoded
+
+    def _decode_or_replace(self, fetched: Fetched) -> tuple[Tensor, Visits]:
+        """Images of a step; bad samples are replaced, or left out where the plan says so."""
+        visits = fetched.visits
+        images, failures = self._decode(visits, fetched.encoded)
+        for attempt in range(1, _MAX_ATTEMPTS + 1):
+            if not failures:
+                return images, visits
+            places = np.array(sorted(failures), dtype=np.int64)
+            others = self._plan.replacements(fetched.step, places, attempt)
+            self._report(visits, failures, others)
+            if others is None:
+                return _without(failures, images, visits)
+            images[places], failed_again = self._decode(others, self._read(others))
+            visits = visits.with_others(places, others)
+            failures = {int(places[n]): reason for n, reason in failed_again.items()}
+        if failures:
+            raise self._broken_data()
+        return images, visits
+
+    def _decode(
+        self, visits: Visits, encoded: list[bytes | OSError]
+    ) -> tuple[Tensor, dict[int, str | OSError]]:
+        """Images [B, S, S, 3], and by place what the reader or the decoder said of bad ones."""
+        windows = self._plan.windows(visits)
+        data = [b"" if isinstance(each, OSError) else each for each in encoded]
+        stage = self._stats.decode
+        # A preview may be asked for while the threads work ahead, and DALI hangs if called twice.
+        with self._decoding, stage.working(len(data)):
+            decoded = self._decoder.decode(data, windows)
+        stage.num_bytes += decoded.images.numel()
+        unread = {place: each for place, each in enumerate(encoded) if isinstance(each, OSError)}
+        return decoded.images, {**decoded.failures, **unread}
+
+    def _report(
+        self, visits: Visits, failures: dict[int, str | OSError], others: Visits | None
+    ) -> None:
+        """Count bad samples, and log each of them the first time, with what came in its place."""
+        for number, place in enumerate(sorted(failures)):
+            reason, sample_id = failures[place], int(visits.sample_ids[place])
+            stage = self._stats.read if isinstance(reason, OSError) else self._stats.decode
+            stage.num_replaced += 1
+            bad = BadSample(
+                key=self._index.keys([sample_id])[0],
+                shard=self._index.shards[self._index.shard[sample_id]].location,
+                reason=str(reason),
+                replaced_by="" if others is None else self._index.keys(others.sample_ids)[number],
+            )
+            if sample_id not in self._stats.bad_samples:
+                logger.warning("%s", bad)
+            self._stats.bad_samples[sample_id] = bad
+
+    def _broken_data(self) -> RuntimeError:
+        last = list(self._stats.bad_samples.values())[-1]
+        return RuntimeError(
+            f"{_MAX_ATTEMPTS} samples in a row could not be decoded, the last one {last.key} of "
+            f"{last.shard} ({last.reason}): the shards are damaged or were changed after indexing; "
+            "index them again with tools/index_shards.py"
+        )
+
+    def _cut(self, images: Tensor, visits: Visits) -> Patches:
+        """Augmented images as patches, with the noise for their masks."""
+        config, stage = self._config, self._stats.patchify
+        with stage.working(len(images)):
+            if config.augment.active:
+                images = augment(images, self._plan.augmentation(visits), config.augment)
+            patches = patchify(images, config.patch_size)
+        stage.num_bytes += patches.numel()
+        noise = torch.from_numpy(self._plan.noise(visits, config.num_patches))
+        return Patches(images=images, patches=patches, noise=noise.to(images.device), visits=visits)
+
+    def _tokens(
+        self, visits: Visits, rows: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Token ids of the texts at `rows`, cut to the context length."""
+        length = self._config.context_length
+        draws = self._plan.text_draws(visits, self._captions.draws_needed(rows, length))
+        return self._captions.pack(rows, length, draws)
+
+    def _pack(self, shown: Preview) -> PackedBatch:
+        patches, positions, image_offsets = pack_visible(
+            shown.patches, shown.visible, self.mask.num_visible(*shown.visible.shape)
+        )
+        return PackedBatch(
+            patches=patches,
+            positions=positions,
+            image_offsets=image_offsets,
+            tokens=torch.from_numpy(shown.tokens),
+            text_offsets=torch.from_numpy(shown.text_offsets),
+            sample_ids=torch.from_numpy(shown.visits.sample_ids),
+        )
+
+
+def _embedding(config: LoaderConfig) -> PatchEmbedding | None:
+    mask = config.mask
+    if not mask.uses_embedding:
+        return None
+    return PatchEmbedding(
+        num_steps=config.num_steps, first=mask.embedding_first, last=mask.embedding_last
+    )
+
+
+def _without(
+    failures: dict[int, str | OSError], images: Tensor, visits: Visits
+) -> tuple[Tensor, Visits]:
+    good = np.setdiff1d(np.arange(len(images)), list(failures))
+    return images[good], visits.take(good)

@@ -1,0 +1,24 @@
+"""Further captions for the samples of an index: readers, joins and the writer."""
+
+from pipeline.caption_sources.importing import ImportOptions, ImportReport, import_captions
+from pipeline.caption_sources.joins import Join, RowJoin, SampleOrderJoin, ValueJoin
+from pipeline.caption_sources.json_map import JsonMapReader
+from pipeline.caption_sources.laclip import LaclipReader
+from pipeline.caption_sources.rows import Reader
+from pipeline.caption_sources.shard_fields import ShardFieldReader
+from pipeline.caption_sources.tables import TableReader
+
+__all__ = [
+    "ImportOptions",
+    "ImportReport",
+    "Join",
+    "JsonMapReader",
+    "LaclipReader",
+    "Reader",
+    "RowJoin",
+    "SampleOrderJoin",
+    "ShardFieldReader",
+    "TableReader",
+    "ValueJoin",
+    "import_captions",
+]
