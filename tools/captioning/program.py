@@ -1,0 +1,95 @@
+"""What both tools do around their work: exit status, progress, report."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from pipeline.selection import Dataset
+from tools.captioning.output import CaptionFile
+from tools.captioning.rounds import Captioner, caption_all
+
+_SECONDS_BETWEEN_LINES = 60
+
+
+def run_program(work: Callable[[], dict[str, Any]]) -> int:
+    """Do a tool's work; print its result as JSON, or its error.
+
+    Returns:
+        The exit status: 0 done, 1 failed, 2 wrong use, 130 interrupted.
+    """
+    try:
+        result = work()
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except torch.OutOfMemoryError as error:
+        print(
+            f"failed: {error}\ntake a smaller --batch-size; the same command goes on",
+            file=sys.stderr,
+        )
+        return 1
+    except (OSError, RuntimeError) as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        return 130
+    print(json.dumps(result))
+    return 0
+
+
+def caption_dataset(
+    dataset: Dataset, captioner: Captioner, output: CaptionFile, retries: int
+) -> dict[str, Any]:
+    """Caption what is left of a data set, with progress, and print what became of it."""
+    start, num_before = time.perf_counter(), output.num_done
+    # Where nobody watches, a log file gets a line a minute.
+    interval = 0.1 if sys.stderr.isatty() else _SECONDS_BETWEEN_LINES
+    with tqdm(
+        total=dataset.num_samples, initial=num_before, unit=" captions", mininterval=interval
+    ) as bar:
+        num_retried = caption_all(dataset, captioner, output, retries, bar.update)
+    seconds = time.perf_counter() - start
+    num_written = dataset.num_samples - output.counts.total()
+    if num_before:
+        print(f"taken up   after {num_before:,} samples")
+    print(f"captions   {num_written:,} of {dataset.num_samples:,} samples have a new one")
+    for fault, count in sorted(output.counts.items()):
+        print(f"           {count:,} keep the original: {fault}")
+    print(f"retries    {num_retried:,}")
+    print(f"written    {output.path}")
+    print(f"next       python tools/add_captions.py {dataset.index.directory} NAME {output.path}")
+    return {
+        "out": str(output.path),
+        "num_samples": dataset.num_samples,
+        "num_captions": num_written,
+        "without": dict(sorted(output.counts.items())),
+        "num_retried": num_retried,
+        "num_done_before": num_before,
+        "seconds": round(seconds, 3),
+    }
+
+
+def data_identity(dataset: Dataset) -> dict[str, Any]:
+    """Which samples a run is about."""
+    return {"index": dataset.index.fingerprint, "selection": dataset.selection_fingerprint}
+
+
+def environment(device: torch.device, batch_size: int) -> dict[str, Any]:
+    """What may change a sampled token without being a setting of the run."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    return {
+        "torch": torch.__version__,
+        "transformers": importlib.metadata.version("transformers"),
+        "device": f"{device} {name}".strip(),
+        "batch_size": batch_size,
+    }
