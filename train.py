@@ -1,39 +1,44 @@
 """Train a CLIP model by a recipe.
 
     python train.py                         the demo: draws its own data, a few minutes on a CPU
-    python train.py RECIPE                  another recipe: demo, flickr8k
+    python train.py RECIPE                  another recipe
+    python train.py --list                  all recipes
+    python train.py RECIPE --mini           its miniature: the same code in a minute on a CPU
     python train.py RECIPE --dry-run        what would run
     python train.py RECIPE --mask.kind none any single field of the recipe
 
-The same command continues a run that was stopped. Exit status: 0 finished, 1 failed, 2 wrong use
-or missing data, 130 and 143 stopped by Ctrl-C and SIGTERM.
+    torchrun --nproc-per-node 8 train.py RECIPE     the same run on 8 GPUs (docs/scaling.md)
+
+The same command continues a run that was stopped, on any number of processes. Exit status: 0
+finished, 1 failed, 2 wrong use or missing data, 130 and 143 stopped by Ctrl-C and SIGTERM.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from model.config import clip_config
-from recipes import find_recipe
+from recipes import find_recipe, list_recipes
 from training.checkpoint import CheckpointError
 from training.command_line import Command, parse
-from training.config import TrainConfig, flatten, to_json
+from training.distributed import RankError, join_ranks
 from training.dry_run import describe_run
 from training.interrupt import Interrupted, StopRequests
 from training.metrics import NonFiniteLossError, describe
+from training.opening import open_session
 from training.report import check_evaluation, evaluate_session, report_session
 from training.run_folder import RunFolder
-from training.session import Session, open_session
-from training.step import train_step
+from training.session import Session
+from training.stages import stages_of
+from training.terminal import brief, comparison, set_up_logging
 from training.timeline import Timeline
+from training.watch import check_watch
+from training.watch_steps import DATA, RANKS
 
 logger = logging.getLogger("tessera")
 
@@ -43,6 +48,9 @@ def main(argv: Sequence[str]) -> int:
     stops = StopRequests()
     try:
         with stops.installed():
+            if list(argv) == ["--list"]:
+                print("\n".join(list_recipes()))
+                return 0
             command = parse(argv, lambda name: find_recipe(name).build(), __doc__ or "")
             if command.dry_run:
                 print("\n".join(describe_run(command.config)))
@@ -54,94 +62,121 @@ def main(argv: Sequence[str]) -> int:
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (CheckpointError, NonFiniteLossError, OSError, RuntimeError) as error:
+    except (CheckpointError, NonFiniteLossError, RankError, OSError, RuntimeError) as error:
         logger.debug("where it failed", exc_info=True)
         print(f"failed: {error}", file=sys.stderr)
         return 1
 
 
 def run(command: Command, argv: list[str], stops: StopRequests) -> int:
-    """Prepare the data, train, evaluate, report."""
+    """Prepare the data, train, evaluate, report; on every rank."""
     config = command.config
-    clip_config(config.model)  # a wrong name ends the run before any work is done
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("this version trains in one process: start it with python, not torchrun")
+    stages_of(config)  # what cannot be ends the run before any work is done
+    check_watch(config.watch)
     folder = RunFolder(Path(config.run_dir))
     timeline = Timeline()
-    try:
-        if command.restart:
-            folder.clear()
-        folder.claim(config)
-        set_up_logging(folder.log)
-        if folder.evaluation.exists():
-            print(f"this run is finished: see {folder.report}, or begin again with --restart")
-            return 0
-        with timeline.during("making the data"):
-            find_recipe(config.recipe).prepare(config)
-        check_evaluation(config.evaluation)
-        session = open_session(config, folder, timeline)
+    with join_ranks(config.distributed.timeout_s) as ranks:
         try:
+            if not ranks.is_main:
+                set_up_logging(rank=ranks.rank)
+            if ranks.on_main(lambda: is_finished(command, folder, timeline)):
+                return 0
             with logging_redirect_tqdm():
-                train(session, stops)
-                finish(session, argv)
+                while not run_stage(open_session(config, folder, timeline, ranks), argv, stops):
+                    timeline = Timeline()  # the checkpoint that the next stage opens knows the rest
         finally:
-            session.close()
-    finally:
-        folder.close()
+            folder.close()
     return 0
+
+
+def run_stage(session: Session, argv: list[str], stops: StopRequests) -> bool:
+    """Train to the end of the stage, and behind the last one evaluate; whether it was the last."""
+    try:
+        train(session, stops)
+        if not session.stage.is_last:
+            session.end_stage()
+            return False
+        session.gather()
+        session.ranks.on_main(lambda: finish(session, argv))
+        return True
+    finally:
+        session.close()
+
+
+def is_finished(command: Command, folder: RunFolder, timeline: Timeline) -> bool:
+    """Claim the folder and prepare the data, on rank 0; whether the run was done before."""
+    config = command.config
+    folder.claim(config, restart=command.restart)
+    set_up_logging(folder.log)
+    if folder.evaluation.exists():
+        print(f"this run is finished: see {folder.report}, or begin again with --restart")
+        return True
+    with timeline.during("making the data"):
+        find_recipe(config.recipe).prepare(config)
+    check_evaluation(config.evaluation)
+    return False
 
 
 def train(session: Session, stops: StopRequests) -> None:
     """Take all steps that are left, in the order things happen."""
-    config = session.config
+    config, ranks = session.config, session.ranks
     logger.info("%s", " | ".join(f"{k}={v}" for k, v in brief(session).items()))
     bar = tqdm(
         total=config.num_steps * config.batch_size,
         initial=session.step * config.batch_size,
         unit=" pairs",
         unit_scale=True,
-        desc="training",
-        disable=None,
+        desc=session.stage.name or "training",
+        disable=None if ranks.is_main else True,
     )
-    with bar, stops.deferred():
+    with bar, stops.deferred(), ranks.explained(lambda: session.run_step):
+        session.clock.restart()
         while session.step < config.num_steps:
             take_step(session)
             bar.update(config.batch_size)
+            with session.timeline.during(RANKS):
+                stopping = ranks.vote(stops.requested, session.run_step)
             is_last = session.step == config.num_steps
-            if stops.requested or is_last or session.step % config.save_every == 0:
+            if stopping or is_last or session.step % config.save_every == 0:
                 records = session.save()
             elif session.step % config.log_every == 0:
-                records = session.log.flush()
+                records = session.flush()
             else:
                 continue
             if records:
-                logger.info("%s", describe(records, config.num_steps, session.device))
-            stops.raise_if_requested()
+                logger.info("%s", describe(records, session.stage, session.device))
+            if stopping:
+                session.finish_writing()
+                stops.end_run()
 
 
 def take_step(session: Session) -> None:
     """One batch in, one update; nothing is read back from the device."""
-    config, timeline = session.config, session.timeline
+    timeline = session.timeline
+    session.check_writer()
     session.refresh_mask()
-    start = time.perf_counter()
     stats_before = session.loader.stats.snapshot()
-    batch = next(session.loader).to(session.device)
+    batch = next(session.loader)
     waited = session.loader.stats.wait_s - stats_before.wait_s
-    timeline.add("waiting for data", waited)
+    timeline.add(DATA, waited)
     rate = session.start_step()
-    loss = train_step(session.clip, session.optimizer, batch, config, timeline)
-    session.step += 1
+    loss = session.update(batch)
     done = session.loader.stats.since(stats_before)
+    step_s, parts_s = session.clock.lap()
     session.log.add(
         loss,
-        session.clip.logit_scale,
-        step=session.step,
-        samples=session.step * config.batch_size,
+        session.log_scale(),
+        session.grad_norm,
+        step=session.run_step,
+        samples=session.stage.samples(session.step),
+        stage=session.stage.number,
         lr=rate,
-        step_s=time.perf_counter() - start,
+        step_s=step_s,
+        parts_s=parts_s,
         data_wait_s=waited,
         data_busy_s={name: stage.busy_s for name, stage in done.stages().items()},
         data_bottleneck=done.bottleneck(),
+        data_bytes=done.copy.num_bytes,
         replaced=done.num_replaced,
     )
 
@@ -162,31 +197,6 @@ def finish(session: Session, argv: list[str]) -> None:
     ]
     for line in lines:
         logger.info("%s", line)
-
-
-def comparison(config: TrainConfig) -> str:
-    """A command worth trying after this run: the same samples under another mask."""
-    kind = "random" if config.mask.kind == "cluster" else "cluster"
-    return f"python train.py {config.recipe} --mask.kind {kind} --run-dir {config.run_dir}-{kind}"
-
-
-def brief(session: Session) -> dict[str, object]:
-    """The few fields that say which run this is."""
-    fields = flatten(to_json(session.config))
-    names = ("recipe", "model", "mask.kind", "mask.mask_ratio", "batch_size", "seed")
-    return {name: fields[name] for name in names} | {
-        "device": session.device,
-        "from step": session.step,
-    }
-
-
-def set_up_logging(path: Path) -> None:
-    """Everything from INFO up to the terminal, and with times to the run's own log file."""
-    terminal = logging.StreamHandler(sys.stdout)
-    terminal.setFormatter(logging.Formatter("%(message)s"))
-    file = logging.FileHandler(path, encoding="utf-8")
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[terminal, file], force=True)
 
 
 if __name__ == "__main__":

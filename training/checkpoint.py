@@ -1,9 +1,11 @@
 """Checkpoints: safetensors and JSON, written whole or not at all, loaded without running code.
 
 A checkpoint is a folder `step_000001234`. Its `open_clip_model.safetensors` and
-`open_clip_config.json` are what open_clip opens as `local-dir:FOLDER`; `optimizer.safetensors` and
-`state.json` are what a run needs to go on. `state.json` holds the hashes of the others and is
-written last, and the folder gets its name by a rename once everything in it is on the disk.
+`open_clip_config.json` are what open_clip opens as `local-dir:FOLDER`; `state.json` and one
+safetensors file for each part of the training state (`optimizer`, `loss`, ...) are what a run
+needs to go on. Tensors are whole, however many ranks wrote them, so any number can read them.
+`state.json` holds the hashes of the others and is written last, and the folder gets its name by a
+rename once everything in it is on the disk.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -24,15 +27,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipeline.durable import sync_folder, write_text
+from training.distributed import Ranks
+from training.parallel import like
 
 logger = logging.getLogger(__name__)
 
+WEIGHTS = "open_clip_model"
+"""Name of the part that holds the model, in open_clip's names and layouts."""
+OPTIMIZER = "optimizer"
+"""Name of the part that holds the optimiser's state, by the names of `optimizer_tensors`."""
+_GROUP = "group."
 _FORMAT = 1
 _PREFIX = "step_"
-_WEIGHTS = "open_clip_model.safetensors"
+_PARTIAL = ".partial_"
+_SUFFIX = ".safetensors"
 _ARCHITECTURE = "open_clip_config.json"
-_OPTIMIZER = "optimizer.safetensors"
-_MASK = "mask.safetensors"
 _STATE = "state.json"
 
 
@@ -42,41 +51,87 @@ class CheckpointError(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
-    """One checkpoint, read and verified."""
+    """One checkpoint, in host memory."""
 
     step: int
     """Optimiser steps done."""
-    weights: dict[str, Tensor]
-    """The model in open_clip's names and layouts."""
-    optimizer: dict[str, Tensor]
-    """Optimiser state by `kind/parameter name`."""
+    parts: dict[str, dict[str, Tensor]]
+    """Tensors by part and name; `WEIGHTS` and `OPTIMIZER` are always there."""
+    architecture: dict[str, Any]
+    """Content of open_clip_config.json."""
     state: dict[str, Any]
-    """Everything else: configuration, index fingerprint, versions, seconds spent."""
-    mask: dict[str, Tensor]
-    """What the mask was told of the model; empty for most masks."""
+    """Everything else: configuration, fingerprints, versions, seconds spent."""
+
+    def part(self, name: str) -> dict[str, Tensor]:
+        """Tensors of a part; none if the checkpoint has no such part."""
+        return self.parts.get(name, {})
 
 
-def save(
-    folder: Path,
-    step: int,
-    weights: dict[str, Tensor],
-    architecture: dict[str, Any],
-    optimizer: dict[str, Tensor],
-    state: dict[str, Any],
-    keep: int,
-    mask: dict[str, Tensor] | None = None,
-) -> Path:
+class CheckpointWriter:
+    """Writes checkpoints beside the training, one at a time."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        """Remove what a killed process left half written.
+
+        Args:
+            folder: holds all checkpoints of the run; held by this process alone.
+            keep: newest checkpoints that stay.
+        """
+        self._folder = folder
+        self._keep = keep
+        self._thread: Thread | None = None
+        self._error: CheckpointError | None = None
+        for path in folder.glob(f"{_PARTIAL}*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def start(self, checkpoint: Checkpoint) -> None:
+        """Begin to write, once the one before is written.
+
+        Args:
+            checkpoint: its tensors must not change any more.
+
+        Raises:
+            CheckpointError: the one before could not be written.
+        """
+        self.wait()
+        self._thread = Thread(target=self._write, args=(checkpoint,), name="tessera-checkpoint")
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raise what went wrong in the background; costs nothing.
+
+        Raises:
+            CheckpointError: the last checkpoint could not be written; earlier ones are untouched.
+        """
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def wait(self) -> None:
+        """Return once nothing is being written.
+
+        Raises:
+            CheckpointError: as for `check`.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check()
+
+    def _write(self, checkpoint: Checkpoint) -> None:
+        try:
+            save(self._folder, checkpoint, self._keep)
+        except CheckpointError as error:
+            self._error = error
+
+
+def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """Write a checkpoint and remove those that are too old.
 
     Args:
         folder: holds all checkpoints of the run.
-        step: optimiser steps done.
-        weights: the model in open_clip's names and layouts.
-        architecture: content of open_clip_config.json.
-        optimizer: from `optimizer_tensors`.
-        state: JSON values to store beside them.
+        checkpoint: what to write; parts without tensors are left out.
         keep: newest checkpoints that stay.
-        mask: what the mask was told of the model, if anything.
 
     Returns:
         The new checkpoint's folder.
@@ -84,21 +139,14 @@ def save(
     Raises:
         CheckpointError: it could not be written; earlier checkpoints are as they were.
     """
-    final = folder / f"{_PREFIX}{step:09d}"
-    partial = folder / f".partial_{final.name}"
+    final = folder / f"{_PREFIX}{checkpoint.step:09d}"
+    partial = folder / f"{_PARTIAL}{final.name}"
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        save_file(weights, partial / _WEIGHTS)
-        save_file(optimizer, partial / _OPTIMIZER)
-        write_text(partial / _ARCHITECTURE, json.dumps(architecture, indent=1))
-        files = [_WEIGHTS, _ARCHITECTURE, _OPTIMIZER]
-        if mask:
-            save_file(mask, partial / _MASK)
-            files.append(_MASK)
-        hashes = {name: _hash_and_sync(partial / name) for name in files}
-        content = {"format": _FORMAT, "step": step, "sha256": hashes, **state}
-        write_text(partial / _STATE, json.dumps(content, indent=1))
+        hashes = _write_files(partial, checkpoint)
+        content = {"format": _FORMAT, "step": checkpoint.step, "sha256": hashes}
+        write_text(partial / _STATE, json.dumps(content | checkpoint.state, indent=1))
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         sync_folder(folder)
@@ -108,6 +156,17 @@ def save(
     for old in _folders(folder)[keep:]:
         shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def _write_files(folder: Path, checkpoint: Checkpoint) -> dict[str, str]:
+    """Everything but state.json; returns the hashes by file name."""
+    write_text(folder / _ARCHITECTURE, json.dumps(checkpoint.architecture, indent=1))
+    files = [_ARCHITECTURE]
+    for name, tensors in checkpoint.parts.items():
+        if tensors:
+            save_file(tensors, folder / f"{name}{_SUFFIX}")
+            files.append(f"{name}{_SUFFIX}")
+    return {name: _hash_and_sync(folder / name) for name in files}
 
 
 def load_latest(folder: Path) -> Checkpoint | None:
@@ -135,6 +194,34 @@ def load_latest(folder: Path) -> Checkpoint | None:
     return None
 
 
+def load_on_all(folder: Path, ranks: Ranks) -> Checkpoint | None:
+    """Let rank 0 read the newest whole checkpoint, and give it to all.
+
+    Only rank 0 needs to see the folder, and all ranks go on from the same checkpoint.
+
+    Raises:
+        CheckpointError: as for `load_latest`, on rank 0.
+    """
+    found = None
+
+    def read() -> tuple[int, dict[str, Any], dict[str, Any]] | None:
+        nonlocal found
+        found = load_latest(folder)
+        return (found.step, found.architecture, found.state) if found else None
+
+    header = ranks.on_main(read)
+    if header is None:
+        return None
+    own = found.parts if found else {}
+    flat = {f"{part}/{name}": t for part, tensors in own.items() for name, t in tensors.items()}
+    parts: dict[str, dict[str, Tensor]] = {}
+    for full_name, tensor in ranks.broadcast(flat).items():
+        part, name = full_name.split("/", 1)
+        parts.setdefault(part, {})[name] = tensor
+    step, architecture, state = header
+    return Checkpoint(step=step, parts=parts, architecture=architecture, state=state)
+
+
 def load(path: Path) -> Checkpoint:
     """Read one checkpoint folder and verify its files against their hashes.
 
@@ -148,21 +235,32 @@ def load(path: Path) -> Checkpoint:
         for name, expected in state["sha256"].items():
             if _hash(path / name) != expected:
                 raise CheckpointError(f"{path / name} is damaged: its hash is not the one stored")
+        names = [name.removesuffix(_SUFFIX) for name in state["sha256"] if name.endswith(_SUFFIX)]
         return Checkpoint(
             step=int(state["step"]),
-            weights=load_file(path / _WEIGHTS),
-            optimizer=load_file(path / _OPTIMIZER),
+            parts={name: load_file(path / f"{name}{_SUFFIX}") for name in names},
+            architecture=json.loads((path / _ARCHITECTURE).read_text(encoding="utf-8")),
             state=state,
-            mask=load_file(path / _MASK) if _MASK in state["sha256"] else {},
         )
     except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
         raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from error
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Per-parameter state of the optimiser as `kind/parameter name`, ready to be stored."""
-    return {
-        f"{kind}/{name}": value.detach().contiguous()
+    """State of the optimiser by name, on each rank its part.
+
+    Returns:
+        `kind/parameter name`; what a group counts for all its parameters (LAMB's steps) is
+        `kind/group.N`.
+    """
+    groups = {
+        f"{kind}/{_GROUP}{number}": value
+        for number, group in enumerate(optimizer.param_groups)
+        for kind, value in group.items()
+        if isinstance(value, Tensor)
+    }
+    return groups | {
+        f"{kind}/{name}": value.detach()
         for name, parameter in model.named_parameters()
         for kind, value in optimizer.state.get(parameter, {}).items()
     }
@@ -171,7 +269,13 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 def restore_optimizer(
     model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
 ) -> None:
-    """Put stored per-parameter state back under the parameters it belongs to."""
+    """Put stored state back under the parameters and groups it belongs to.
+
+    Args:
+        model: on one rank or spread over several.
+        optimizer: of its parameters.
+        tensors: whole, by the names of `optimizer_tensors`.
+    """
     by_name: dict[str, dict[str, Tensor]] = {}
     for full_name, tensor in tensors.items():
         kind, name = full_name.split("/", 1)
@@ -179,10 +283,15 @@ def restore_optimizer(
     numbers = {id(p): n for n, p in enumerate(_parameters_in_order(optimizer))}
     stored = optimizer.state_dict()
     stored["state"] = {
-        numbers[id(parameter)]: by_name[name]
+        numbers[id(parameter)]: {
+            kind: tensor if kind == "step" else like(tensor, parameter)
+            for kind, tensor in by_name[name].items()
+        }
         for name, parameter in model.named_parameters()
         if name in by_name
     }
+    for number, group in enumerate(stored["param_groups"]):
+        group |= by_name.get(f"{_GROUP}{number}", {})
     optimizer.load_state_dict(stored)
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from training.config import TrainConfig
+from training.miniature import miniature
 
 DEFAULT_RECIPE = "demo"
 
@@ -23,12 +24,15 @@ class Command:
     """Show what would run (configuration, sizes, sample budget), and end."""
     restart: tyro.conf.FlagCreatePairsOff[bool] = False
     """Remove the run found in run_dir and begin again."""
+    mini: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Run the recipe's miniature: the same code on a tiny model and drawn pictures, in less than a
+    minute on a CPU."""
 
 
 def parse(
     argv: Sequence[str], build_recipe: Callable[[str], TrainConfig], description: str
 ) -> Command:
-    """Parse `[recipe] [--section.field value ...]`.
+    """Parse `[recipe] [--mini] [--section.field value ...]`; fields change the miniature too.
 
     Args:
         argv: words after the program's name.
@@ -41,10 +45,11 @@ def parse(
     """
     named = bool(argv) and not argv[0].startswith("-")
     name = argv[0] if named else DEFAULT_RECIPE
+    config = build_recipe(name)
     return tyro.cli(
         Command,
         args=list(argv[1:] if named else argv),
-        default=Command(config=build_recipe(name)),
+        default=Command(config=miniature(config) if "--mini" in argv else config),
         prog=f"train.py {name}",
         description=description,
     )

@@ -6,12 +6,14 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from model.losses import LossConfig
 from pipeline.augment import AugmentConfig
 from pipeline.crops import CropConfig
 from pipeline.decoding import DecoderKind
 from pipeline.masking import MaskConfig
 from pipeline.shard_cache import CacheConfig
-from training.environment import num_cores
+from pipeline.text_reduction import TextReductionKind
+from training.environment import num_cores, processes_here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +22,11 @@ class DataConfig:
 
     train: str = ""
     """Folder of the training index, or INDEX@SELECTION."""
-    caption_source: str = "caption"
-    """Which of the index's caption sources is trained on; one text is drawn per visit."""
+    captions: tuple[str, ...] = ("caption",)
+    """Caption sources that are trained on, `NAME` or `NAME=WEIGHT`; one text is drawn per visit.
+    LaCLIP's draw from four rewrites: `caption=1 laclip=4`; VeCLIP's: `caption vecap`."""
+    text_reduction: TextReductionKind = "truncate"
+    """What a caption keeps that is longer than the model reads; syntax needs tagged captions."""
     crop: CropConfig = field(default_factory=CropConfig)
     """Random resized crop."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -38,42 +43,102 @@ class DataConfig:
     cache: CacheConfig = field(default_factory=CacheConfig)
     """Where remote shards are kept."""
     num_threads: int = 0
-    """CPU threads that read, and that decode; 0 takes one for each core."""
+    """CPU threads that read, and that decode, of each process; 0 shares out the cores."""
     prefetch: int = 2
     """Batches made ahead."""
 
     @property
     def threads(self) -> int:
-        """`num_threads` with the cores of this machine put in."""
-        return self.num_threads or num_cores()
+        """`num_threads` with this process's share of the machine's cores put in."""
+        return self.num_threads or max(1, num_cores() // processes_here())
+
+
+OptimizerName = Literal["adamw", "lamb", "lion", "sgd"]
+
+_BETAS: dict[OptimizerName, tuple[float, float]] = {
+    "adamw": (0.9, 0.98),
+    "lamb": (0.9, 0.999),
+    "lion": (0.9, 0.99),
+    "sgd": (0.9, 0.0),
+}
+"""Used where a configuration names none: open_clip's for ViTs, and those of the LAMB (You et al.
+2020) and Lion (Chen et al. 2023) papers; of sgd's two only the first, its momentum, is used."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW with warm-up and cosine decay, as open_clip trains."""
+    """Optimiser and learning rate; the defaults are AdamW and a cosine, as open_clip trains."""
 
+    optimizer: OptimizerName = "adamw"
+    """sgd has Nesterov's momentum. Learning rates do not carry over: Lion wants about a third to a
+    tenth of AdamW's and as much more weight decay, LAMB and SGD want a higher one."""
     learning_rate: float = 5e-4
     """Highest learning rate, reached at the end of the warm-up."""
+    base_batch_size: int = 0
+    """The learning rate is that of a global batch of so many pairs and is scaled linearly to this
+    run's, as FLIP and CLIPA do with 256; 0 takes it as it is."""
+    min_learning_rate: float = 0.0
+    """Where cosine and cooldown end; never scaled."""
+    schedule: Literal["cosine", "constant", "cooldown"] = "cosine"
+    """What follows the warm-up; cooldown is constant with a way down at the end."""
     warmup_samples: int = 0
     """Pairs over which the learning rate rises linearly from 0."""
+    cooldown_samples: int = 0
+    """cooldown: pairs over which it falls, the last of the run."""
+    cooldown_power: float = 1.0
+    """cooldown: 1 falls linearly, more falls fast at first."""
     weight_decay: float = 0.2
-    """Decoupled decay of matrices; gains, biases and the logit scale have none."""
-    beta1: float = 0.9
-    """Decay of the gradient's running mean, per step."""
-    beta2: float = 0.98
-    """Decay of the squared gradient's running mean, per step."""
+    """Decay of matrices, times the learning rate and apart from the gradient (with lamb, a part of
+    the update whose length is set); gains, biases and the logit scale have none."""
+    beta1: float | None = None
+    """Decay of the gradient's running mean, per step: 0.9 for all optimisers; sgd's momentum."""
+    beta2: float | None = None
+    """Decay of the squared gradient's running mean, per step (of lion's memory of the gradient):
+    0.98 for adamw, 0.999 for lamb, 0.99 for lion; sgd has none."""
     eps: float = 1e-6
-    """Added to the root of the squared gradient's mean."""
+    """adamw and lamb: added to the root of the squared gradient's mean."""
     max_grad_norm: float = 0.0
     """Gradients longer than this are shortened to it; 0 leaves them."""
+    min_logit_scale: float = 1.0
+    """Lower bound of the (exponentiated) logit scale."""
     max_logit_scale: float = 100.0
     """Upper bound of the (exponentiated) logit scale."""
+    ema_samples: int = 0
+    """Half-life, in pairs, of a running average of the weights (training/ema.py); 0 keeps none."""
 
     def __post_init__(self) -> None:
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
-        if self.warmup_samples < 0 or self.weight_decay < 0 or self.max_grad_norm < 0:
-            raise ValueError("warmup_samples, weight_decay and max_grad_norm cannot be negative")
+        for name in ("base_batch_size", "min_learning_rate", "warmup_samples", "cooldown_samples",
+                     "weight_decay", "max_grad_norm", "ema_samples"):  # fmt: skip
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} cannot be negative, got {getattr(self, name)}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"beta1 and beta2 must be at least 0 and below 1, got {self.betas}")
+        if self.schedule == "cooldown" and (self.cooldown_samples < 1 or self.cooldown_power <= 0):
+            raise ValueError(
+                "schedule cooldown needs cooldown_samples and a cooldown_power above 0"
+            )
+        if not 0 < self.min_logit_scale <= self.max_logit_scale:
+            raise ValueError(
+                "min_logit_scale must be above 0 and at most max_logit_scale, got "
+                f"{self.min_logit_scale} and {self.max_logit_scale}"
+            )
+
+    @property
+    def betas(self) -> tuple[float, float]:
+        """`beta1` and `beta2`, the optimiser's own where none is given."""
+        own = _BETAS[self.optimizer]
+        return (
+            own[0] if self.beta1 is None else self.beta1,
+            own[1] if self.beta2 is None else self.beta2,
+        )
+
+    def peak(self, batch_size: int) -> float:
+        """Highest learning rate of a run with this global batch."""
+        return self.learning_rate * (
+            batch_size / self.base_batch_size if self.base_batch_size else 1
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +152,61 @@ class EvaluationConfig:
     """Indexes of image-caption pairs, or INDEX@SELECTION."""
     batch_size: int = 128
     """Images encoded at once."""
+    ema: bool = False
+    """Measure the average of the weights (`optim.ema_samples`) in place of the last ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchConfig:
+    """Where a run can be watched, besides its log and metrics.jsonl."""
+
+    tensorboard: bool = False
+    """Write event files to RUN_DIR/tensorboard; needs the package tensorboard."""
+    wandb: str = ""
+    """Weights & Biases project to report to; needs the package wandb and its login."""
+    slow_step: float = 10.0
+    """A step that takes so many times the median says why."""
+
+    def __post_init__(self) -> None:
+        if self.slow_step <= 1:
+            raise ValueError(f"watch.slow_step must be above 1, got {self.slow_step}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """A further stage of a run: the weights of the one before, and a fresh optimiser."""
+
+    total_samples: int
+    """Length of the stage in pairs, repeats counted; rounded down to whole steps."""
+    optim: OptimConfig
+    """Optimiser and schedule, over the stage's own samples."""
+    mask: MaskConfig = field(default_factory=lambda: MaskConfig(kind="none"))
+    """Which patches the model does not see; by default it sees all."""
+    batch_size: int = 0
+    """Pairs per step over all ranks; 0 is the run's."""
+    accumulation: int = 0
+    """Chunks in which a rank's pairs are encoded; 0 is the run's."""
+    image_size: int = 0
+    """Side of the crop, pixels; 0 is the run's. Image positions are resized."""
+    context_length: int = 0
+    """Most text tokens of a caption; 0 is the run's. Text positions are resized."""
+    crop_scale: tuple[float, float] | None = None
+    """Least and largest share of the picture's area in a crop; None is the run's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistributedConfig:
+    """How a run that torchrun started on several processes shares its work."""
+
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """ddp: every rank holds the whole model. fsdp: every rank holds a part of it (FSDP2), for
+    models whose weights and optimiser state do not fit one GPU."""
+    timeout_s: float = 600.0
+    """Seconds that a rank waits for the others within a step before the run ends."""
+
+    def __post_init__(self) -> None:
+        if self.timeout_s <= 0:
+            raise ValueError(f"timeout_s must be above 0, got {self.timeout_s}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +219,9 @@ class TrainConfig:
     """Folder of checkpoints, metrics and the report; a run found there is continued."""
     model: str
     """Architecture: an open_clip name such as ViT-B-16, or one of Tessera's own."""
+    init_from: str = ""
+    """Weights to start from: a checkpoint folder of Tessera or open_clip, a file, or the tag of
+    published weights that open_clip has in its cache. Empty for fresh ones."""
     total_samples: int
     """Length of the run in pairs, repeats counted; rounded down to whole steps."""
     batch_size: int
@@ -109,33 +232,71 @@ class TrainConfig:
     """Training data."""
     mask: MaskConfig = field(default_factory=MaskConfig)
     """Which patches the model does not see in training."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """What the features of a batch are scored by."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimiser and schedule."""
+    stages: tuple[StageConfig, ...] = ()
+    """What follows when these samples are seen, such as FLIP's unmasked tuning; stage 1 is the
+    configuration itself."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """What is measured at the end."""
+    watch: WatchConfig = field(default_factory=WatchConfig)
+    """Where the run can be watched."""
+    image_size: int = 0
+    """Side of the crop, pixels; 0 is the model's own."""
+    context_length: int = 0
+    """Most text tokens of a caption; 0 is the model's own."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs; auto takes a GPU if there is one."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of matrix products; auto is bfloat16 on a GPU and float32 on a CPU."""
+    precision: Literal["auto", "float32", "bfloat16", "pure_bfloat16"] = "auto"
+    """Of matrix products; auto is bfloat16 on a GPU and float32 on a CPU. bfloat16 is autocast;
+    pure_bfloat16 also runs norms and the residual stream in it. Weights and the optimiser are
+    float32 in all of them."""
+    compile: bool = False
+    """torch.compile the blocks of both towers; needs the same number of patches in all batches."""
+    checkpoint_blocks: bool = False
+    """Keep only the inputs of blocks for the backward pass, and run each block again there."""
     num_threads: int = 0
     """CPU threads of the model; 0 leaves torch's choice."""
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    """Runs on several processes."""
+    accumulation: int = 1
+    """Chunks in which the model encodes a rank's pairs; the loss is over all of them, so the
+    result is that of 1. More take less memory and a second forward pass."""
     log_every: int = 20
     """Steps between two log lines."""
     save_every: int = 200
     """Steps between two checkpoints."""
     keep_checkpoints: int = 2
     """Newest checkpoints that stay on disk."""
+    log_sample_ids: bool = False
+    """Write the rows of the index that every step was trained on to sample_ids.jsonl."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "log_every", "save_every", "keep_checkpoints"):
+        for name in ("batch_size", "log_every", "save_every", "keep_checkpoints", "accumulation"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.total_samples < self.batch_size:
             raise ValueError(
                 f"total_samples {self.total_samples} is less than one batch of {self.batch_size}"
             )
-        if self.num_threads < 0 or self.seed < 0:
-            raise ValueError("num_threads and seed cannot be negative")
+        for name in ("num_threads", "seed", "image_size", "context_length"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} cannot be negative, got {getattr(self, name)}")
+        last = self.stages[-1].optim if self.stages else self.optim
+        if self.compile:
+            self._check_totals()
+        if self.evaluation.ema and not last.ema_samples:
+            raise ValueError("evaluation.ema needs an average of weights: set optim.ema_samples")
+
+    def _check_totals(self) -> None:
+        """Compiled blocks are made for one total of patches, or compile again at every step."""
+        if self.accumulation > 1 and self.mask.kind != "none":
+            raise ValueError("compile needs equal chunks, and a mask's are not: accumulation 1")
+        by_threshold = self.mask.mode is None and self.mask.threshold is not None
+        if self.mask.mode == "threshold" or by_threshold:
+            raise ValueError("compile needs the same patches in all batches: mask.mode budget")
 
     @property
     def num_steps(self) -> int:
@@ -149,10 +310,16 @@ _FREE_TO_CHANGE = (
     "save_every",
     "keep_checkpoints",
     "evaluation",
+    "watch",
     "data.num_threads",
     "data.cache",
     "data.prefetch",
     "num_threads",
+    "loss.tile_size",
+    "distributed",
+    "accumulation",
+    "checkpoint_blocks",
+    "log_sample_ids",
 )
 """Fields that may differ when a run is continued: they do not decide what is learned."""
 
@@ -184,6 +351,8 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested dicts to one level, names joined with dots as on the command line."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            value = {str(number): item for number, item in enumerate(value)}
         if isinstance(value, dict):
             flat |= flatten(value, f"{prefix}{name}.")
         else:

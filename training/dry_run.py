@@ -6,11 +6,13 @@ import numpy as np
 import torch
 
 from model import Clip
-from model.config import clip_config
-from pipeline.selection import open_dataset
+from pipeline.caption_mix import parse_weights
+from pipeline.selection import Dataset, open_dataset
 from training.config import TrainConfig, flatten, to_json
+from training.opening import loader_config
 from training.overlap import overlap_warnings
-from training.session import loader_config
+from training.stages import architecture as stage_architecture
+from training.stages import stages_of
 
 
 def describe_run(config: TrainConfig) -> list[str]:
@@ -21,7 +23,8 @@ def describe_run(config: TrainConfig) -> list[str]:
     Raises:
         ValueError: the model is unknown.
     """
-    architecture = clip_config(config.model)
+    stages = stages_of(config)
+    architecture = stage_architecture(config)
     loader = loader_config(config, architecture)
     with torch.device("meta"):
         clip = Clip(architecture)
@@ -38,6 +41,12 @@ def describe_run(config: TrainConfig) -> list[str]:
         f"tokens per step  {visible:,} visible patches of "
         f"{config.batch_size * loader.num_patches:,}, {config.batch_size} class tokens",
     ]
+    lines += [
+        f"{s.name}        from step {s.first_step:,}: {s.config.num_steps:,} steps of "
+        f"{s.config.batch_size} pairs, mask {s.config.mask.kind}, "
+        f"{stage_architecture(s.config).vision.image_size} pixels"
+        for s in stages[1:]
+    ]
     return lines + _data_lines(config, loader.context_length)
 
 
@@ -46,16 +55,15 @@ def _data_lines(config: TrainConfig, context_length: int) -> list[str]:
         dataset = open_dataset(config.data.train)
     except FileNotFoundError as error:
         return [f"data             not there yet: {error}"]
-    table = dataset.index.captions(config.data.caption_source)
-    lengths = np.diff(table.token_offsets)
-    if dataset.rows is not None:
-        lengths = lengths[table.rows(dataset.rows.astype(np.int64))[0]]
-    lengths = np.minimum(lengths + 2, context_length)
+    weights = parse_weights(config.data.captions)
+    mean_length = sum(
+        weight * _mean_length(dataset, name, context_length) for name, weight in weights
+    ) / sum(weight for _, weight in weights)
     passes = config.num_steps * config.batch_size / dataset.num_samples
     chosen = f" of {dataset.index.num_samples:,}" if dataset.selection else ""
     lines = [
-        f"                 about {lengths.mean() * config.batch_size:,.0f} text tokens "
-        f"({lengths.mean():.1f} a caption)",
+        f"                 about {mean_length * config.batch_size:,.0f} text tokens "
+        f"({mean_length:.1f} a caption)",
         f"data             {dataset.num_samples:,}{chosen} samples in "
         f"{len(dataset.index.shards)} shards: {passes:.1f} passes",
     ]
@@ -64,3 +72,12 @@ def _data_lines(config: TrainConfig, context_length: int) -> list[str]:
     except FileNotFoundError as error:
         return [*lines, f"evaluation       not there yet: {error}"]
     return [*lines, *(f"warning          {line}" for line in warnings)]
+
+
+def _mean_length(dataset: Dataset, source: str, context_length: int) -> float:
+    """Mean tokens of a caption as it is served, start and end included."""
+    table = dataset.index.captions(source)
+    lengths = np.diff(table.token_offsets)
+    if dataset.rows is not None:
+        lengths = lengths[table.rows(dataset.rows.astype(np.int64))[0]]
+    return float(np.minimum(lengths + 2, context_length).mean()) if len(lengths) else 2.0

@@ -28,6 +28,11 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def processes_here() -> int:
+    """Processes of this run on this machine, as torchrun tells."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def device_words(device: torch.device) -> str:
     """The device as a person would name it."""
     if device.type == "cuda":

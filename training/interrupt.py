@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 
 class Interrupted(BaseException):
@@ -60,10 +61,12 @@ class StopRequests:
         """Whether a signal came while they were deferred."""
         return self._signum is not None
 
-    def raise_if_requested(self) -> None:
-        """Raise `Interrupted` for a deferred signal."""
-        if self._signum is not None:
-            raise Interrupted(self._signum)
+    def end_run(self) -> NoReturn:
+        """Raise `Interrupted` for the deferred signal.
+
+        With several ranks one of them may have got it alone; the others end as if by SIGTERM.
+        """
+        raise Interrupted(self._signum or signal.SIGTERM)
 
     def _handle(self, signum: int, _frame: FrameType | None) -> None:
         if not self._deferring or self.requested:

@@ -1,59 +1,79 @@
-"""Optimiser and learning rate schedule."""
+"""Optimisers, all from torch and timm, and the length of the gradients they are given."""
 
 from __future__ import annotations
 
-import math
-
 import torch
-from torch import nn
+from timm.optim.lamb import Lamb
+from timm.optim.lion import Lion
+from timm.optim.sgdw import SGDW
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from training.config import OptimConfig
 
+_NOT_DECAYED = ("bn", "ln", "bias", "logit_scale")
+"""Parts of the names that open_clip leaves out of the decay, besides everything below 2-D."""
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW with open_clip's groups: no decay for gains, biases, scalars (ndim < 2).
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """The optimiser of a configuration, with open_clip's two groups of parameters.
+
+    AdamW is torch's (fused), LAMB, Lion and SGD with decoupled decay are timm's. LAMB's own
+    clipping of gradients is off: `max_grad_norm` does it for all of them.
 
     Args:
         model: all its parameters that require a gradient are trained.
-        config: rates and decays.
+        config: which optimiser, its rates and decays.
+    """
+    groups = [
+        {"params": parameters, "weight_decay": decay}
+        for parameters, decay in zip(decay_groups(model), (config.weight_decay, 0.0), strict=True)
+    ]
+    rate, betas = config.learning_rate, config.betas
+    match config.optimizer:
+        case "adamw":
+            return torch.optim.AdamW(groups, lr=rate, betas=betas, eps=config.eps, fused=True)
+        case "lamb":
+            return Lamb(groups, lr=rate, betas=betas, eps=config.eps, max_grad_norm=None)
+        case "lion":
+            return Lion(groups, lr=rate, betas=betas)
+        case "sgd":
+            return SGDW(groups, lr=rate, momentum=betas[0], nesterov=betas[0] > 0)
+
+
+def decay_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Trained parameters, cut in two by open_clip's rule: those that decay and those that do not.
+
+    Vectors and scalars do not decay, nor does anything with `bn`, `ln`, `bias` or `logit_scale` in
+    its name. Embeddings and position tables do.
     """
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            (decayed if parameter.ndim >= 2 else plain).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        groups,
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        eps=config.eps,
-        fused=True,
-    )
-
-
-def learning_rate(samples: int, total_samples: int, config: OptimConfig) -> float:
-    """Linear warm-up, then half a cosine down to 0.
-
-    Args:
-        samples: pairs that will have been seen after this step.
-        total_samples: pairs of the whole run.
-        config: highest rate and length of the warm-up.
-
-    Returns:
-        The learning rate of this step.
-    """
-    if samples < config.warmup_samples:
-        return config.learning_rate * samples / config.warmup_samples
-    rest = max(1, total_samples - config.warmup_samples)
-    done = min(1.0, (samples - config.warmup_samples) / rest)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+            spared = parameter.ndim < 2 or any(part in name for part in _NOT_DECAYED)
+            (plain if spared else decayed).append(parameter)
+    return decayed, plain
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Give all groups the same learning rate."""
     for group in optimizer.param_groups:
         group["lr"] = rate
+
+
+def clip_gradients(model: nn.Module, longest: float) -> Tensor:
+    """Shorten the gradient of all parameters together, and tell how long it was.
+
+    Args:
+        model: behind its backward pass, on one rank or spread over several.
+        longest: Euclidean length it may have; 0 leaves it as it is.
+
+    Returns:
+        [] its length before, on the model's device, which is not read.
+    """
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if longest > 0:
+        nn.utils.clip_grads_with_norm_(parameters, longest, norm)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm

@@ -25,6 +25,7 @@ from training.environment import device_words, versions
 from training.metrics import StepRecord, memory_bytes, read_records
 from training.run_folder import write_json
 from training.session import Session
+from training.stages import Stage, architecture, stages_of
 
 _NUM_GALLERY = 12
 _NUM_EXAMPLES = 4
@@ -99,7 +100,7 @@ def evaluate_session(session: Session, progress: Callable[[int], object] | None 
                 evaluate_retrieval(session.clip, index_dir, prepared, progress)
             )
     session.clip.train()
-    write_json(session.folder.evaluation, {"step": session.step, **outcome.to_json()})
+    write_json(session.folder.evaluation, {"step": session.run_step, **outcome.to_json()})
     return outcome
 
 
@@ -115,14 +116,17 @@ def report_session(session: Session, outcome: Outcome, argv: list[str]) -> None:
     gallery, mask_ratios = mask_gallery(session.loader, _NUM_GALLERY)
     prepared = _prepared(session)
     records = read_records(session.folder.metrics)
-    done = session.step >= config.num_steps
+    stage = session.stage
+    done = stage.is_last and session.step >= config.num_steps
+    where = f"stopped at step {session.step} of {config.num_steps}"
+    status = "finished" if done else f"{where} in {stage.name}" if stage.name else where
     data = ReportData(
         title=f"{config.recipe}: {config.model}, {config.mask.kind} mask",
         recipe=config.recipe,
         command=shlex.join(["python", "train.py", *argv]),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        status="finished" if done else f"stopped at step {session.step} of {config.num_steps}",
-        config=to_json(config),
+        status=status,
+        config=to_json(session.run_config),
         model=config.model,
         dataset=config.data.train,
         device=device_words(session.device),
@@ -176,17 +180,30 @@ def _facts(session: Session, records: list[StepRecord]) -> list[tuple[str, str]]
         ("Model", f"{config.model}, {num_parameters / 1e6:.1f} M parameters"),
         ("Device", device_words(session.device)),
         ("Batch", f"{config.batch_size} pairs"),
-        ("Samples seen", f"{session.step * config.batch_size:,}"),
+        ("Samples seen", f"{session.stage.samples(session.step):,}"),
     ]
+    stages = stages_of(session.run_config)
+    facts += [(f"Stage {stage.number}", _stage_words(stage)) for stage in stages[1:]]
     if seconds:
         waited = sum(record.data_wait_s for record in records) / seconds
+        pairs = sum(stages[record.stage - 1].config.batch_size for record in records)
         facts += [
-            ("Training rate", f"{len(records) * config.batch_size / seconds:,.0f} pairs/s"),
+            ("Training rate", f"{pairs / seconds:,.0f} pairs/s"),
             ("Waiting for data", f"{waited:.1%} of the training time"),
             ("Loader's bottleneck", str(session.loader.stats.slowest())),
+            ("To the model", f"{session.loader.stats.bytes_per_image / 1000:,.1f} kB a pair"),
         ]
     facts.append(("Peak memory", f"{memory_bytes(session.device) / 2**30:.2f} GiB"))
     return facts + [(name, number) for name, number in versions().items()]
+
+
+def _stage_words(stage: Stage) -> str:
+    config = stage.config
+    ratio = f" {config.mask.mask_ratio:.0%}" if config.mask.kind != "none" else ""
+    return (
+        f"from step {stage.first_step:,}: {config.num_steps:,} steps of {config.batch_size} pairs, "
+        f"mask {config.mask.kind}{ratio}, {architecture(config).vision.image_size} pixels"
+    )
 
 
 def _data_facts(dataset: Dataset, stats: LoaderStats) -> list[tuple[str, str]]:
@@ -203,8 +220,9 @@ def _data_facts(dataset: Dataset, stats: LoaderStats) -> list[tuple[str, str]]:
         ]
     facts += [(f"Rejected: {reason}", f"{n:,}") for reason, n in index.rejections.items()]
     facts.append(("Replaced while training", f"{stats.num_replaced:,} visits"))
+    facts += [("Captions", line) for line in stats.caption_lines()]
     facts += [
-        (f"Bad sample {bad.key}", f"{bad.shard}: {bad.reason}")
+        (f"Bad sample {bad.key}", f"{bad.shard}: {bad.reason}; {bad.instead}")
         for bad in list(stats.bad_samples.values())[:20]
     ]
     return facts

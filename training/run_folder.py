@@ -6,37 +6,23 @@ import fcntl
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from pipeline.durable import write_text
 from training.config import TrainConfig, differences, to_json
 
 
 class RunFolder:
-    """Paths of a run, held by one process at a time."""
+    """Paths of a run; written by the one process that has claimed it, rank 0."""
 
     def __init__(self, path: Path) -> None:
-        """Create or open the folder and lock it.
+        """Name the paths; nothing is touched.
 
-        Raises:
-            ValueError: it cannot be written, or another process is running in it.
+        Args:
+            path: the folder; need not exist.
         """
         self.path = path
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            self._lock = (path / "lock").open("w", encoding="utf-8")
-        except OSError as error:
-            raise ValueError(
-                f"the run folder {path} cannot be written ({error.strerror}): "
-                "choose another one with --run-dir"
-            ) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            raise ValueError(
-                f"another process is training in {path}: wait for it, or choose another --run-dir"
-            ) from error
+        self._lock: TextIO | None = None
 
     @property
     def checkpoints(self) -> Path:
@@ -68,12 +54,35 @@ class RunFolder:
         """What the terminal showed, with times."""
         return self.path / "train.log"
 
-    def claim(self, config: TrainConfig) -> None:
-        """Write the configuration, or make sure that the run found here has the same one.
+    @property
+    def sample_ids(self) -> Path:
+        """Rows of the index that each step was trained on, where the run logs them."""
+        return self.path / "sample_ids.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of TensorBoard's event files, where the run writes them."""
+        return self.path / "tensorboard"
+
+    @property
+    def wandb_id(self) -> Path:
+        """Which run of Weights & Biases this is, where it reports there."""
+        return self.path / "wandb_id"
+
+    def claim(self, config: TrainConfig, *, restart: bool = False) -> None:
+        """Keep other processes out, and make sure that a run found here has this configuration.
+
+        Args:
+            config: of the run; written into the folder.
+            restart: remove the run found here instead.
 
         Raises:
-            ValueError: the folder holds a run with another configuration; names the fields.
+            ValueError: the folder cannot be written, another process is running in it, or it holds
+                a run with another configuration; names the fields.
         """
+        self._take_lock()
+        if restart:
+            self.clear()
         wanted = to_json(config)
         if self.config.exists():
             changed = differences(self._stored_config(), wanted)
@@ -88,13 +97,38 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove the run's files, and nothing else that lies in the folder."""
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
-        for path in (self.metrics, self.config, self.evaluation, self.report, self.log):
+        for folder in (self.checkpoints, self.tensorboard):
+            shutil.rmtree(folder, ignore_errors=True)
+        files = [self.metrics, self.sample_ids, self.config, self.evaluation, self.report, self.log]
+        for path in [*files, self.wandb_id, *self.path.glob("bad_batch_*.safetensors")]:
             path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Let other processes in."""
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _take_lock(self) -> None:
+        if self._lock is not None:
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / "lock").open("w", encoding="utf-8")
+        except OSError as error:
+            raise ValueError(
+                f"the run folder {self.path} cannot be written ({error.strerror}): "
+                "choose another one with --run-dir"
+            ) from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.close()
+            raise ValueError(
+                f"another process is training in {self.path}: wait for it, or choose another "
+                "--run-dir"
+            ) from error
+        self._lock = lock
 
     def _stored_config(self) -> dict[str, Any]:
         try:

@@ -2,56 +2,110 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from model import Clip, build_clip, open_clip_weights
-from model.config import ClipConfig, clip_config
-from pipeline import Loader, LoaderConfig, open_loader
-from pipeline.patches import CLIP_MEAN, CLIP_STD
+from model import Clip, open_clip_weights
+from model.config import ClipConfig
+from model.execution import configure
+from model.losses import ContrastiveLoss
+from model.open_clip_config import preprocess_config
+from pipeline import Loader, PackedBatch
 from training import checkpoint
-from training.checkpoint import Checkpoint, CheckpointError
+from training.accumulation import Encoded, split
+from training.bad_batch import write_bad_batch
+from training.checkpoint import Checkpoint, CheckpointWriter
 from training.config import TrainConfig, to_json
+from training.distributed import Ranks
+from training.ema import WeightAverage
 from training.environment import versions
-from training.metrics import StepLog, StepRecord
-from training.optim import build_optimizer, learning_rate, set_learning_rate
-from training.overlap import overlap_warnings
+from training.metrics import DEVICE, NonFiniteLossError, StepLog, StepRecord
+from training.optim import set_learning_rate
+from training.parallel import state_on_host, whole, whole_clip
 from training.run_folder import RunFolder
+from training.sample_ids import SampleIdLog
+from training.schedule import learning_rate
+from training.stages import Stage
+from training.step import train_step
 from training.timeline import Timeline
+from training.watch import Watcher
+from training.watch_steps import SlowSteps, StepClock
 
 logger = logging.getLogger(__name__)
+
+EMA = "ema"
+"""Part of a checkpoint that holds the average of the weights, in open_clip's names."""
+LOSS = "loss"
+"""Part of a checkpoint that holds the loss's own state."""
+MASK = "mask"
+"""Part of a checkpoint that holds what the mask was told of the model."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Session:
     """What a training process holds between opening and closing a run."""
 
-    config: TrainConfig
-    """Of the run."""
+    run_config: TrainConfig
+    """Of the whole run."""
+    stage: Stage
+    """The part of the run that is trained."""
     folder: RunFolder
-    """Where everything is written."""
+    """Where rank 0 writes everything."""
+    ranks: Ranks
+    """This process among those of the run."""
     device: torch.device
     """Where the model is."""
     clip: Clip
-    """The model."""
+    """The model; with fsdp, this rank's part of its weights."""
+    model: nn.Module
+    """What is called to train it: `clip`, or DDP's wrapper around it."""
+    loss: ContrastiveLoss
+    """From features to a scalar; holds whatever state it needs."""
     optimizer: torch.optim.Optimizer
     """Its optimiser."""
+    average: WeightAverage | None
+    """Of the weights, where the run keeps one."""
     loader: Loader
     """Training batches, standing at `step`."""
     log: StepLog
     """Steps not yet written."""
+    sample_ids: SampleIdLog | None
+    """Samples of steps not yet written, where the run logs them."""
+    writer: CheckpointWriter | None
+    """Writes checkpoints; on rank 0."""
     timeline: Timeline
     """Seconds by activity, earlier processes of this run included."""
+    clock: StepClock
+    """Seconds of each step."""
+    slow_steps: SlowSteps
+    """Remembers how long steps take."""
+    watchers: list[Watcher]
+    """Show the steps elsewhere; on rank 0."""
     step: int
-    """Optimiser steps done."""
+    """Optimiser steps of the stage done."""
+    grad_norm: Tensor = field(default_factory=lambda: torch.tensor(math.nan))
+    """[] length of the last step's gradient before clipping, on the model's device."""
     mask_weights: dict[str, Tensor] = field(default_factory=dict)
     """Patch projection and positions that the mask goes by; empty if it compares pixels only."""
     mask_step: int = 0
     """Steps done when they were taken."""
+
+    @property
+    def config(self) -> TrainConfig:
+        """Of the stage, as if it were a run of its own."""
+        return self.stage.config
+
+    @property
+    def run_step(self) -> int:
+        """Optimiser steps of the whole run done: the number of checkpoints and log entries."""
+        return self.stage.first_step + self.step
 
     def refresh_mask(self) -> None:
         """Hand the current patch projection to a mask that wants it, at fixed steps."""
@@ -59,170 +113,234 @@ class Session:
         if mask.uses_embedding and self.step % mask.embedding_every == 0:
             tower = self.clip.image
             self.mask_weights = {
-                "weight": tower.patch_embed.weight.detach().float().cpu().clone(),
-                "positions": tower.positional_embedding[1:].detach().float().cpu().clone(),
+                "weight": whole(tower.patch_embed.weight).float().cpu().clone(),
+                "positions": whole(tower.positional_embedding)[1:].float().cpu().clone(),
             }
             self.mask_step = self.step
             self.loader.set_patch_embedding(**self.mask_weights, step=self.step)
 
     def start_step(self) -> float:
         """Set this step's learning rate and return it."""
-        samples = (self.step + 1) * self.config.batch_size
-        rate = learning_rate(samples, self.config.total_samples, self.config.optim)
+        config = self.config
+        rate = learning_rate(
+            self.step * config.batch_size,
+            config.optim,
+            batch_size=config.batch_size,
+            total_samples=config.num_steps * config.batch_size,
+        )
         set_learning_rate(self.optimizer, rate)
         return rate
 
-    def save(self) -> list[StepRecord]:
-        """Write the pending steps, then a checkpoint.
+    def log_scale(self) -> Tensor:
+        """Logarithm of the logit scale in use, a scalar on the model's device."""
+        temperature = self.loss.temperature()
+        return whole(self.clip.logit_scale) if temperature is None else -temperature.log()
+
+    def update(self, batch: PackedBatch) -> Tensor:
+        """Train on one batch of this rank; nothing is read back from the device.
+
+        Returns:
+            The loss of the global batch before the update, a scalar on the model's device.
+        """
+        ids = batch.sample_ids.to(self.device, non_blocking=True)
+
+        def loss_of(features: Encoded) -> Tensor:
+            return self.loss(
+                features.images,
+                features.texts,
+                features.scale,
+                logit_bias=features.bias,
+                sample_ids=ids,
+                step=self.step,
+            )
+
+        chunks = [part.to(self.device) for part in split(batch, self.config.accumulation)]
+        loss, self.grad_norm = train_step(
+            self.model, loss_of, self.optimizer, chunks, self.config, self.timeline
+        )
+        self.step += 1
+        if self.average:
+            with self.timeline.during("averaging weights"):
+                size = self.config.batch_size
+                self.average.update(self.step * size, size)
+        if self.sample_ids:
+            self.sample_ids.add(self.run_step, ids)
+        return self.ranks.mean(loss)
+
+    def flush(self) -> list[StepRecord]:
+        """Write the pending steps; all ranks must call it behind the same step.
 
         Returns:
             The steps that were pending.
 
         Raises:
-            CheckpointError: it could not be written; earlier ones are untouched.
-            NonFiniteLossError: a loss was not finite; nothing is saved then.
+            NonFiniteLossError: a loss or gradient was not finite; names the file of the batch.
         """
-        records = self.log.flush()
-        with self.timeline.during("checkpoints"):
-            checkpoint.save(
-                self.folder.checkpoints,
-                self.step,
-                weights=_stored(open_clip_weights.dump(self.clip)),
-                architecture=_architecture(self.clip.config),
-                optimizer=checkpoint.optimizer_tensors(self.clip, self.optimizer),
-                state=self._state(),
-                keep=self.config.keep_checkpoints,
-                mask=self.mask_weights,
-            )
+        if self.sample_ids:
+            self.sample_ids.flush()
+        try:
+            with self.timeline.during(DEVICE):
+                records = self.log.flush()
+        except NonFiniteLossError as error:
+            raise write_bad_batch(
+                error, self.loader, self.stage, self.folder.path, self.ranks.rank
+            ) from error
+        for watcher in self.watchers:
+            watcher.write(records)
+        slow = self.slow_steps.explain(records)
+        if slow:
+            logger.warning("%s", slow)
         return records
 
+    def save(self) -> list[StepRecord]:
+        """Write the pending steps, and begin to write a checkpoint; called by all ranks.
+
+        Training goes on beside the writing: what goes wrong there is raised by the next call of
+        `check_writer`, `save` or `gather`.
+
+        Returns:
+            The steps that were pending.
+
+        Raises:
+            CheckpointError: the one before could not be written; earlier ones are untouched.
+            NonFiniteLossError: a loss was not finite; nothing is saved then.
+        """
+        records = self.flush()
+        with self.timeline.during("checkpoints"):
+            parts = self._parts()
+            if self.writer:
+                self.writer.start(
+                    Checkpoint(
+                        step=self.run_step,
+                        parts=parts,
+                        architecture=_architecture(self.clip.config),
+                        state=self._state(),
+                    )
+                )
+        return records
+
+    def check_writer(self) -> None:
+        """Raise what went wrong with the last checkpoint.
+
+        Raises:
+            CheckpointError: it could not be written; earlier ones are untouched.
+        """
+        if self.writer:
+            self.writer.check()
+
+    def finish_writing(self) -> None:
+        """Return, on all ranks, once the last checkpoint is on the disk.
+
+        Raises:
+            CheckpointError: it could not be written; on rank 0.
+        """
+        self.ranks.on_main(lambda: self.writer.wait() if self.writer else None)
+
+    def end_stage(self) -> None:
+        """Return, on all ranks, once the next stage can start from this one's last checkpoint.
+
+        Raises:
+            CheckpointError: it could not be written; on rank 0.
+        """
+        self.finish_writing()
+        self.ranks.end_votes()
+
+    def gather(self) -> None:
+        """Bring to rank 0 what the end of a run needs; called by all ranks behind the last step.
+
+        Raises:
+            CheckpointError: the last checkpoint could not be written; on rank 0.
+        """
+        self.end_stage()
+        if self.average and self.config.evaluation.ema:
+            self.average.copy_into_model()
+        copy = whole_clip(self.clip, self.ranks.is_main)
+        if copy is not None:
+            self.clip = _for_evaluation(copy, self.config)
+        stats = self.loader.stats
+        for rank, bad in enumerate(self.ranks.gather(stats.bad_samples)):
+            if rank:
+                stats.bad_samples |= bad
+
     def close(self) -> None:
-        """End the loader's threads."""
+        """End the loader's threads, and let a checkpoint be finished."""
         self.loader.close()
+        for watcher in self.watchers:
+            watcher.close()
+        if self.writer:
+            self.writer.wait()
+
+    def _parts(self) -> dict[str, dict[str, Tensor]]:
+        """Copies of all tensors of the training state in host memory; empty but on rank 0."""
+        is_main = self.ranks.is_main
+        optimizer = checkpoint.optimizer_tensors(self.clip, self.optimizer)
+        average = {}
+        if self.average:
+            with self.average.in_place():
+                average = self._weights()
+        return {
+            checkpoint.WEIGHTS: self._weights(),
+            EMA: average,
+            checkpoint.OPTIMIZER: state_on_host(optimizer, is_main),
+            LOSS: state_on_host(self.loss.state_tensors(), is_main),
+            MASK: state_on_host(self.mask_weights, is_main),
+        }
+
+    def _weights(self) -> dict[str, Tensor]:
+        """The model in open_clip's names, copied to host memory; empty but on rank 0."""
+        copy = whole_clip(self.clip, self.ranks.is_main)
+        weights = open_clip_weights.dump(copy) if copy is not None else {}
+        return state_on_host(weights, self.ranks.is_main)
 
     def _state(self) -> dict[str, Any]:
         return {
-            "samples": self.step * self.config.batch_size,
-            "index_fingerprint": self.loader.index.fingerprint,
-            "selection_fingerprint": self.loader.dataset.selection_fingerprint,
+            "samples": self.stage.samples(self.step),
+            "stage": self.stage.number,
+            **{
+                f"{name}_fingerprint": value
+                for name, value in fingerprints(self.loader, self.clip.config).items()
+            },
+            "decoder": decoder_kind(self.loader),
             "config": to_json(self.config),
+            "world_size": self.ranks.world_size,
             "mask_step": self.mask_step,
-            "seconds": self.timeline.seconds,
+            "seconds": dict(self.timeline.seconds),
             "num_replaced": self.loader.stats.num_replaced,
+            "num_missing_captions": self.loader.stats.num_missing_captions,
+            "num_short_captions": self.loader.stats.num_short_captions,
             "versions": versions(),
         }
 
 
-def open_session(config: TrainConfig, folder: RunFolder, timeline: Timeline) -> Session:
-    """Open the data, build the model, and go on from the newest checkpoint if there is one.
-
-    Args:
-        config: of the run.
-        folder: already claimed for this configuration.
-        timeline: of this process so far; what the checkpoint knows is added to it.
-
-    Raises:
-        CheckpointError: no checkpoint in the folder is whole, or it belongs to other data.
-        FileNotFoundError: the index or a shard is missing.
-        ValueError: the model is unknown, or the data do not fit the configuration.
-    """
-    if config.num_threads:
-        torch.set_num_threads(config.num_threads)
-    device = torch.device(_device_name(config))
-    architecture = clip_config(config.model)
-    found = checkpoint.load_latest(folder.checkpoints)
-    loader = open_loader(config.data.train, loader_config(config, architecture))
-    for line in overlap_warnings(loader.dataset, config.evaluation):
-        logger.warning("%s", line)
-    with timeline.during("building the model"):
-        torch.manual_seed(config.seed)
-        clip = build_clip(architecture)
-        if found:
-            _check_same_data(found, loader)
-            open_clip_weights.load(clip, found.weights)
-        clip.to(device)
-        optimizer = build_optimizer(clip, config.optim)
-        if found:
-            checkpoint.restore_optimizer(clip, optimizer, found.optimizer)
-    step = found.step if found else 0
-    for activity, seconds in (found.state["seconds"] if found else {}).items():
-        timeline.add(activity, seconds)
-    loader.seek(step)
-    mask_weights = found.mask if found else {}
-    mask_step = found.state.get("mask_step", 0) if found else 0
-    if mask_weights:
-        loader.set_patch_embedding(**mask_weights, step=mask_step)
-    return Session(
-        config=config,
-        folder=folder,
-        device=device,
-        clip=clip,
-        optimizer=optimizer,
-        loader=loader,
-        log=StepLog(folder.metrics, resumed_step=step),
-        timeline=timeline,
-        step=step,
-        mask_weights=mask_weights,
-        mask_step=mask_step,
-    )
+def decoder_kind(loader: Loader) -> str:
+    """What decodes, without the number of a GPU."""
+    return loader.decoder_name.split(":")[0]
 
 
-def loader_config(config: TrainConfig, architecture: ClipConfig) -> LoaderConfig:
-    """The pipeline's part of a run: its own settings and the sizes that the model dictates."""
-    return LoaderConfig(
-        batch_size=config.batch_size,
-        image_size=architecture.vision.image_size,
-        patch_size=architecture.vision.patch_size,
-        context_length=architecture.text.context_length,
-        seed=config.seed,
-        caption_source=config.data.caption_source,
-        crop=config.data.crop,
-        mask=config.mask,
-        augment=config.data.augment,
-        num_steps=config.num_steps,
-        decoder=config.data.decoder,
-        device=config.data.device,
-        order=config.data.order,
-        window_shards=config.data.window_shards,
-        cache=config.data.cache,
-        num_threads=config.data.threads,
-        prefetch=config.data.prefetch,
-    )
-
-
-def _device_name(config: TrainConfig) -> str:
-    if config.device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch sees no GPU here; use --device cpu or auto")
-    return config.device
-
-
-def _check_same_data(found: Checkpoint, loader: Loader) -> None:
-    pairs = {
-        "index": (found.state["index_fingerprint"], loader.index.fingerprint),
-        "selection": (
-            found.state.get("selection_fingerprint"),  # older checkpoints knew no selections
-            loader.dataset.selection_fingerprint,
-        ),
+def fingerprints(loader: Loader, architecture: ClipConfig) -> dict[str, str | None]:
+    """What must be the same for a run to go on, each by a name that changes with its content."""
+    model = json.dumps(_architecture(architecture), sort_keys=True)
+    return {
+        "index": loader.index.fingerprint,
+        "selection": loader.dataset.selection_fingerprint,
+        "tokenizer": loader.index.tokenizer,
+        "captions": loader.captions.fingerprint or "original",
+        "model": hashlib.sha256(model.encode()).hexdigest(),
     }
-    for what, (before, now) in pairs.items():
-        if before != now:
-            was, found_now = ((name or "of all samples")[:16] for name in (before, now))
-            raise CheckpointError(
-                f"the checkpoint of step {found.step} was trained on the {what} {was}, but that of "
-                f"{loader.index.directory} is {found_now}: its order of samples cannot go on. "
-                f"Restore that {what}, or begin again with --restart"
-            )
 
 
-def _stored(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().contiguous() for name, tensor in weights.items()}
+def _for_evaluation(clip: Clip, config: TrainConfig) -> Clip:
+    """The model computing in its weights' type; not compiled, as every set brings other shapes."""
+    if config.compile:
+        trained, clip = clip, Clip(clip.config).to(clip.logit_scale.device)
+        clip.load_state_dict(trained.state_dict())
+    configure(clip)
+    return clip
 
 
 def _architecture(config: ClipConfig) -> dict[str, Any]:
     """Content of open_clip_config.json, as open_clip's `local-dir:` models have it."""
     return {
         "model_cfg": open_clip_weights.open_clip_config(config),
-        "preprocess_cfg": {"mean": list(CLIP_MEAN), "std": list(CLIP_STD)},
+        "preprocess_cfg": preprocess_config(config),
     }

@@ -3,50 +3,65 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from model import Clip, clip_loss
 from pipeline import PackedBatch
-from training.config import OptimConfig, TrainConfig
+from training.accumulation import Encoded, LossOf, backward_in_chunks, encode, encode_in_chunks
+from training.config import TrainConfig
+from training.optim import clip_gradients
+from training.parallel import bare
 from training.timeline import Timeline
 
 
 def train_step(
-    clip: Clip,
+    model: nn.Module,
+    loss_of: LossOf,
     optimizer: torch.optim.Optimizer,
-    batch: PackedBatch,
+    chunks: Sequence[PackedBatch],
     config: TrainConfig,
     timeline: Timeline,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Forward, loss, backward, update; nothing is read back from the device.
 
     Args:
-        clip: updated in place.
+        model: a `Clip`, or what `parallelise` made of it; updated in place.
+        loss_of: gives the loss of the features of all chunks.
         optimizer: with this step's learning rate already set.
-        batch: on the model's device.
+        chunks: the batch on the model's device, whole or cut by `accumulation.split`.
         config: of the run.
         timeline: seconds by activity; on a GPU they are those of launching the work.
 
     Returns:
-        The loss before the update, a scalar on the model's device.
+        The loss before the update and the length of its gradient before it was clipped, scalars on
+        the model's device.
     """
-    with timeline.during("forward"), autocast(config, clip.logit_scale.device):
-        images, texts, scale = clip(
-            batch.patches, batch.positions, batch.image_offsets, batch.tokens, batch.text_offsets
-        )
-        loss = clip_loss(images, texts, scale)
+    clip = bare(model)
+    device = clip.logit_scale.device
+
+    def encoded(model: nn.Module, chunk: PackedBatch) -> Encoded:
+        with autocast(config, device):
+            return encode(model, chunk)
+
+    with timeline.during("forward"):
+        whole = len(chunks) == 1
+        features = encoded(model, chunks[0]) if whole else encode_in_chunks(model, chunks, encoded)
+        loss = loss_of(features)
     with timeline.during("backward"):
         loss.backward()
+        if not whole:
+            backward_in_chunks(model, chunks, features, encoded)
     with timeline.during("optimiser"):
-        _clip_gradients(clip, config.optim)
+        norm = clip_gradients(clip, config.optim.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
-            clip.logit_scale.clamp_(0, math.log(config.optim.max_logit_scale))
-    return loss.detach()
+            lowest, highest = config.optim.min_logit_scale, config.optim.max_logit_scale
+            clip.logit_scale.clamp_(math.log(lowest), math.log(highest))
+    return loss.detach(), norm
 
 
 def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager:
@@ -55,8 +70,3 @@ def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManage
     if wanted == "bfloat16" or (wanted == "auto" and device.type == "cuda"):
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext()
-
-
-def _clip_gradients(clip: Clip, config: OptimConfig) -> None:
-    if config.max_grad_norm > 0:
-        torch.nn.utils.clip_grad_norm_(clip.parameters(), config.max_grad_norm)

@@ -37,7 +37,8 @@ def attend(
         causal=causal,
         dtype=qkv.dtype,
     )
-    assert (layout.padded is None) == (qkv.is_cuda and qkv.dtype == torch.bfloat16)
+    runs_flash = layout.padded is None and layout.lengths is None
+    assert runs_flash == (qkv.is_cuda and qkv.dtype == torch.bfloat16)
     query, key, value = qkv.unbind(1)
     asking = query[layout.pooled_rows] if pooled else query
     out = packed_attention(asking, key, value, layout, pooled=pooled)

@@ -185,13 +185,26 @@ def test_wrong_use_ends_at_once_with_the_way_out(
     assert "Traceback" not in failed.stderr
 
 
-def test_several_processes_are_refused(
-    coloured_index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("what", ["index", "tokenizer", "model"])
+def test_another_index_tokenizer_or_model_is_refused_on_resume(
+    what: str, unbroken: Path, coloured_index: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    failed = run(arguments(coloured_index, tmp_path / "run"))
-    assert failed.returncode == 2
-    assert "one process" in failed.stderr
+    """The checkpoint knows what it was trained with, whatever the configuration says."""
+    import shutil
+
+    copy = tmp_path / "run"
+    shutil.copytree(unbroken, copy)
+    (copy / "evaluation.json").unlink()
+    state = max((copy / "checkpoints").iterdir()) / "state.json"
+    content = json.loads(state.read_text())
+    now = content[f"{what}_fingerprint"][:16]
+    content[f"{what}_fingerprint"] = "0" * 64
+    state.write_text(json.dumps(content))
+    failed = run(arguments(coloured_index, copy))
+    assert failed.returncode == 1
+    assert f"{what} 0000000000000000" in failed.stderr
+    assert now in failed.stderr
+    assert "Traceback" not in failed.stderr
 
 
 def test_dry_run_says_what_would_run(coloured_index: Path, tmp_path: Path) -> None:
@@ -208,25 +221,6 @@ def test_help_explains_every_field_with_its_unit() -> None:
     text = " ".join(shown.stdout.replace("│", " ").split())
     for words in ("Pairs per step over all ranks", "Share of patches dropped", "--dry-run"):
         assert words in text
-
-
-def test_another_index_is_refused_on_resume(
-    unbroken: Path, coloured_index: Path, tmp_path: Path
-) -> None:
-    """The checkpoint knows which data it was trained on, whatever the configuration says."""
-    import shutil
-
-    copy = tmp_path / "run"
-    shutil.copytree(unbroken, copy)
-    (copy / "evaluation.json").unlink()
-    state = max((copy / "checkpoints").iterdir()) / "state.json"
-    content = json.loads(state.read_text())
-    content["index_fingerprint"] = "0" * 64
-    state.write_text(json.dumps(content))
-    failed = run(arguments(coloured_index, copy))
-    assert failed.returncode == 1
-    assert "0000000000000000" in failed.stderr
-    assert "Traceback" not in failed.stderr
 
 
 @pytest.fixture
@@ -249,7 +243,7 @@ def test_a_full_disk_ends_with_a_message_and_nothing_half_written(
     assert "disk is full" in failed.stderr
     assert "Traceback" not in failed.stderr
     assert list((small_disk / "run" / "checkpoints").iterdir()) == []
-    assert losses(small_disk / "run")[-1][0] == 3, "what was logged is kept"
+    assert losses(small_disk / "run")[-1][0] >= 3, "what was logged is kept"
 
 
 def test_a_run_folder_that_cannot_be_written_is_named(coloured_index: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from training import checkpoint
-from training.checkpoint import CheckpointError
+from training.checkpoint import Checkpoint, CheckpointError, CheckpointWriter
 
 
 def trained() -> tuple[nn.Linear, torch.optim.AdamW]:
@@ -23,17 +23,23 @@ def trained() -> tuple[nn.Linear, torch.optim.AdamW]:
     return model, optimizer
 
 
-def save(folder: Path, step: int, keep: int = 2) -> Path:
+def made(step: int) -> Checkpoint:
     model, optimizer = trained()
-    return checkpoint.save(
-        folder,
-        step,
-        weights=dict(model.state_dict()),
+    return Checkpoint(
+        step=step,
+        parts={
+            checkpoint.WEIGHTS: dict(model.state_dict()),
+            checkpoint.OPTIMIZER: checkpoint.optimizer_tensors(model, optimizer),
+            "loss": {"log_u": torch.arange(4.0)},
+            "mask": {},
+        },
         architecture={"model_cfg": {}},
-        optimizer=checkpoint.optimizer_tensors(model, optimizer),
         state={"samples": step * 10},
-        keep=keep,
     )
+
+
+def save(folder: Path, step: int, keep: int = 2) -> Path:
+    return checkpoint.save(folder, made(step), keep)
 
 
 def test_model_and_optimiser_come_back_bit_for_bit(tmp_path: Path) -> None:
@@ -45,8 +51,10 @@ def test_model_and_optimiser_come_back_bit_for_bit(tmp_path: Path) -> None:
     assert found is not None
     assert found.step == 7
     assert found.state["samples"] == 70
-    fresh.load_state_dict(found.weights)
-    checkpoint.restore_optimizer(fresh, fresh_optimizer, found.optimizer)
+    assert torch.equal(found.part("loss")["log_u"], torch.arange(4.0))
+    assert found.part("mask") == {}
+    fresh.load_state_dict(found.part(checkpoint.WEIGHTS))
+    checkpoint.restore_optimizer(fresh, fresh_optimizer, found.part(checkpoint.OPTIMIZER))
     for net, updates in ((model, optimizer), (fresh, fresh_optimizer)):
         torch.manual_seed(1)
         net(torch.randn(4, 5)).square().mean().backward()
@@ -123,3 +131,32 @@ def test_a_full_disk_leaves_the_last_checkpoint(
 
 def test_an_empty_folder_is_a_fresh_start(tmp_path: Path) -> None:
     assert checkpoint.load_latest(tmp_path / "none") is None
+
+
+def test_a_writer_writes_beside_the_training_and_removes_what_a_killed_one_left(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / ".partial_step_000000009").mkdir()
+    writer = CheckpointWriter(tmp_path, keep=2)
+    for step in (1, 2, 3):
+        writer.start(made(step))
+    writer.wait()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step_000000002", "step_000000003"]
+
+
+def test_what_goes_wrong_in_the_background_is_raised_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    writer = CheckpointWriter(tmp_path, keep=2)
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    writer.start(made(1))
+    with pytest.raises(CheckpointError, match="disk is full"):
+        writer.wait()
+    writer.check()
+    monkeypatch.undo()
+    writer.start(made(2))
+    writer.wait()
+    assert [p.name for p in tmp_path.iterdir()] == ["step_000000002"]

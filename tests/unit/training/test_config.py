@@ -36,7 +36,7 @@ def test_every_field_says_what_it_means(config_class: type) -> None:
 
 
 def test_there_are_few_enough_fields_to_know() -> None:
-    assert sum(len(dataclasses.fields(c)) for c in ALL) < 60
+    assert sum(len(dataclasses.fields(c)) for c in ALL) < 100
 
 
 @pytest.mark.parametrize("name", list(RECIPES))

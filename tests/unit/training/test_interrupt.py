@@ -21,7 +21,13 @@ def test_a_signal_in_the_loop_waits_for_its_moment() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         assert stops.requested
         with pytest.raises(Interrupted, match="SIGINT"):
-            stops.raise_if_requested()
+            stops.end_run()
+
+
+def test_a_rank_without_a_signal_ends_with_the_others() -> None:
+    with pytest.raises(Interrupted) as raised:
+        StopRequests().end_run()
+    assert raised.value.exit_status == 143
 
 
 def test_a_second_signal_does_not_wait() -> None:

@@ -1,35 +1,163 @@
-"""Schedule and parameter groups."""
+"""Parameter groups, optimisers and gradient lengths, against open_clip, NumPy and torch."""
 
-import math
+from __future__ import annotations
 
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import open_clip
 import pytest
 import torch
 from torch import nn
 
-from training.config import OptimConfig
-from training.optim import build_optimizer, learning_rate
+from model import build_clip, open_clip_weights
+from model.config import clip_config
+from training import checkpoint
+from training.checkpoint import Checkpoint
+from training.config import OptimConfig, OptimizerName
+from training.optim import build_optimizer, clip_gradients, decay_groups, set_learning_rate
+
+OPTIMIZERS = get_args(OptimizerName)
 
 
-def test_schedule_rises_linearly_and_falls_as_a_cosine() -> None:
-    config = OptimConfig(learning_rate=1e-3, warmup_samples=100)
-    assert learning_rate(10, 1000, config) == pytest.approx(1e-4)
-    assert learning_rate(100, 1000, config) == pytest.approx(1e-3)
-    assert learning_rate(550, 1000, config) == pytest.approx(5e-4)
-    quarter = learning_rate(325, 1000, config)
-    assert quarter == pytest.approx(1e-3 * (1 + math.cos(math.pi / 4)) / 2)
-    assert learning_rate(1000, 1000, config) == 0
+def small_model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 3))
 
 
-def test_schedule_does_not_depend_on_the_batch_size() -> None:
-    config = OptimConfig(learning_rate=1e-3, warmup_samples=100)
-    assert learning_rate(4 * 128, 10_000, config) == learning_rate(2 * 256, 10_000, config)
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
+    for step in steps:
+        inputs = torch.randn(16, 6, generator=torch.Generator().manual_seed(step))
+        set_learning_rate(optimizer, 0.01 / (1 + step))
+        optimizer.zero_grad()
+        model(inputs).square().mean().backward()
+        optimizer.step()
 
 
-def test_no_decay_on_gains_biases_and_scalars() -> None:
-    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
-    model.register_parameter("scale", nn.Parameter(torch.tensor(1.0)))
-    decayed, plain = build_optimizer(model, OptimConfig(weight_decay=0.3)).param_groups
-    assert [p.shape for p in decayed["params"]] == [(4, 4)]
-    assert decayed["weight_decay"] == 0.3
-    assert len(plain["params"]) == 4
-    assert plain["weight_decay"] == 0
+@pytest.mark.parametrize("name", ["tessera-demo", "ViT-S-32-alt"])
+def test_the_groups_are_those_of_open_clip(name: str) -> None:
+    """The rule of open_clip_train.main, applied to open_clip's own model of the same config."""
+    config = clip_config(name)
+    theirs = open_clip.CLIP(**open_clip_weights.open_clip_config(config))
+    spared = {
+        n
+        for n, p in theirs.named_parameters()
+        if p.ndim < 2 or "bn" in n or "ln" in n or "bias" in n or "logit_scale" in n
+    }
+    ours = build_clip(config)
+    _, plain = decay_groups(ours)
+    values = {id(p) for p in plain}
+    for number, parameter in enumerate(ours.parameters()):  # a mark that survives the renaming
+        nn.init.constant_(parameter, number)
+    marks = {int(p.flatten()[0]): id(p) in values for p in ours.parameters()}
+    dumped = open_clip_weights.dump(ours)
+    trained = {n for n, _ in theirs.named_parameters()}
+    assert {n for n in trained if marks[int(dumped[n].flatten()[0])]} == spared
+
+
+def test_no_decay_on_anything_called_a_bias_whatever_its_shape() -> None:
+    model = nn.Linear(4, 4)
+    model.register_parameter("position_bias", nn.Parameter(torch.ones(3, 3)))
+    model.register_parameter("frozen", nn.Parameter(torch.ones(3, 3), requires_grad=False))
+    decayed, plain = decay_groups(model)
+    assert [p.shape for p in decayed] == [(4, 4)]
+    assert [p.shape for p in plain] == [(4,), (3, 3)]
+    groups = build_optimizer(model, OptimConfig(weight_decay=0.3)).param_groups
+    assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimiser_goes_on_from_a_checkpoint_bit_for_bit(
+    name: OptimizerName, tmp_path: Path
+) -> None:
+    config = OptimConfig(optimizer=name, learning_rate=0.01)
+    model = small_model()
+    optimizer = build_optimizer(model, config)
+    train(model, optimizer, range(3))
+    parts = {
+        checkpoint.WEIGHTS: model.state_dict(),
+        checkpoint.OPTIMIZER: checkpoint.optimizer_tensors(model, optimizer),
+    }
+    path = checkpoint.save(
+        tmp_path, Checkpoint(step=3, parts=parts, architecture={}, state={}), keep=1
+    )
+    train(model, optimizer, range(3, 7))
+
+    found = checkpoint.load(path)
+    resumed = small_model()
+    resumed.load_state_dict(found.part(checkpoint.WEIGHTS))
+    resumed_optimizer = build_optimizer(resumed, config)
+    checkpoint.restore_optimizer(resumed, resumed_optimizer, found.part(checkpoint.OPTIMIZER))
+    train(resumed, resumed_optimizer, range(3, 7))
+    for one, other in zip(model.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def one_by_hand(name: str, weights: np.ndarray, gradients: list[np.ndarray]) -> np.ndarray:
+    """The update rules of the papers, in float64, for a matrix that decays by 0.1 at rate 0.01."""
+    rate, decay, eps = 0.01, 0.1, 1e-6
+    (b1, b2), w = OptimConfig(optimizer=name).betas, weights.astype(np.float64)  # type: ignore[arg-type]
+    m, v = np.zeros_like(w), np.zeros_like(w)
+    for t, g in enumerate((g.astype(np.float64) for g in gradients), 1):
+        match name:
+            case "lion":  # Chen et al. 2023, algorithm 2
+                w = w - rate * (np.sign(b1 * m + (1 - b1) * g) + decay * w)
+                m = b2 * m + (1 - b2) * g
+            case "sgd":  # momentum as torch has it, the look-ahead of Nesterov, decoupled decay
+                m = g if t == 1 else b1 * m + g
+                w = w * (1 - rate * decay) - rate * (g + b1 * m)
+            case _:  # Loshchilov and Hutter 2019; You et al. 2020, algorithm 2
+                m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+                move = m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps)
+                move = move + decay * w
+                if name == "lamb":
+                    move = move * np.linalg.norm(w) / np.linalg.norm(move)
+                w = w - rate * move
+    return w
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimiser_does_what_its_paper_says(name: OptimizerName) -> None:
+    draw = np.random.default_rng(1)
+    start = draw.standard_normal((5, 4)).astype(np.float32)
+    gradients = [draw.standard_normal((5, 4)).astype(np.float32) * 3 for _ in range(6)]
+    layer = nn.Linear(4, 5, bias=False)
+    layer.weight.data = torch.from_numpy(start.copy())
+    optimizer = build_optimizer(
+        layer, OptimConfig(optimizer=name, learning_rate=0.01, weight_decay=0.1)
+    )
+    for gradient in gradients:
+        layer.weight.grad = torch.from_numpy(gradient)
+        optimizer.step()
+    expected = one_by_hand(name, start, gradients)
+    np.testing.assert_allclose(layer.weight.detach().numpy(), expected, rtol=2e-5, atol=2e-6)
+
+
+def test_gradients_are_shortened_together_and_their_length_told() -> None:
+    model = small_model()
+    model(torch.ones(2, 6)).square().sum().backward()
+    before = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    length = float(np.sqrt(sum(g.double().square().sum().item() for g in before)))
+    assert clip_gradients(model, 0.0).item() == pytest.approx(length, rel=1e-6)
+    for parameter, gradient in zip(model.parameters(), before, strict=True):
+        assert torch.equal(parameter.grad, gradient)  # type: ignore[arg-type]
+    assert clip_gradients(model, 0.5).item() == pytest.approx(length, rel=1e-6)
+    for parameter, gradient in zip(model.parameters(), before, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient * (0.5 / length), rtol=1e-5, atol=1e-8)
+    assert clip_gradients(model, 10.0).item() == pytest.approx(0.5, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"learning_rate": 0.0},
+        {"beta2": 1.0},
+        {"warmup_samples": -1},
+        {"schedule": "cooldown"},
+        {"min_logit_scale": 200.0},
+    ],
+)
+def test_settings_that_cannot_be_are_refused(wrong: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong)).split("_")[0]):
+        OptimConfig(**wrong)

@@ -1,0 +1,121 @@
+"""What the stages of a run are, where each starts, and how positions are carried over."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from model import build_clip, open_clip_weights
+from pipeline.masking import MaskConfig
+from training.config import (
+    EvaluationConfig,
+    OptimConfig,
+    StageConfig,
+    TrainConfig,
+    differences,
+    to_json,
+)
+from training.stages import architecture, fit_positions, stage_at, stages_of
+
+FLIP = TrainConfig(
+    recipe="demo",
+    run_dir="x",
+    model="tessera-demo",
+    total_samples=1000,
+    batch_size=96,
+    seed=7,
+    mask=MaskConfig(kind="random", mask_ratio=0.75),
+    optim=OptimConfig(learning_rate=4e-6, base_batch_size=256),
+    stages=(
+        StageConfig(total_samples=320, batch_size=32, optim=OptimConfig(learning_rate=4e-8)),
+        StageConfig(
+            total_samples=200,
+            optim=OptimConfig(ema_samples=50),
+            mask=MaskConfig(kind="random", mask_ratio=0.3),
+            image_size=128,
+            context_length=40,
+            crop_scale=(0.4, 1.0),
+        ),
+    ),
+    evaluation=EvaluationConfig(ema=True),
+)
+
+
+def test_each_stage_is_a_run_that_starts_where_the_last_one_ended() -> None:
+    first, tuned, larger = stages_of(FLIP)
+    assert [s.first_step for s in (first, tuned, larger)] == [0, 10, 20]
+    assert [s.first_sample for s in (first, tuned, larger)] == [0, 960, 1280]
+    assert first.config == replace(FLIP, stages=(), evaluation=EvaluationConfig())
+    assert tuned.config.mask.kind == "none"
+    assert (tuned.config.batch_size, tuned.config.num_steps) == (32, 10)
+    assert tuned.config.optim.learning_rate == 4e-8
+    assert larger.config.data.crop.scale == (0.4, 1.0)
+    assert larger.config.data.crop.ratio == FLIP.data.crop.ratio
+    assert larger.config.batch_size == 96
+    assert larger.config.evaluation.ema
+    assert len({s.config.seed for s in (first, tuned, larger)}) == 3
+    assert (larger.is_last, larger.name, tuned.samples(3)) == (True, "stage 3/3", 960 + 96)
+
+
+def test_the_steps_done_say_which_stage_goes_on() -> None:
+    numbers = [stage_at(FLIP, steps).number for steps in (0, 9, 10, 19, 20, 21, 22)]
+    assert numbers == [1, 1, 2, 2, 3, 3, 3]
+
+
+def test_a_run_of_one_stage_is_itself() -> None:
+    alone = replace(FLIP, stages=(), evaluation=EvaluationConfig())
+    (stage,) = stages_of(alone)
+    assert stage.config == alone
+    assert (stage.name, stage.is_last) == ("", True)
+
+
+def test_a_stage_that_cannot_be_is_refused_before_the_first_one_runs() -> None:
+    odd = StageConfig(total_samples=320, image_size=100, optim=OptimConfig())
+    with pytest.raises(ValueError, match="must divide image_size 100"):
+        stages_of(replace(FLIP, stages=(odd, *FLIP.stages)))
+    short = StageConfig(total_samples=20, optim=OptimConfig())
+    with pytest.raises(ValueError, match="less than one batch"):
+        stages_of(replace(FLIP, stages=(short, *FLIP.stages)))
+    with pytest.raises(ValueError, match="ema_samples"):
+        replace(FLIP, stages=FLIP.stages[:1])
+
+
+def test_a_change_inside_a_stage_is_named() -> None:
+    changed = replace(FLIP.stages[0], optim=OptimConfig(learning_rate=1e-3))
+    other = replace(FLIP, stages=(changed, FLIP.stages[1]))
+    assert differences(to_json(FLIP), to_json(other)) == [
+        "stages.0.optim.learning_rate: was 4e-08, now 0.001"
+    ]
+
+
+def test_positions_are_resized_for_the_stage_and_nothing_else_changes() -> None:
+    before = build_clip(architecture(FLIP))
+    weights = {name: t.clone() for name, t in open_clip_weights.dump(before).items()}
+    model = architecture(stages_of(FLIP)[2].config)
+    fitted = fit_positions(weights, model)
+    after = build_clip(model)
+    open_clip_weights.load(after, fitted)
+    changed = {n for n in weights if not torch.equal(weights[n], fitted[n])}
+    assert changed == {
+        n
+        for n in ("visual.positional_embedding", "positional_embedding")
+        if weights[n].shape != fitted[n].shape
+    }
+    assert "visual.positional_embedding" in changed
+    old, new = before.config.vision.grid_size, model.vision.grid_size
+    grid = weights["visual.positional_embedding"][1:].T.reshape(1, -1, old, old)
+    expected = F.interpolate(grid, size=(new, new), mode="bicubic", antialias=True)
+    found = after.image.positional_embedding.detach()[1:].T.reshape(1, -1, new, new)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_fixed_table_is_computed_anew_for_the_larger_image() -> None:
+    model = architecture(FLIP)
+    fixed = replace(model, vision=replace(model.vision, positions="sin_cos_2d"))
+    larger = replace(fixed, vision=replace(fixed.vision, image_size=fixed.vision.image_size * 2))
+    fitted = fit_positions(open_clip_weights.dump(build_clip(fixed)), larger)
+    fresh = open_clip_weights.dump(build_clip(larger))["visual.positional_embedding"]
+    assert torch.equal(fitted["visual.positional_embedding"], fresh)

@@ -1,0 +1,154 @@
+"""Large batches on few GPUs: the loss over all features, the model in chunks.
+
+Cached-feature accumulation (GradCache; Gao et al. 2021, section 3.2): the chunks are encoded
+without a graph, the loss over all features gives the gradient of each feature, and every chunk is
+encoded again with a graph through which its features' gradients flow. The result is the gradient
+of the large batch, for the memory of one chunk and a second forward pass.
+
+Shapes: B pairs of this rank, d length of a feature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pipeline import PackedBatch
+from training.parallel import bare, local, unsynchronised
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Encoded:
+    """What a loss is computed from."""
+
+    images: Tensor
+    """[B, d] float32, unit length."""
+    texts: Tensor
+    """[B, d] float32, unit length."""
+    scale: Tensor
+    """[] logit scale, not its logarithm."""
+    bias: Tensor | None
+    """[] logit bias, of models that have one."""
+
+
+LossOf = Callable[[Encoded], Tensor]
+"""From the features of all chunks to the loss, a scalar."""
+EncodeChunk = Callable[[nn.Module, PackedBatch], Encoded]
+"""`encode`, under the precision of the run."""
+
+
+def split(batch: PackedBatch, num_chunks: int) -> list[PackedBatch]:
+    """Cut a batch into equal chunks of consecutive pairs, as views.
+
+    Offsets are read, so a batch on a GPU would stop it: split first, then move.
+
+    Raises:
+        ValueError: the number of pairs is no multiple of `num_chunks`.
+    """
+    if batch.num_samples % num_chunks:
+        raise ValueError(
+            f"accumulation {num_chunks} does not divide the {batch.num_samples} pairs of a rank"
+        )
+    if num_chunks == 1:
+        return [batch]
+    size = batch.num_samples // num_chunks
+    return [_part(batch, first, first + size) for first in range(0, batch.num_samples, size)]
+
+
+def encode(model: nn.Module, batch: PackedBatch) -> Encoded:
+    """Run the model on a batch.
+
+    Args:
+        model: from `parallelise`.
+        batch: on its device.
+    """
+    images, texts, scale = model(
+        batch.patches, batch.positions, batch.image_offsets, batch.tokens, batch.text_offsets
+    )
+    bias = bare(model).logit_bias
+    return Encoded(
+        images=images,
+        texts=texts,
+        scale=local(scale),
+        bias=None if bias is None else local(bias),
+    )
+
+
+def encode_in_chunks(
+    model: nn.Module, chunks: Sequence[PackedBatch], encode_chunk: EncodeChunk
+) -> Encoded:
+    """Features of all chunks, as leaves without a graph that collect gradients.
+
+    Args:
+        model: from `parallelise`.
+        chunks: on its device.
+        encode_chunk: `encode`, under the precision of the run.
+    """
+    with torch.no_grad():
+        parts = [encode_chunk(model, chunk) for chunk in chunks]
+    bias = parts[0].bias
+    return Encoded(
+        images=torch.cat([part.images for part in parts]).requires_grad_(),
+        texts=torch.cat([part.texts for part in parts]).requires_grad_(),
+        scale=parts[0].scale.detach().clone().requires_grad_(),
+        bias=None if bias is None else bias.detach().clone().requires_grad_(),
+    )
+
+
+def backward_in_chunks(
+    model: nn.Module, chunks: Sequence[PackedBatch], cached: Encoded, encode_chunk: EncodeChunk
+) -> None:
+    """Carry the gradients of cached features on to the model's parameters.
+
+    Gradients are averaged over ranks once, with the last chunk, which also carries those of the
+    scale and the bias.
+
+    Args:
+        model: from `parallelise`.
+        chunks: as given to `encode_in_chunks`.
+        cached: its result, behind the loss's backward pass.
+        encode_chunk: as given to `encode_in_chunks`.
+    """
+    size = chunks[0].num_samples
+    for number, chunk in enumerate(chunks):
+        is_last = number == len(chunks) - 1
+        with nullcontext() if is_last else unsynchronised(model):
+            again = encode_chunk(model, chunk)
+            rows = slice(number * size, (number + 1) * size)
+            pairs = [
+                (again.images, _gradient(cached.images)[rows]),
+                (again.texts, _gradient(cached.texts)[rows]),
+            ]
+            if is_last:
+                pairs.append((again.scale, _gradient(cached.scale)))
+                if again.bias is not None and cached.bias is not None:
+                    pairs.append((again.bias, _gradient(cached.bias)))
+            wanted = [(value, grad) for value, grad in pairs if value.requires_grad]
+            torch.autograd.backward([v for v, _ in wanted], [g for _, g in wanted])
+
+
+def _gradient(leaf: Tensor) -> Tensor:
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+
+
+def _part(batch: PackedBatch, first: int, last: int) -> PackedBatch:
+    image_offsets, patches = _rows(batch.image_offsets, first, last)
+    text_offsets, tokens = _rows(batch.text_offsets, first, last)
+    return PackedBatch(
+        patches=batch.patches[patches],
+        positions=batch.positions[patches],
+        image_offsets=image_offsets,
+        tokens=batch.tokens[tokens],
+        text_offsets=text_offsets,
+        sample_ids=batch.sample_ids[first:last],
+    )
+
+
+def _rows(offsets: Tensor, first: int, last: int) -> tuple[Tensor, slice]:
+    """Offsets of sequences first .. last - 1 counted from their first row, and their rows."""
+    start, end = int(offsets[first]), int(offsets[last])
+    return offsets[first : last + 1] - start, slice(start, end)

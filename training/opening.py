@@ -1,0 +1,257 @@
+"""A run is opened: its data, its model, and the newest checkpoint if there is one."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from model import Clip, build_clip, load_pretrained, open_clip_weights
+from model.config import ClipConfig
+from model.execution import configure
+from model.losses import ContrastiveLoss, build_loss
+from pipeline import Loader, LoaderConfig, open_loader
+from training import checkpoint
+from training.checkpoint import Checkpoint, CheckpointError, CheckpointWriter
+from training.config import TrainConfig
+from training.distributed import Ranks
+from training.ema import WeightAverage
+from training.metrics import StepLog
+from training.optim import build_optimizer
+from training.overlap import overlap_warnings
+from training.parallel import parallelise
+from training.run_folder import RunFolder
+from training.sample_ids import SampleIdLog
+from training.session import EMA, LOSS, MASK, Session, decoder_kind, fingerprints
+from training.stages import architecture as stage_architecture
+from training.stages import fit_positions, stage_at, stages_of
+from training.timeline import Timeline
+from training.watch import open_watchers
+from training.watch_steps import SlowSteps, StepClock
+
+logger = logging.getLogger(__name__)
+
+
+def open_session(
+    config: TrainConfig, folder: RunFolder, timeline: Timeline, ranks: Ranks | None = None
+) -> Session:
+    """Open a run where its newest checkpoint left it: inside a stage, between two, or fresh.
+
+    Args:
+        config: of the whole run.
+        folder: claimed for this configuration by rank 0.
+        timeline: of this process so far; what the checkpoint knows is added to it.
+        ranks: of the run; a process alone without.
+
+    Raises:
+        CheckpointError: no checkpoint in the folder is whole, or it belongs to other data.
+        FileNotFoundError: the index or a shard is missing.
+        ValueError: the model is unknown, or the data do not fit the configuration.
+    """
+    ranks = ranks or Ranks()
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+    device = ranks.device(config.device)
+    found = checkpoint.load_on_all(folder.checkpoints, ranks)
+    run_config, run_step = config, found.step if found else 0
+    stage = stage_at(run_config, run_step)
+    config, step = stage.config, run_step - stage.first_step
+    architecture = architecture_of(config)
+    loader = open_loader(config.data.train, _rank_config(config, architecture, ranks, device))
+    _check_decoder(loader, ranks, found)
+    if ranks.is_main:
+        for line in overlap_warnings(loader.dataset, config.evaluation):
+            logger.warning("%s", line)
+        for line in loader.captions.describe():
+            logger.info("%s", line)
+    if found:
+        trained = config if step else stages_of(run_config)[max(0, stage.number - 2)].config
+        _check_same_run(found, loader, architecture_of(trained))
+    with timeline.during("building the model"):
+        clip, model, loss, optimizer = _build(
+            config, architecture, ranks, device, loader, found, resumed=step > 0
+        )
+        average = _average(config, clip, found if step else None)
+    for activity, seconds in (found.state["seconds"] if found else {}).items():
+        timeline.add(activity, seconds)
+    loader.seek(step)
+    mask_weights = found.part(MASK) if found and step else {}
+    mask_step = found.state.get("mask_step", 0) if found and step else 0
+    if mask_weights:
+        loader.set_patch_embedding(**mask_weights, step=mask_step)
+    main = ranks.is_main
+    return Session(
+        run_config=run_config,
+        stage=stage,
+        folder=folder,
+        ranks=ranks,
+        device=device,
+        clip=clip,
+        model=model,
+        loss=loss,
+        optimizer=optimizer,
+        average=average,
+        loader=loader,
+        log=StepLog(folder.metrics if main else None, resumed_step=run_step),
+        sample_ids=SampleIdLog(folder.sample_ids, ranks, resumed_step=run_step)
+        if config.log_sample_ids
+        else None,
+        writer=CheckpointWriter(folder.checkpoints, config.keep_checkpoints) if main else None,
+        timeline=timeline,
+        clock=StepClock(timeline),
+        slow_steps=SlowSteps(config.watch.slow_step, world_size=ranks.world_size),
+        watchers=open_watchers(run_config, folder, resumed_step=run_step) if main else [],
+        step=step,
+        mask_weights=mask_weights,
+        mask_step=mask_step,
+    )
+
+
+def architecture_of(config: TrainConfig) -> ClipConfig:
+    """The model of a run, with what its loss needs of it.
+
+    The sigmoid loss needs a bias, and starts from a scale of 10 and a bias of -10 (Zhai et al.
+    2023, section 3.2); other losses take the model as its name says.
+
+    Raises:
+        ValueError: the model is unknown.
+    """
+    architecture = stage_architecture(config)
+    if config.loss.kind == "siglip" and architecture.init_logit_bias is None:
+        return replace(architecture, init_logit_scale=math.log(10), init_logit_bias=-10.0)
+    return architecture
+
+
+def _build(
+    config: TrainConfig,
+    architecture: ClipConfig,
+    ranks: Ranks,
+    device: torch.device,
+    loader: Loader,
+    found: Checkpoint | None,
+    *,
+    resumed: bool,
+) -> tuple[Clip, nn.Module, ContrastiveLoss, torch.optim.Optimizer]:
+    """The model, what is called to train it, the loss and the optimiser, fresh or as found.
+
+    A stage that begins (found, but not resumed) takes over the weights and what the loss knows.
+    """
+    torch.manual_seed(config.seed)
+    clip = build_clip(architecture)
+    configure(
+        clip,
+        dtype=torch.bfloat16 if config.precision == "pure_bfloat16" else None,
+        checkpoint_blocks=config.checkpoint_blocks,
+        compile_blocks=config.compile,
+    )
+    num_samples = loader.index.num_samples
+    loss = build_loss(
+        config.loss,
+        num_samples=num_samples,
+        steps_per_pass=max(1, loader.dataset.num_samples // config.batch_size),
+    ).to(device)
+    # A parameter that gets no gradient would keep the ranks waiting for it.
+    clip.logit_scale.requires_grad_(not loss.owns_temperature)
+    if clip.logit_bias is not None:
+        clip.logit_bias.requires_grad_(config.loss.kind == "siglip")
+    if not found and config.init_from:
+        for note in load_pretrained(clip, config.init_from):
+            logger.info("%s: %s", config.init_from, note)
+    if found:
+        open_clip_weights.load(clip, fit_positions(found.part(checkpoint.WEIGHTS), architecture))
+        loss.load_state_tensors(found.part(LOSS))
+    model = parallelise(clip, ranks, device, config.distributed.strategy)
+    optimizer = build_optimizer(clip, config.optim)
+    if found and resumed:
+        checkpoint.restore_optimizer(clip, optimizer, found.part(checkpoint.OPTIMIZER))
+    return clip, model, loss, optimizer
+
+
+def _average(config: TrainConfig, clip: Clip, found: Checkpoint | None) -> WeightAverage | None:
+    """The average of the weights as found, or of the present ones; None if the run keeps none."""
+    if not config.optim.ema_samples:
+        return None
+    average = WeightAverage(clip, config.optim.ema_samples)
+    if found:
+        stored = Clip(clip.config)
+        open_clip_weights.load(stored, found.part(EMA))
+        average.load(clip, stored.state_dict())
+    return average
+
+
+def _rank_config(
+    config: TrainConfig, architecture: ClipConfig, ranks: Ranks, device: torch.device
+) -> LoaderConfig:
+    """`loader_config` with this rank's share and device."""
+    shared = loader_config(config, architecture)
+    share = replace(shared, rank=ranks.rank, world_size=ranks.world_size)
+    if share.local_batch_size % config.accumulation:
+        raise ValueError(
+            f"accumulation {config.accumulation} does not divide the {share.local_batch_size} "
+            "pairs of a rank"
+        )
+    if device.type == "cuda" and share.device == "cuda":
+        share = replace(share, device=str(device))
+    # A batch that is cut into chunks is cut in host memory, where its offsets can be read.
+    return share if config.accumulation > 1 else replace(share, model_device=str(device))
+
+
+def loader_config(config: TrainConfig, architecture: ClipConfig) -> LoaderConfig:
+    """The pipeline's part of a run: its own settings and the sizes that the model dictates."""
+    return LoaderConfig(
+        batch_size=config.batch_size,
+        image_size=architecture.vision.image_size,
+        patch_size=architecture.vision.patch_size,
+        context_length=architecture.text.context_length,
+        seed=config.seed,
+        captions=config.data.captions,
+        text_reduction=config.data.text_reduction,
+        crop=config.data.crop,
+        mask=config.mask,
+        augment=config.data.augment,
+        num_steps=config.num_steps,
+        decoder=config.data.decoder,
+        device=config.data.device,
+        order=config.data.order,
+        window_shards=config.data.window_shards,
+        cache=config.data.cache,
+        num_threads=config.data.threads,
+        prefetch=config.data.prefetch,
+    )
+
+
+def _check_decoder(loader: Loader, ranks: Ranks, found: Checkpoint | None) -> None:
+    """Decoders differ by a few levels of a pixel: enough to end what repeats bit for bit.
+
+    Raises:
+        ValueError: this rank decodes with another one than rank 0.
+    """
+    kind = decoder_kind(loader)
+    first = ranks.on_main(lambda: kind)
+    if kind != first:
+        raise ValueError(
+            f"rank {ranks.rank} decodes with {kind} and rank 0 with {first}, whose pixels differ: "
+            "set --data.decoder to one that every machine has"
+        )
+    before = found.state.get("decoder", kind) if found else kind
+    if before != kind and ranks.is_main:
+        logger.warning(
+            "this run decoded with %s and goes on with %s: pixels differ slightly, so its losses "
+            "are not those of an unbroken run; --data.decoder chooses one", before, kind,
+        )  # fmt: skip
+
+
+def _check_same_run(found: Checkpoint, loader: Loader, architecture: ClipConfig) -> None:
+    for what, now in fingerprints(loader, architecture).items():
+        # Checkpoints older than a fingerprint do not have it; the index one is always there.
+        before = found.state.get(f"{what}_fingerprint", None if what == "selection" else now)
+        if before != now:
+            was, found_now = ((name or "of all samples")[:16] for name in (before, now))
+            raise CheckpointError(
+                f"the checkpoint of step {found.step} was trained with the {what} {was}, but that "
+                f"of this run is {found_now} (index {loader.index.directory}): training cannot go "
+                f"on. Restore that {what}, or begin again with --restart"
+            )

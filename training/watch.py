@@ -1,0 +1,128 @@
+"""TensorBoard and Weights & Biases: the log's records, shown elsewhere too."""
+
+from __future__ import annotations
+
+import importlib.util
+import secrets
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+from pipeline.durable import write_text
+from training.config import TrainConfig, WatchConfig, to_json
+from training.metrics import StepRecord
+from training.run_folder import RunFolder
+
+_SHOWN = ("loss", "lr", "logit_scale", "grad_norm", "step_s", "data_wait_s", "samples", "stage")
+_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}
+
+
+class Watcher(Protocol):
+    """Something that shows the steps of a run."""
+
+    def write(self, records: list[StepRecord]) -> None:
+        """Show steps, in their order."""
+        ...
+
+    def close(self) -> None:
+        """Send what is still under way."""
+        ...
+
+
+def check_watch(config: WatchConfig) -> None:
+    """Make sure that the packages asked for are there, before any work starts.
+
+    Raises:
+        ValueError: one is not; gives the command that installs it.
+    """
+    for field, package in _PACKAGES.items():
+        if getattr(config, field) and importlib.util.find_spec(package) is None:
+            raise ValueError(
+                f"--watch.{field} needs the package {package}: pip install {package}, or leave the "
+                "option out"
+            )
+
+
+def open_watchers(config: TrainConfig, folder: RunFolder, *, resumed_step: int) -> list[Watcher]:
+    """Open what the configuration asks for; on the rank that writes.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        resumed_step: the last step that counts, 0 for a fresh run.
+    """
+    check_watch(config.watch)
+    found: list[Watcher] = []
+    if config.watch.tensorboard:
+        found.append(TensorBoard(folder.tensorboard, resumed_step))
+    if config.watch.wandb:
+        found.append(WandB(config, folder, resumed_step))
+    return found
+
+
+class TensorBoard:
+    """Event files, read by `tensorboard --logdir RUN_DIR`."""
+
+    def __init__(self, folder: Path, resumed_step: int) -> None:
+        """Open a new file; of older ones, steps beyond the resumed one are hidden.
+
+        Args:
+            folder: of the event files.
+            resumed_step: the last step that counts.
+        """
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=resumed_step + 1)
+
+    def write(self, records: list[StepRecord]) -> None:
+        """Append steps and flush them to the file."""
+        for record in records:
+            for name, value in _values(record).items():
+                self._writer.add_scalar(f"train/{name}", value, record.step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._writer.close()
+
+
+class WandB:
+    """A run of Weights & Biases, continued under the same id when training is."""
+
+    def __init__(self, config: TrainConfig, folder: RunFolder, resumed_step: int) -> None:
+        """Begin or continue the run; the id lies in RUN_DIR/wandb_id.
+
+        Args:
+            config: of the run, shown beside its curves.
+            folder: of the run; the package's own files go there too.
+            resumed_step: 0 begins a new run, whatever id is found.
+        """
+        import wandb
+
+        if resumed_step == 0 or not folder.wandb_id.exists():
+            write_text(folder.wandb_id, secrets.token_hex(4))
+        self._run = wandb.init(
+            project=config.watch.wandb,
+            name=folder.path.name,
+            id=folder.wandb_id.read_text(encoding="utf-8"),
+            resume="allow",
+            dir=str(folder.path),
+            config=to_json(config),
+        )
+        # Steps sent before a crash are done again, and come out equal: they are not sent twice.
+        self._sent = self._run.step
+
+    def write(self, records: list[StepRecord]) -> None:
+        """Send the steps that the service does not have yet."""
+        for record in records:
+            if record.step >= self._sent:
+                self._run.log(_values(record), step=record.step)
+
+    def close(self) -> None:
+        """Send the rest and end the run."""
+        self._run.finish()
+
+
+def _values(record: StepRecord) -> dict[str, Any]:
+    fields = asdict(record)
+    return {name: fields[name] for name in _SHOWN}
