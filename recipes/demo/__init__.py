@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from tqdm import tqdm
-
 from pipeline.crops import CropConfig
-from pipeline.index import open_index
-from pipeline.indexing import ScanOptions, build_index
 from pipeline.masking import MaskConfig
 from pipeline.selection import parse_reference
+from training import miniature
 from training.config import DataConfig, EvaluationConfig, OptimConfig, TrainConfig
 
-__all__ = ["demo", "draw_demo_data"]
+__all__ = ["demo", "draw_demo_data", "draw_miniature_data"]
 
 _ROOT = Path("data/demo")
 _NUM_TRAIN = 12_000
 _NUM_HELDOUT = 600
+_NUM_MINI_TRAIN = 256
+_NUM_MINI_HELDOUT = 64
 
 
 def demo() -> TrainConfig:
@@ -60,24 +58,20 @@ def draw_demo_data(config: TrainConfig) -> None:
     train = parse_reference(config.data.train).index_dir
     if train != Path(demo().data.train):
         return
-    from recipes.demo.shards import demo_shards_ready, write_demo_shards
+    from recipes.demo.drawing import draw_data
 
-    size = {"num_train": _NUM_TRAIN, "num_heldout": _NUM_HELDOUT, "seed": 0}
-    num_workers = len(os.sched_getaffinity(0))
-    if not demo_shards_ready(_ROOT / "shards", **size):
-        with tqdm(total=_NUM_TRAIN + _NUM_HELDOUT, desc="drawing", disable=None) as bar:
-            write_demo_shards(
-                _ROOT / "shards", **size, num_workers=num_workers, progress=bar.update
-            )
-    for split in ("train", "heldout"):
-        _index_if_needed(split, num_workers)
+    draw_data(_ROOT, num_train=_NUM_TRAIN, num_heldout=_NUM_HELDOUT)
 
 
-def _index_if_needed(split: str, num_workers: int) -> None:
-    """Index the shards of a split, unless an index of these very shards is there."""
-    index_dir, shards = _ROOT / "index" / split, sorted((_ROOT / "shards" / split).glob("*.tar"))
-    try:
-        open_index(index_dir).check_shards()
-    except (FileNotFoundError, ValueError):
-        options = ScanOptions(captions="json:captions")
-        build_index(shards, index_dir, options=options, num_workers=num_workers)
+def draw_miniature_data(config: TrainConfig) -> None:
+    """Draw, index and tag the pictures of a miniature, unless the run uses other data.
+
+    Args:
+        config: of the run.
+    """
+    if parse_reference(config.data.train).index_dir != miniature.TRAIN:
+        return
+    from recipes.demo.drawing import draw_data, tag_captions
+
+    draw_data(miniature.ROOT, num_train=_NUM_MINI_TRAIN, num_heldout=_NUM_MINI_HELDOUT)
+    tag_captions(miniature.ROOT)

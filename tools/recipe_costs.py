@@ -1,0 +1,71 @@
+"""What do the recipes cost?
+
+    python tools/recipe_costs.py                            all recipes
+    python tools/recipe_costs.py flip-50 --model ViT-L-16   one of them, as train.py takes it
+
+Floating point operations of all stages by the model of tools/benchmarks/train_flops.py, with
+captions as long as CC12M's (20 tokens in the mean, cut at the context length) and patches by the
+mask's own count. A GPU-hour is one at the rate given with --tflops, an assumption and no
+measurement. Needs no data. Prints a table and, last, one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
+
+from recipes import RECIPES, find_recipe
+from tools.benchmarks.recipe_costs import Cost, recipe_cost
+from training.command_line import parse
+from training.config import TrainConfig
+
+_TFLOPS = 300.0
+
+
+def main() -> int:
+    """Run the tool; returns its exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tflops", type=float, default=_TFLOPS, help="assumed rate, TFLOP/s")
+    arguments, words = parser.parse_known_args()
+    if arguments.tflops <= 0:
+        parser.error(f"--tflops must be above 0, got {arguments.tflops}")
+    try:
+        costs = [recipe_cost(config) for config in _configs(words)]
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    print("\n".join(_table(costs, arguments.tflops)))
+    print(json.dumps({"tflops": arguments.tflops, "recipes": [c.to_json() for c in costs]}))
+    return 0
+
+
+def _configs(words: Sequence[str]) -> list[TrainConfig]:
+    if words:
+        return [parse(words, lambda name: find_recipe(name).build(), "").config]
+    return [recipe.build() for recipe in RECIPES.values()]
+
+
+def _table(costs: Sequence[Cost], tflops: float) -> list[str]:
+    return [
+        f"{'recipe':18}{'M pairs':>10}{'GFLOP a pair':>14}{'EFLOP':>10}{'GPU-hours':>11}",
+        *(
+            f"{cost.recipe:18}{cost.pairs / 1e6:10,.1f}{cost.flops / cost.pairs / 1e9:14.1f}"
+            f"{cost.flops / 1e18:10,.1f}{cost.gpu_hours(tflops):11,.0f}"
+            for cost in costs
+        ),
+        f"GPU-hours at {tflops:g} TFLOP/s, assumed",
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
