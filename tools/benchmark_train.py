@@ -1,11 +1,18 @@
-"""How fast does a recipe train, and how much of that is waiting for data?
+"""How fast is a training step, and what holds it up?
 
-    python tools/benchmark_train.py flickr8k --steps 20
+    python tools/benchmark_train.py compare --model ViT-B-16 --batch-size 16
+    python tools/benchmark_train.py recipe flickr8k --steps 20
 
-Takes real steps of a recipe, first with the live loader, then again and again with one batch that
-is kept: the second rate is what training could reach if data cost nothing. Nothing is written.
+compare times one step (forward, loss, backward, optimiser) of Tessera against open_clip on the same
+model, batch, precision and machine: open_clip as it is, with patch dropout 0.5, and in the padded
+shapes of cluster masking's released code; ours unmasked and masked. Each side has a process of its
+own; they take turns, every other round backwards, after a round that is not counted. No data are
+needed.
 
-Prints a table and, last, one JSON line.
+recipe takes real steps of a recipe, first with the live loader, then again and again with one batch
+that is kept: the second rate is what training could reach if data cost nothing.
+
+Nothing is written. Prints a table and, last, one JSON line.
 """
 
 from __future__ import annotations
@@ -13,97 +20,146 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
-from tempfile import TemporaryDirectory
+from typing import Any, Literal
 
+import open_clip
 import torch
+import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
-from pipeline import PackedBatch
 from recipes import find_recipe
+from tools.benchmarks.train_comparison import TITLES, Plan, SideName, compare
+from tools.benchmarks.train_recipe import measure
+from tools.benchmarks.train_sides import Precision, StepSetting
+from tools.benchmarks.train_text import lines
 from training.command_line import parse
-from training.config import TrainConfig
-from training.environment import machine
-from training.metrics import memory_bytes
-from training.run_folder import RunFolder
-from training.session import Session, open_session
-from training.step import train_step
-from training.timeline import Timeline
+from training.environment import machine, num_cores
+
+_MODES = ("compare", "recipe")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """One training step of Tessera against open_clip."""
+
+    model: str = "ViT-B-16"
+    """open_clip's name of the architecture."""
+    batch_size: int = 16
+    """Pairs of a step."""
+    precision: Precision = "float32"
+    """float32, bfloat16 (autocast), or pure_bfloat16 (ours only)."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the steps run; auto takes a GPU if there is one."""
+    captions: str = "cc12m"
+    """Lengths of our captions: cc12m (mean 20 tokens), full (the whole context), or those of an
+    INDEX or INDEX@SELECTION. The others pad to the whole context."""
+    sides: tuple[SideName, ...] = tuple(TITLES)
+    """Who takes part."""
+    steps: int = 1
+    """Steps of one turn."""
+    repeats: int = 3
+    """Counted rounds."""
+    threads: int = num_cores()
+    """CPU threads of each side."""
+    compile: bool = False
+    """Compile the blocks of our towers."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "steps", "repeats", "threads"):
+            if getattr(self, name) < 1:
+                option = name.replace("_", "-")
+                raise ValueError(f"--{option} must be at least 1, got {getattr(self, name)}")
+        if self.model not in open_clip.list_models():
+            raise ValueError(f"open_clip has no model {self.model!r} to compare with")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("there is no CUDA device: leave out --device cuda")
+
+    @property
+    def setting(self) -> StepSetting:
+        """What all sides have in common."""
+        found = "cuda" if torch.cuda.is_available() else "cpu"
+        return StepSetting(
+            model=self.model,
+            batch_size=self.batch_size,
+            device=found if self.device == "auto" else self.device,
+            precision=self.precision,
+            num_workers=self.threads,
+            compile=self.compile,
+        )
 
 
 def main() -> int:
     """Run the tool; returns its exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="All further words are for the recipe, as train.py takes them.",
-    )
-    parser.add_argument("--steps", type=int, default=20, help="timed steps of each part")
-    parser.add_argument("--warmup", type=int, default=3, help="steps before that, not counted")
-    arguments, words = parser.parse_known_args()
+    mode, words = next(iter(sys.argv[1:]), ""), sys.argv[2:]
+    if mode not in _MODES:
+        asked_for_help = mode in ("-h", "--help")
+        print(__doc__, file=sys.stdout if asked_for_help else sys.stderr)
+        return 0 if asked_for_help else 2
     try:
-        config = parse(words, lambda name: find_recipe(name).build(), "").config
-        find_recipe(config.recipe).prepare(config)
-        result = measure(config, arguments.steps, arguments.warmup)
+        result = run_compare(words) if mode == "compare" else run_recipe(words)
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    for name, value in result.items():
-        print(f"{name:28} {value:,.3f}" if isinstance(value, float) else f"{name:28} {value}")
+    except (OSError, RuntimeError) as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
     print(json.dumps(result))
     return 0
 
 
-def measure(config: TrainConfig, num_steps: int, num_warmup: int) -> dict[str, object]:
-    """Time live and replayed steps of a recipe."""
-    with TemporaryDirectory() as folder:
-        config = replace(config, run_dir=folder)
-        session = open_session(config, RunFolder(Path(folder)), Timeline())
-        try:
-            live, waits = _time_steps(session, lambda: next(session.loader), num_steps, num_warmup)
-            kept = next(session.loader)
-            session.loader.seek(0)  # ends the threads, which would go on decoding
-            session.timeline.seconds.clear()
-            replayed, _ = _time_steps(session, lambda: kept, num_steps, num_warmup)
-        finally:
-            session.close()
-    total = sum(session.timeline.seconds.values())
-    return {
-        "recipe": config.recipe,
-        "model": config.model,
-        "mask": config.mask.kind,
-        "mask_ratio": config.mask.mask_ratio,
-        "batch_size": config.batch_size,
-        "pairs_per_s": config.batch_size / median(live),
-        "replayed_pairs_per_s": config.batch_size / median(replayed),
-        "step_s_min_max": [min(live), max(live)],
-        "data_wait_share": sum(waits) / sum(live),
-        "step_split": {k: v / total for k, v in session.timeline.seconds.items()},
-        "peak_memory_bytes": memory_bytes(session.device),
-        "environment": machine(session.device),
+def run_compare(words: Sequence[str]) -> dict[str, Any]:
+    """Time the sides and print the table."""
+    prog = "benchmark_train.py compare"
+    arguments = tyro.cli(Arguments, prog=prog, args=list(words))
+    setting = arguments.setting
+    plan = Plan(setting=setting, captions=arguments.captions, sides=arguments.sides)
+    figures = compare(plan, num_steps=arguments.steps, repeats=arguments.repeats, progress=_say)
+    result = {
+        "model": setting.model,
+        "batch_size": setting.batch_size,
+        "precision": setting.precision,
+        "captions": arguments.captions,
+        "steps": arguments.steps,
+        "repeats": arguments.repeats,
+        "compile": arguments.compile,
+        **figures,
+        "environment": {
+            **machine(torch.device(setting.device)),
+            "torch_threads": setting.num_workers,
+        },
     }
+    print("\n".join(lines(result)))
+    return result
 
 
-def _time_steps(
-    session: Session, next_batch: Callable[[], PackedBatch], num_steps: int, num_warmup: int
-) -> tuple[list[float], list[float]]:
-    """Seconds of each step, and seconds of it that went into getting the batch."""
-    seconds, waits = [], []
-    for _ in range(num_warmup + num_steps):
-        start = time.perf_counter()
-        batch = next_batch().to(session.device)
-        waits.append(time.perf_counter() - start)
-        session.start_step()
-        train_step(session.clip, session.optimizer, batch, session.config, session.timeline)
-        if session.device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    return seconds[num_warmup:], waits[num_warmup:]
+def run_recipe(words: Sequence[str]) -> dict[str, Any]:
+    """Time steps of a recipe and print the figures."""
+    parser = argparse.ArgumentParser(
+        prog="benchmark_train.py recipe",
+        description="Real steps of a recipe, with live and with kept data.",
+        epilog="All further words are for the recipe, as train.py takes them.",
+    )
+    parser.add_argument("--steps", type=int, default=20, help="timed steps of each part")
+    parser.add_argument("--warmup", type=int, default=3, help="steps before that, not counted")
+    arguments, rest = parser.parse_known_args(list(words))
+    config = parse(rest, lambda name: find_recipe(name).build(), "").config
+    find_recipe(config.recipe).prepare(config)
+    result = measure(config, arguments.steps, arguments.warmup)
+    for name, value in result.items():
+        print(f"{name:28} {value:,.3f}" if isinstance(value, float) else f"{name:28} {value}")
+    return result
+
+
+def _say(text: str) -> None:
+    """What happens now, for who watches."""
+    print(f"  {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

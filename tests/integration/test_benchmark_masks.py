@@ -27,7 +27,7 @@ def test_every_strategy_has_a_row() -> None:
     names = {row["strategy"] for row in rows}
     wanted = {"budget", "topk", "threshold", "fill", "N x N", "embedding"}
     assert names == {f"cluster, {name} @0.05" for name in wanted} | {
-        "random", "grid", "block", "kmeans",
+        "random", "grid", "block", "kmeans", "edge_aware @0.05",
     }  # fmt: skip
     assert len(rows) == 2 * len(names)
     assert all(row["us_per_image"] >= row["us_per_image_least"] > 0 for row in rows)

@@ -77,9 +77,18 @@ def test_data_benchmark_refuses_what_does_not_fit(coloured_index: Path) -> None:
     assert "--batch-size 97 is more than the 96 usable samples" in done.stderr
 
 
+def test_train_comparison_refuses_what_open_clip_lacks() -> None:
+    done = subprocess.run(
+        [sys.executable, "tools/benchmark_train.py", "compare", "--model", "tessera-demo"],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "open_clip has no model 'tessera-demo'" in done.stderr
+
+
 def test_train_benchmark(coloured_index: Path) -> None:
     result = last_line(
-        "tools/benchmark_train.py", "--steps", "3", "--warmup", "1", "flickr8k",
+        "tools/benchmark_train.py", "recipe", "--steps", "3", "--warmup", "1", "flickr8k",
         "--data.train", str(coloured_index), "--evaluation.retrieval", str(coloured_index),
         "--model", "tessera-demo", "--batch-size", "8", "--total-samples", "80",
         "--optim.warmup-samples", "8",

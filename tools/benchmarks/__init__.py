@@ -1,1 +1,1 @@
-"""What tools/benchmark_data.py is made of: the sides it times, each in a process of its own."""
+"""What the benchmarks of data and training are made of: the sides, each in a process of its own."""

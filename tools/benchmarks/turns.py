@@ -15,24 +15,33 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from tools.benchmarks.side import Setting, Side, UnavailableError
+from tools.benchmarks.side import Side, UnavailableError
 
 _START_S = 120.0
 _TURN_S = 600.0
 _END_S = 10.0
 
 
+class SideSetting(Protocol):
+    """What a side's process needs to know of its setting; a frozen dataclass of plain values."""
+
+    @property
+    def num_workers(self) -> int:
+        """Threads that torch may use."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entrant:
     """A side and how its process is set up."""
 
-    build: Callable[[Setting], Side]
-    """Makes the side; a function or class of a module."""
-    setting: Setting
+    build: Callable[[Any], Side]
+    """Makes the side of `setting`; a function or class of a module."""
+    setting: SideSetting
     """What it is made with."""
     one_core: bool = False
     """The process keeps to one core, all one-core sides to the same."""
@@ -102,10 +111,10 @@ def take_turns(
     results = Results()
     running: dict[str, _Process] = {}
     try:
+        # One after the other: a side's first batch needs the cores and the memory to itself.
         for name, entrant in entrants.items():
-            running[name] = _Process(entrant)
-        for name in list(running):
             progress(f"starting {name}")
+            running[name] = _Process(entrant)
             _attempt(results, running, name, running[name].wait_until_ready)
         for repeat in range(repeats + 1):
             names = list(running)
