@@ -75,6 +75,11 @@ class Assembler:
         self._decoding = Lock()
 
     @property
+    def decoder_name(self) -> str:
+        """What decodes."""
+        return self._decoder.name
+
+    @property
     def mask(self) -> MaskStrategy:
         """The mask in use; one that needs a threshold has found it.
 

@@ -88,6 +88,11 @@ class Loader(Iterator[PackedBatch]):
         return self._step
 
     @property
+    def decoder_name(self) -> str:
+        """What decodes, such as `turbo` or `dali-cuda:0`."""
+        return self._assembler.decoder_name
+
+    @property
     def mask(self) -> MaskStrategy:
         """The mask in use, with its threshold if it needs one; found on the first call."""
         with self._copier.queue():
