@@ -6,6 +6,8 @@ N = R*C patches, D = 3*p*p values of a patch in (y, x, channel) order.
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -61,10 +63,16 @@ def normalise(patches: Tensor) -> Tensor:
     Returns:
         [..., D] float32.
     """
-    # One scale and shift for each of the D values: broadcasting over a last axis of 3 is slow.
-    num_pixels = patches.shape[-1] // 3
-    scale = torch.tensor([1 / (255 * std) for std in CLIP_STD], device=patches.device)
-    shift = torch.tensor(
-        [-mean / std for mean, std in zip(CLIP_MEAN, CLIP_STD, strict=True)], device=patches.device
-    )
-    return patches.float().mul_(scale.repeat(num_pixels)).add_(shift.repeat(num_pixels))
+    scale, shift = _scale_and_shift(patches.shape[-1] // 3, patches.device)
+    return patches.float().mul_(scale).add_(shift)
+
+
+@cache
+def _scale_and_shift(num_pixels: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of each value of a patch, made once: a GPU would be waited for.
+
+    One for each of the D values, as broadcasting over a last axis of 3 is slow.
+    """
+    scale = torch.tensor([1 / (255 * std) for std in CLIP_STD])
+    shift = torch.tensor([-mean / std for mean, std in zip(CLIP_MEAN, CLIP_STD, strict=True)])
+    return scale.repeat(num_pixels).to(device), shift.repeat(num_pixels).to(device)
