@@ -216,13 +216,16 @@ def _timed(side: Side, num_batches: int) -> Turn:
         side.run(side.ahead)
     cpu_before, start = _cpu_s(), time.perf_counter()
     work = side.run(num_batches)
-    return Turn(
+    turn = Turn(
         num_images=work.num_images,
         seconds=time.perf_counter() - start,
         cpu_s=_cpu_s() - cpu_before,
         memory_bytes=_memory_bytes(),
         known=work.known,
     )
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()  # the next side needs what torch would keep
+    return turn
 
 
 def _tree() -> list[int]:
