@@ -143,7 +143,7 @@ class FastClip:
             self.tau[ids] = np.clip(moved, low, high)
 
 
-def _adam(gradient, moments, betas, updates, eps):  # noqa: ANN
+def _adam(gradient, moments, betas, updates, eps):
     moments = np.stack(
         [
             betas[0] * moments[0] + (1 - betas[0]) * gradient,
