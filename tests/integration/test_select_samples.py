@@ -236,7 +236,7 @@ def test_a_run_trains_on_one_part_and_is_measured_on_the_other(
     select(index, "--out", "train", "--where", "label < 5")
     refused = train(index, run_dir)
     assert refused.returncode == 1, refused.stdout
-    assert "trained on the selection" in refused.stderr
+    assert "trained with the selection" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 
