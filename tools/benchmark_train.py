@@ -2,6 +2,7 @@
 
     python tools/benchmark_train.py compare --model ViT-B-16 --batch-size 16
     python tools/benchmark_train.py recipe flickr8k --steps 20
+    python tools/benchmark_train.py profile --model ViT-B-16 --batch-size 16
 
 compare times one step (forward, loss, backward, optimiser) of Tessera against open_clip on the same
 model, batch, precision and machine: open_clip as it is, with patch dropout 0.5, and in the padded
@@ -12,6 +13,9 @@ needed.
 recipe takes real steps of a recipe, first with the live loader, then again and again with one batch
 that is kept: the second rate is what training could reach if data cost nothing.
 
+profile lists the kernels of our step, 50% masked unless --mask-ratio says otherwise, and how much
+of the device's time is matrix work.
+
 Nothing is written. Prints a table and, last, one JSON line.
 """
 
@@ -21,7 +25,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,20 +35,21 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
+from model.config import clip_config
 from recipes import find_recipe
-from tools.benchmarks.train_comparison import TITLES, Plan, SideName, compare
+from tools.benchmarks import train_profile
+from tools.benchmarks.train_comparison import TITLES, Plan, SideName, caption_lengths, compare
+from tools.benchmarks.train_lengths import visible_patches
 from tools.benchmarks.train_recipe import measure
 from tools.benchmarks.train_sides import Precision, StepSetting
 from tools.benchmarks.train_text import lines
 from training.command_line import parse
 from training.environment import machine, num_cores
 
-_MODES = ("compare", "recipe")
-
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
-    """One training step of Tessera against open_clip."""
+class StepArguments:
+    """What a training step is made of."""
 
     model: str = "ViT-B-16"
     """open_clip's name of the architecture."""
@@ -57,22 +62,13 @@ class Arguments:
     captions: str = "cc12m"
     """Lengths of our captions: cc12m (mean 20 tokens), full (the whole context), or those of an
     INDEX or INDEX@SELECTION. The others pad to the whole context."""
-    sides: tuple[SideName, ...] = tuple(TITLES)
-    """Who takes part."""
-    steps: int = 1
-    """Steps of one turn."""
-    repeats: int = 3
-    """Counted rounds."""
     threads: int = num_cores()
     """CPU threads of each side."""
     compile: bool = False
     """Compile the blocks of our towers."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "steps", "repeats", "threads"):
-            if getattr(self, name) < 1:
-                option = name.replace("_", "-")
-                raise ValueError(f"--{option} must be at least 1, got {getattr(self, name)}")
+        _at_least_one(self, "batch_size", "threads")
         if self.model not in open_clip.list_models():
             raise ValueError(f"open_clip has no model {self.model!r} to compare with")
         if self.device == "cuda" and not torch.cuda.is_available():
@@ -92,15 +88,49 @@ class Arguments:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class CompareArguments(StepArguments):
+    """One training step of Tessera against open_clip."""
+
+    sides: tuple[SideName, ...] = tuple(TITLES)
+    """Who takes part."""
+    steps: int = 1
+    """Steps of one turn."""
+    repeats: int = 3
+    """Counted rounds."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least_one(self, "steps", "repeats")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileArguments(StepArguments):
+    """Where the time of one training step of Tessera goes, kernel by kernel."""
+
+    mask_ratio: float = 0.5
+    """Share of patches that is masked."""
+    steps: int = 3
+    """Steps that are recorded."""
+    warmup: int = 2
+    """Steps before them, which are not."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least_one(self, "steps", "warmup")
+        if not 0 <= self.mask_ratio < 1:
+            raise ValueError(f"--mask-ratio must be at least 0 and below 1, got {self.mask_ratio}")
+
+
 def main() -> int:
     """Run the tool; returns its exit status."""
     mode, words = next(iter(sys.argv[1:]), ""), sys.argv[2:]
-    if mode not in _MODES:
+    if mode not in _RUN:
         asked_for_help = mode in ("-h", "--help")
         print(__doc__, file=sys.stdout if asked_for_help else sys.stderr)
         return 0 if asked_for_help else 2
     try:
-        result = run_compare(words) if mode == "compare" else run_recipe(words)
+        result = _RUN[mode](words)
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -117,23 +147,16 @@ def main() -> int:
 def run_compare(words: Sequence[str]) -> dict[str, Any]:
     """Time the sides and print the table."""
     prog = "benchmark_train.py compare"
-    arguments = tyro.cli(Arguments, prog=prog, args=list(words))
+    arguments = tyro.cli(CompareArguments, prog=prog, args=list(words))
     setting = arguments.setting
     plan = Plan(setting=setting, captions=arguments.captions, sides=arguments.sides)
     figures = compare(plan, num_steps=arguments.steps, repeats=arguments.repeats, progress=_say)
     result = {
-        "model": setting.model,
-        "batch_size": setting.batch_size,
-        "precision": setting.precision,
-        "captions": arguments.captions,
+        **_described(arguments),
         "steps": arguments.steps,
         "repeats": arguments.repeats,
-        "compile": arguments.compile,
         **figures,
-        "environment": {
-            **machine(torch.device(setting.device)),
-            "torch_threads": setting.num_workers,
-        },
+        "environment": _environment(setting),
     }
     print("\n".join(lines(result)))
     return result
@@ -155,6 +178,56 @@ def run_recipe(words: Sequence[str]) -> dict[str, Any]:
     for name, value in result.items():
         print(f"{name:28} {value:,.3f}" if isinstance(value, float) else f"{name:28} {value}")
     return result
+
+
+def run_profile(words: Sequence[str]) -> dict[str, Any]:
+    """Profile our step and print its kernels."""
+    prog = "benchmark_train.py profile"
+    arguments = tyro.cli(ProfileArguments, prog=prog, args=list(words))
+    setting = arguments.setting
+    model = clip_config(setting.model)
+    size, context = setting.batch_size, model.text.context_length
+    torch.set_num_threads(setting.num_workers)
+    setting = replace(
+        setting,
+        visible=visible_patches(size, model.vision.num_patches, arguments.mask_ratio),
+        captions=caption_lengths(arguments.captions, size, context),
+    )
+    figures = train_profile.profile_step(
+        setting, num_steps=arguments.steps, num_warmup=arguments.warmup
+    )
+    print("\n".join(train_profile.lines(figures)))
+    return {
+        **_described(arguments),
+        "mask_ratio": arguments.mask_ratio,
+        "steps": arguments.steps,
+        **figures,
+        "environment": _environment(setting),
+    }
+
+
+_RUN = {"compare": run_compare, "recipe": run_recipe, "profile": run_profile}
+
+
+def _described(arguments: StepArguments) -> dict[str, Any]:
+    return {
+        "model": arguments.model,
+        "batch_size": arguments.batch_size,
+        "precision": arguments.precision,
+        "captions": arguments.captions,
+        "compile": arguments.compile,
+    }
+
+
+def _environment(setting: StepSetting) -> dict[str, object]:
+    return {**machine(torch.device(setting.device)), "torch_threads": setting.num_workers}
+
+
+def _at_least_one(arguments: StepArguments, *names: str) -> None:
+    for name in names:
+        if getattr(arguments, name) < 1:
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option} must be at least 1, got {getattr(arguments, name)}")
 
 
 def _say(text: str) -> None:

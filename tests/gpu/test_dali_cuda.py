@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from model import build_clip
 from pipeline.decoding import Decoder, open_decoder
+from pipeline.patches import patchify
 from tests.decoder_pictures import encode, photo, with_orientation
 
 pytestmark = [
@@ -53,6 +55,21 @@ def test_pixels_as_on_the_cpu(decoder: Decoder) -> None:
     distance = found.images.cpu().double() - on_cpu.decode(FILES, WINDOWS).images
     decibels = 10 * torch.log10(255**2 / distance.square().mean(dim=(1, 2, 3)).clamp_min(1e-9))
     assert decibels.min() > 40
+
+
+def test_features_are_those_of_pixels_from_the_cpu(decoder: Decoder) -> None:
+    """What little the two decoders differ by does not reach what a model makes of a picture."""
+    torch.manual_seed(0)
+    clip = build_clip("ViT-S-16-alt").cuda()
+    patches = clip.config.vision.num_patches
+    positions = torch.arange(patches).repeat(len(FILES)).int().cuda()
+    offsets = (torch.arange(len(FILES) + 1) * patches).int().cuda()
+    on_cpu = open_decoder("pil", image_size=SIZE, batch_size=16, num_threads=2)
+    features = []
+    for pictures in (decoder.decode(FILES, WINDOWS), on_cpu.decode(FILES, WINDOWS)):
+        cut = patchify(pictures.images.cuda(), 16).flatten(0, 1)
+        features.append(clip.encode_image(cut, positions, offsets))
+    assert torch.nn.functional.cosine_similarity(*features).min() > 0.999
 
 
 def test_ready_on_the_callers_stream(decoder: Decoder) -> None:
