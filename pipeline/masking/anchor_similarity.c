@@ -1,13 +1,14 @@
 /* Largest correlation of every uint8 patch with the anchors of its image, on a CPU.
 
-   With y = s * v + t the normalised pixels (s, t for each channel) and u an anchor that is centred
-   and of length 1, so that it sums to 0:
+   The normalised value of v is y = s * v + t, with s and t for each channel. With x = v - 128 and,
+   in channel c, the mean l of y and the sum S of x, two patches n and a have the centred product
 
-       u.y = sum of u * s * (v - 128)  +  sum over channels of (128 * s + t) * (sum of u there)
+       (y_n - mean).(y_a - mean) = sum over c of  s^2 * (x_n.x_a - S_n * S_a / pixels)
+                                 + sum over c of  pixels * (l_n - mean of l_n) * (l_a - mean of l_a)
 
-   The second sum belongs to the anchor alone. The length of y about its mean comes from exact sums
-   of v - 128 and its square in each channel, and is put together in double, so nothing cancels,
-   however flat a patch is.
+   x_n.x_a and S are sums of whole numbers, taken in whole numbers; only what is made of them is
+   rounded, in double, so nothing cancels however flat a patch is. Compilers turn the sums of 16-bit
+   products into one instruction for 16 of them (pmaddwd on x86-64).
 
    Legend: B images, N patches of an image, D values of a patch (y, x, channel), A anchors. */
 
@@ -18,166 +19,160 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Wider ones were slower where they exist. */
-#if defined(__AVX__)
-#define WIDTH 8
-#else
-#define WIDTH 4
-#endif
-typedef float Floats __attribute__((vector_size(4 * WIDTH)));
-#define LANES 48 /* a multiple of 3 and of WIDTH, so that a lane is always of the same channel */
-#define PARTS (LANES / WIDTH)
-#define PATCHES 2  /* patches multiplied at once */
-#define ANCHORS 3  /* anchors multiplied at once */
-#define PADDING 64 /* rows of floats are multiples of this, and begin where vectors may */
-#define FLAT 1e-8 /* squared length; one grey level in one value of 768 makes 2e-4 */
+#define CHANNELS 3
+#define ANCHORS 6  /* anchors multiplied at once */
+#define PADDING 32 /* planes of int16 are multiples of this, and end in zeros */
+#define FLAT 1e-8  /* squared length; one grey level in one value of 768 makes 2e-4 */
 
 struct batch {
     const uint8_t *patches; /* [B, N, D] */
     const int64_t *anchors; /* [B, A] */
-    int num_images, num_patches, num_values, num_anchors, padded;
-    double scale[3], shift[3];
+    int num_images, num_patches, num_values, num_anchors, plane;
+    double scale[CHANNELS], shift[CHANNELS];
     float *similarity; /* [B, N] */
     atomic_int next;
     atomic_int failed;
 };
 
 struct moments {
-    double level;  /* mean of y over all values */
-    double length; /* squared length of y about that mean */
+    double sums[CHANNELS];   /* of x */
+    double levels[CHANNELS]; /* means of y, less the mean of all of y */
+    double length;           /* squared length of y about its mean */
 };
 
-/* Moments of a patch, and its values less 128 as floats in `row`. All sums are whole numbers below
-   2^24, so float holds them exactly (D up to 49,152, patches of 128 x 128). */
-static struct moments moments_of(const struct batch *batch, const uint8_t *patch, float *row) {
-    int num_values = batch->num_values, whole = num_values / LANES * LANES;
-    for (int d = 0; d < num_values; d++) row[d] = (float)patch[d] - 128;
-    Floats sum[PARTS] = {0}, square[PARTS] = {0};
-    for (int d = 0; d < whole; d += LANES)
-        for (int part = 0; part < PARTS; part++) {
-            Floats values = *(const Floats *)(row + d + WIDTH * part);
-            sum[part] += values;
-            square[part] += values * values;
-        }
-    float sums[LANES], squares[LANES];
-    memcpy(sums, sum, sizeof sums);
-    memcpy(squares, square, sizeof squares);
-    for (int d = whole; d < num_values; d++) {
-        sums[d - whole] += row[d];
-        squares[d - whole] += row[d] * row[d];
+/* What a patch is multiplied with to get its correlation with an anchor, times its own length. */
+struct anchor {
+    double squares[CHANNELS]; /* s^2 over the anchor's length */
+    double means[CHANNELS];   /* of x */
+    double levels[CHANNELS];  /* pixels * levels over the anchor's length */
+};
+
+/* The values of a patch less 128, channel by channel, and their moments. */
+static struct moments moments_of(const struct batch *batch, const uint8_t *restrict patch,
+                                 int16_t *restrict planes) {
+    int pixels = batch->num_values / CHANNELS, plane = batch->plane;
+    struct moments found = {.length = 0};
+    double level = 0;
+    for (int i = 0; i < pixels; i++) {
+        planes[i] = (int16_t)(patch[3 * i] - 128);
+        planes[plane + i] = (int16_t)(patch[3 * i + 1] - 128);
+        planes[2 * plane + i] = (int16_t)(patch[3 * i + 2] - 128);
     }
-    for (int half = LANES / 2; half >= 3; half /= 2)
-        for (int lane = 0; lane < half; lane++) {
-            sums[lane] += sums[lane + half];
-            squares[lane] += squares[lane + half];
-        }
-    struct moments found = {0, 0};
-    double pixels = num_values / 3, levels[3];
-    for (int c = 0; c < 3; c++) {
-        double scale = batch->scale[c], mean = sums[c] / pixels;
-        levels[c] = scale * (mean + 128) + batch->shift[c];
-        found.level += levels[c] / 3;
+    const int16_t *second = planes + plane, *third = second + plane;
+    int32_t sums[CHANNELS] = {0}, squares[CHANNELS] = {0};
+    for (int i = 0; i < plane; i++) { /* written out, or compilers add one by one */
+        sums[0] += planes[i];
+        sums[1] += second[i];
+        sums[2] += third[i];
+        squares[0] += planes[i] * planes[i];
+        squares[1] += second[i] * second[i];
+        squares[2] += third[i] * third[i];
+    }
+    for (int c = 0; c < CHANNELS; c++) {
+        double scale = batch->scale[c], mean = (double)sums[c] / pixels;
+        found.sums[c] = sums[c];
+        found.levels[c] = scale * (mean + 128) + batch->shift[c];
         found.length += scale * scale * (squares[c] - sums[c] * mean);
+        level += found.levels[c] / CHANNELS;
     }
-    for (int c = 0; c < 3; c++)
-        found.length += pixels * (levels[c] - found.level) * (levels[c] - found.level);
+    for (int c = 0; c < CHANNELS; c++) {
+        found.levels[c] -= level;
+        found.length += pixels * found.levels[c] * found.levels[c];
+    }
     return found;
 }
 
-/* Products of two patches with three anchors, which share what is read. */
-static void products_of(const float *rows, const float *units, int padded,
-                        float products[PATCHES][ANCHORS]) {
-    Floats sums[PATCHES][ANCHORS] = {0};
-    for (int d = 0; d < padded; d += WIDTH)
-        for (int k = 0; k < ANCHORS; k++) {
-            Floats unit = *(const Floats *)(units + (size_t)k * padded + d);
-            for (int n = 0; n < PATCHES; n++)
-                sums[n][k] += *(const Floats *)(rows + (size_t)n * padded + d) * unit;
-        }
-    for (int n = 0; n < PATCHES; n++)
-        for (int k = 0; k < ANCHORS; k++) {
-            float lanes[WIDTH];
-            memcpy(lanes, &sums[n][k], sizeof lanes);
-            for (int half = WIDTH / 2; half; half /= 2)
-                for (int lane = 0; lane < half; lane++) lanes[lane] += lanes[lane + half];
-            products[n][k] = lanes[0];
-        }
+static struct anchor anchor_of(const struct batch *batch, const struct moments *about) {
+    int pixels = batch->num_values / CHANNELS;
+    double inverse = about->length > FLAT ? 1 / sqrt(about->length) : 0;
+    struct anchor found;
+    for (int c = 0; c < CHANNELS; c++) {
+        found.squares[c] = batch->scale[c] * batch->scale[c] * inverse;
+        found.means[c] = about->sums[c] / pixels;
+        found.levels[c] = pixels * about->levels[c] * inverse;
+    }
+    return found;
 }
 
-/* `units` [A, padded] and `constants` [A] are filled on the way; `rows` [PATCHES, padded] end in
-   zeros. */
-static void similarity_of(struct batch *batch, int image, float *units, float *constants,
-                          float *rows) {
-    int num_values = batch->num_values, padded = batch->padded;
+/* Products of one plane of a patch with that of three anchors, which share what is read. */
+static void products_of(const int16_t *restrict values, const int16_t *restrict anchors, int plane,
+                        int32_t products[ANCHORS]) {
+    size_t next = (size_t)CHANNELS * plane;
+    int32_t sums[ANCHORS] = {0};
+    for (int i = 0; i < plane; i++) {
+        sums[0] += values[i] * anchors[i];
+        sums[1] += values[i] * anchors[next + i];
+        sums[2] += values[i] * anchors[2 * next + i];
+        sums[3] += values[i] * anchors[3 * next + i];
+        sums[4] += values[i] * anchors[4 * next + i];
+        sums[5] += values[i] * anchors[5 * next + i];
+    }
+    memcpy(products, sums, sizeof sums);
+}
+
+/* Largest correlation of a patch with an anchor, times the patch's length. */
+static double largest_of(const struct batch *batch, const int16_t *planes,
+                         const struct moments *about, const int16_t *anchor_planes,
+                         const struct anchor *anchors) {
+    int plane = batch->plane;
+    double largest = -INFINITY;
+    for (int first = 0; first < batch->num_anchors; first += ANCHORS) {
+        double found[ANCHORS] = {0};
+        for (int c = 0; c < CHANNELS; c++) {
+            int32_t products[ANCHORS];
+            size_t start = ((size_t)first * CHANNELS + c) * plane;
+            products_of(planes + c * plane, anchor_planes + start, plane, products);
+            for (int k = 0; k < ANCHORS; k++) {
+                const struct anchor *anchor = &anchors[first + k];
+                found[k] += anchor->squares[c] * (products[k] - about->sums[c] * anchor->means[c]) +
+                            anchor->levels[c] * about->levels[c];
+            }
+        }
+        for (int k = 0; k < ANCHORS && first + k < batch->num_anchors; k++)
+            if (found[k] > largest) largest = found[k];
+    }
+    return largest;
+}
+
+/* `planes` [3, plane] and `anchor_planes` [A, 3, plane] end in zeros, and stay so. */
+static void similarity_of(struct batch *batch, int image, int16_t *planes, int16_t *anchor_planes,
+                          struct anchor *anchors) {
+    int num_values = batch->num_values;
     const uint8_t *patches = batch->patches + (size_t)image * batch->num_patches * num_values;
-    const int64_t *anchors = batch->anchors + (size_t)image * batch->num_anchors;
+    const int64_t *places = batch->anchors + (size_t)image * batch->num_anchors;
     float *similarity = batch->similarity + (size_t)image * batch->num_patches;
-
     for (int k = 0; k < batch->num_anchors; k++) {
-        struct moments about = moments_of(batch, patches + anchors[k] * num_values, rows);
-        double inverse = about.length > FLAT ? 1 / sqrt(about.length) : 0;
-        double sums[3] = {0};
-        for (int d = 0, c = 0; d < num_values; d++, c = c == 2 ? 0 : c + 1) {
-            double scale = batch->scale[c];
-            double value = (scale * (rows[d] + 128) + batch->shift[c] - about.level) * inverse;
-            sums[c] += value;
-            units[(size_t)k * padded + d] = (float)(value * scale);
-        }
-        constants[k] = 0;
-        for (int c = 0; c < 3; c++)
-            constants[k] += (float)((128 * batch->scale[c] + batch->shift[c]) * sums[c]);
+        int16_t *own = anchor_planes + (size_t)k * CHANNELS * batch->plane;
+        struct moments about = moments_of(batch, patches + places[k] * num_values, own);
+        anchors[k] = anchor_of(batch, &about);
     }
-    for (int first = 0; first < batch->num_patches; first += PATCHES) {
-        int count = batch->num_patches - first < PATCHES ? batch->num_patches - first : PATCHES;
-        double lengths[PATCHES];
-        float largest[PATCHES];
-        for (int n = 0; n < count; n++) {
-            const uint8_t *patch = patches + (size_t)(first + n) * num_values;
-            lengths[n] = moments_of(batch, patch, rows + (size_t)n * padded).length;
-            largest[n] = -INFINITY;
-        }
-        for (int k = 0; k < batch->num_anchors; k += ANCHORS) {
-            float products[PATCHES][ANCHORS];
-            products_of(rows, units + (size_t)k * padded, padded, products);
-            for (int n = 0; n < count; n++)
-                for (int i = 0; i < ANCHORS; i++) {
-                    float product = products[n][i] + constants[k + i];
-                    if (product > largest[n]) largest[n] = product;
-                }
-        }
-        for (int n = 0; n < count; n++) {
-            float value = lengths[n] > FLAT ? largest[n] / sqrtf((float)lengths[n]) : 0;
-            similarity[first + n] = value > 1 ? 1 : value < -1 ? -1 : value;
-        }
+    for (int n = 0; n < batch->num_patches; n++) {
+        struct moments about = moments_of(batch, patches + (size_t)n * num_values, planes);
+        double value = 0;
+        if (about.length > FLAT)
+            value = largest_of(batch, planes, &about, anchor_planes, anchors) / sqrt(about.length);
+        similarity[n] = (float)(value > 1 ? 1 : value < -1 ? -1 : value);
     }
-    for (int k = 0; k < batch->num_anchors; k++) similarity[anchors[k]] = 1;
-}
-
-/* Floats that vectors may be read from, a multiple of PADDING of them. */
-static float *zeros(size_t count) {
-    float *values = aligned_alloc(PADDING, count * sizeof *values);
-    if (values) memset(values, 0, count * sizeof *values);
-    return values;
+    for (int k = 0; k < batch->num_anchors; k++) similarity[places[k]] = 1;
 }
 
 static void *work(void *argument) {
     struct batch *batch = argument;
-    /* What fills the last group up must not be the largest. */
-    int num_units = (batch->num_anchors + ANCHORS - 1) / ANCHORS * ANCHORS;
-    float *units = zeros((size_t)num_units * batch->padded);
-    float *rows = zeros((size_t)PATCHES * batch->padded);
-    float *constants = malloc(num_units * sizeof *constants);
-    for (int k = 0; constants && k < num_units; k++) constants[k] = -INFINITY;
-    if (units && rows && constants) {
+    size_t num_anchors = (batch->num_anchors + ANCHORS - 1) / ANCHORS * ANCHORS;
+    size_t num_planes = CHANNELS * (size_t)batch->plane;
+    int16_t *planes = calloc(num_planes, sizeof *planes);
+    int16_t *anchor_planes = calloc(num_anchors * num_planes, sizeof *anchor_planes);
+    struct anchor *anchors = calloc(num_anchors, sizeof *anchors);
+    if (planes && anchor_planes && anchors) {
         int image;
         while ((image = atomic_fetch_add(&batch->next, 1)) < batch->num_images)
-            similarity_of(batch, image, units, constants, rows);
+            similarity_of(batch, image, planes, anchor_planes, anchors);
     } else {
         atomic_store(&batch->failed, 1);
     }
-    free(units);
-    free(rows);
-    free(constants);
+    free(planes);
+    free(anchor_planes);
+    free(anchors);
     return NULL;
 }
 
@@ -188,7 +183,7 @@ int tessera_similarity(const uint8_t *patches, const int64_t *anchors, int num_i
     struct batch batch = {.patches = patches, .anchors = anchors, .num_images = num_images,
                           .num_patches = num_patches, .num_values = num_values,
                           .num_anchors = num_anchors, .similarity = similarity};
-    batch.padded = (num_values + PADDING - 1) / PADDING * PADDING;
+    batch.plane = (num_values / CHANNELS + PADDING - 1) / PADDING * PADDING;
     memcpy(batch.scale, scale, sizeof batch.scale);
     memcpy(batch.shift, shift, sizeof batch.shift);
     pthread_t threads[num_threads];

@@ -1,4 +1,4 @@
-"""Anchor similarity of uint8 patches on a CPU in compiled code, twice as fast as in torch."""
+"""Anchor similarity of uint8 patches on a CPU in compiled code, four times as fast as in torch."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pipeline.patches import CLIP_MEAN, CLIP_STD
 
 logger = logging.getLogger(__name__)
 
-MAX_VALUES = 49_152
-"""Beyond so many values of a patch, sums would leave the whole numbers that float32 holds."""
+MAX_VALUES = 196_608
+"""Beyond so many values of a patch (256 x 256 pixels), 32-bit sums might overflow."""
 _SOURCE = Path(__file__).with_name("anchor_similarity.c")
 _SCALE = np.array([1 / (255 * std) for std in CLIP_STD], dtype=np.float64)
 _SHIFT = np.array(
@@ -64,7 +64,7 @@ def _library() -> ctypes.CDLL | None:
     try:
         library = load_library([_SOURCE])
     except CompilationError as error:
-        logger.warning("%s; torch computes the cluster mask instead, half as fast", error)
+        logger.warning("%s; torch computes the cluster mask instead, a quarter as fast", error)
         return None
     library.tessera_similarity.restype = ctypes.c_int
     library.tessera_similarity.argtypes = [

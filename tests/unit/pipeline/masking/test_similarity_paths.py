@@ -45,12 +45,12 @@ def photos(num_images: int, num_patches: int, num_values: int) -> Tensor:
 @pytest.mark.parametrize(
     ("path", "tolerance"),
     [
-        (native_similarity.max_anchor_similarity, 5e-5),
+        (native_similarity.max_anchor_similarity, 2e-6),
         (pixel_similarity.max_anchor_similarity, 5e-4),
     ],
 )
 @pytest.mark.parametrize("num_values", [3, 27, 48, 192, 588, 768, 3072])
-@pytest.mark.parametrize("num_anchors", [1, 3, 7])
+@pytest.mark.parametrize("num_anchors", [1, 3, 6, 7])
 def test_fast_paths_are_the_definition(
     path: Similarity, tolerance: float, num_values: int, num_anchors: int
 ) -> None:
@@ -73,6 +73,17 @@ def test_flat_patches_and_flat_anchors_resemble_nothing() -> None:
     found = native_similarity.max_anchor_similarity(patches, torch.tensor([[0, 9], [10, 11]]))
     assert found is not None
     torch.testing.assert_close(found.double(), exact, atol=1e-5, rtol=0)
+
+
+def test_sums_of_the_largest_patches_do_not_overflow() -> None:
+    patches = torch.zeros(1, 3, native_similarity.MAX_VALUES, dtype=torch.uint8)
+    patches[0, 1, ::2] = 255
+    patches[0, 2, 1:] = 255
+    anchors = torch.tensor([[1]])
+    found = native_similarity.max_anchor_similarity(patches, anchors)
+    assert found is not None
+    assert native_similarity.max_anchor_similarity(patches.repeat(1, 1, 2), anchors) is None
+    torch.testing.assert_close(found.double(), by_definition(patches, anchors), atol=2e-6, rtol=0)
 
 
 def test_threads_give_the_same() -> None:
