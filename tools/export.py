@@ -44,6 +44,7 @@ from model.pretrained import (
     load_pretrained,
     read_config,
 )
+from training.session import EMA
 
 TOLERANCE = 1e-5
 """Largest difference of a value of two features of unit length, in float32."""
@@ -63,6 +64,8 @@ class Arguments:
     """For open_clip, or for transformers' CLIPModel."""
     out: Path
     """Folder to make, or for open_clip a .safetensors file."""
+    ema: bool = False
+    """Take the average of the weights that the run kept (`optim.ema_samples`)."""
     overwrite: bool = False
     """Replace what is already at --out."""
 
@@ -71,6 +74,15 @@ class Arguments:
             raise ValueError(f"{self.out} exists: choose another --out, or add --overwrite")
         if self.format == "hugging-face" and importlib.util.find_spec("transformers") is None:
             raise ValueError("this format is checked by transformers: pip install transformers")
+        if self.ema and not self.weights.is_file():
+            raise ValueError(
+                f"there is no {self.weights}: only runs with optim.ema_samples keep an average"
+            )
+
+    @property
+    def weights(self) -> Path:
+        """Where the weights are read from."""
+        return self.checkpoint / f"{EMA}.safetensors" if self.ema else self.checkpoint
 
 
 def main() -> int:
@@ -106,7 +118,7 @@ def export(arguments: Arguments) -> dict[str, object]:
             f"{config.name!r} needs its config beside its weights: let --out be a folder"
         )
     clip = build_clip(config).eval()
-    load_pretrained(clip, arguments.checkpoint)
+    load_pretrained(clip, arguments.weights)
     partial = out.with_name(f".partial-{os.getpid()}-{out.name}")
     out.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -16,6 +16,7 @@ import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -24,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie
 from evaluation.batch_sheet import Sheet, make_sheet, write_sheet_page, write_sheet_picture
 from model.config import clip_config
 from pipeline import LoaderConfig, open_loader
+from pipeline.augment import AugmentConfig
 from pipeline.crops import CropConfig
 from pipeline.masking import MaskConfig
 
@@ -56,6 +58,12 @@ class Arguments:
     """Random resized crop."""
     mask: MaskConfig = field(default_factory=MaskConfig)
     """Which patches are hidden."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Flips and colour changes."""
+    order: Literal["global", "window"] = "global"
+    """Of the run: it decides which samples a step has."""
+    window_shards: int = 16
+    """window: shards that are mixed with each other."""
     html: Path = Path("batch.html")
     """The page."""
     png: Path | None = None
@@ -86,6 +94,9 @@ class Arguments:
             captions=self.captions,
             crop=self.crop,
             mask=self.mask,
+            augment=self.augment,
+            order=self.order,
+            window_shards=self.window_shards,
         )
 
 

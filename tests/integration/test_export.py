@@ -75,6 +75,20 @@ def test_folder_opens_in_open_clip(tmp_path: Path) -> None:
     assert [path.name for path in out.parent.iterdir()] == ["exported"]
 
 
+def test_the_average_of_the_weights(tmp_path: Path) -> None:
+    config = clip_config("tessera-demo")
+    checkpoint, _ = checkpoint_of(config, tmp_path / "step_000000010")
+    words = {"checkpoint": checkpoint, "format": "open_clip", "out": tmp_path / "exported"}
+    with pytest.raises(ValueError, match=r"optim\.ema_samples keep an average"):
+        tool.Arguments(ema=True, **words)
+    torch.manual_seed(1)
+    average = open_clip_weights.dump(build_clip(config))
+    save_file(average, checkpoint / "ema.safetensors")
+    tool.export(tool.Arguments(ema=True, **words))
+    written = load_file(tmp_path / "exported" / "open_clip_model.safetensors")
+    assert all(torch.equal(written[name], value) for name, value in average.items())
+
+
 def test_file_of_a_known_model_opens_by_name(tmp_path: Path) -> None:
     checkpoint, clip = checkpoint_of(clip_config("ViT-S-32-alt"), tmp_path / "step_000000010")
     out = tmp_path / "model.safetensors"

@@ -52,6 +52,19 @@ def test_page_and_picture_of_a_step(coloured_index: Path, tmp_path: Path) -> Non
         assert picture.height > 5 * 224
 
 
+def test_the_order_of_a_run_decides_what_is_shown(coloured_index: Path, tmp_path: Path) -> None:
+    words = ("--batch-size", "8", "--image-size", "64", "--patch-size", "8")
+    order = ("--order", "window", "--window-shards", "1", "--augment.flip", "1")
+    done = run(str(coloured_index), *words, *order, "--html", str(tmp_path / "sheet.html"))
+    assert done.returncode == 0, done.stderr
+    config = LoaderConfig(
+        batch_size=8, image_size=64, patch_size=8, order="window", window_shards=1
+    )
+    with open_loader(coloured_index, config) as loader:
+        keys = loader.index.keys(loader.assemble(0).sample_ids.tolist())
+    assert json.loads(done.stdout.splitlines()[-1])["keys"] == keys
+
+
 def test_the_window_shown_is_the_one_that_was_decoded(coloured_index: Path) -> None:
     with open_loader(coloured_index, CONFIG) as loader:
         sheet = make_sheet(loader, 1, 8)
