@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes import find_recipe
+from recipes import RECIPES, find_recipe
 from training.command_line import parse
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,10 +67,10 @@ def test_the_file_tree_is_the_real_one() -> None:
     }
 
 
-def test_recipe_docstrings_carry_commands_that_parse() -> None:
-    for name in ("demo", "flickr8k"):
-        doc = find_recipe(name).build.__doc__ or ""
-        lines = re.findall(r"`(python train\.py[^`]*)`", doc)
-        assert lines, name
-        for line in lines:
-            parse(shlex.split(line)[2:], lambda recipe: find_recipe(recipe).build(), "")
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_recipe_docstrings_carry_commands_that_parse(name: str) -> None:
+    doc = " ".join((find_recipe(name).build.__doc__ or "").split())
+    lines = re.findall(r"`(?:python|torchrun [^`]*?) train\.py ?([^`]*)`", doc)
+    assert lines, f"{name}: no command"
+    for line in lines:
+        parse(shlex.split(line), lambda recipe: find_recipe(recipe).build(), "")
