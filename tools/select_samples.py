@@ -3,6 +3,7 @@
     python tools/select_samples.py data/cc12m --out clean --where "aspect <= 3" --unique sha256
     python tools/select_samples.py data/cc12m@clean --split-into train=0.99 heldout=0.01
     python tools/select_samples.py data/cc12m --list
+    python tools/select_samples.py data/cc12m --renew
 
 Afterwards `data/cc12m@train` names the selection wherever an index is named. The expression is a
 small part of Python: column names, numbers, texts in quotes, + - * / //, comparisons, `in (...)`,
@@ -39,7 +40,7 @@ from pipeline.selection import (
     write_selection,
 )
 from pipeline.selection.criteria import Chosen, Criteria, Step, choose, open_columns
-from pipeline.selection.stored import check_name, made_by
+from pipeline.selection.stored import check_name, is_stale, made_by, provenance_of
 
 _WHOLE = "only a selection that was announced as written is there"
 _CRITERIA = [f.name for f in fields(Criteria)]
@@ -61,6 +62,8 @@ class Arguments:
     """The part that --heldout-share keeps."""
     list: tyro.conf.FlagCreatePairsOff[bool] = False
     """Show the selections and the columns of an index, and end."""
+    renew: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Make all selections again whose index, or whose own base, has changed since, and end."""
     remove: str = ""
     """Remove the selection of this name, and end."""
 
@@ -87,6 +90,8 @@ def _run(arguments: Arguments) -> dict[str, Any]:
     dataset = open_dataset(arguments.index)
     if arguments.list:
         return _list(dataset, arguments.criteria)
+    if arguments.renew:
+        return _renew(dataset.index)
     if arguments.remove:
         remove_selection(dataset.index, arguments.remove)
         print(f"removed    {arguments.remove}")
@@ -235,6 +240,32 @@ def _list(dataset: Dataset, criteria: Criteria) -> dict[str, Any]:
         if names:
             print(f"{kind + 's':11}{', '.join(names)}".replace("bytess", "hashes"))
     return {"index_dir": str(index.directory), "selections": found, "columns": kinds}
+
+
+def _renew(index: Index) -> dict[str, Any]:
+    """Repeat the commands of stale selections, those that others rest on first."""
+    facts = {name: provenance_of(index, name) for name in list_selections(index)}
+    waiting, renewed = dict(facts), []
+    while waiting:
+        ready = [name for name in waiting if _base(facts[name]) not in waiting]
+        if not ready:
+            raise ValueError(f"these selections rest on each other: {', '.join(sorted(waiting))}")
+        for name in ready:
+            found = waiting.pop(name)
+            # One command may make several parts: the first of them has made the others anew.
+            if is_stale(index, found) and is_stale(index, provenance_of(index, name)):
+                base = _base(found)
+                reference = f"{index.directory}@{base}" if base else str(index.directory)
+                made = _run(tyro.cli(Arguments, args=[reference, *found["command"]]))
+                renewed += [each["name"] for each in made["selections"]]
+    current = sorted(facts.keys() - set(renewed))
+    print(f"renewed    {', '.join(renewed) or 'nothing'}")
+    return {"index_dir": str(index.directory), "renewed": renewed, "current": current}
+
+
+def _base(facts: dict[str, Any]) -> str:
+    """Name of the selection that another one was chosen from; empty if it was the whole index."""
+    return (facts.get("base") or {}).get("name", "")
 
 
 def _describe(index: Index, name: str) -> dict[str, Any]:

@@ -136,6 +136,31 @@ def open_selection(index: Index, name: str) -> Selection:
     return Selection(name=name, fingerprint=facts["fingerprint"], rows=rows, provenance=facts)
 
 
+def provenance_of(index: Index, name: str) -> dict[str, Any]:
+    """How a selection was chosen, also where it is of an earlier state of the index.
+
+    Raises:
+        ValueError: its file is damaged.
+    """
+    return _read(index.directory / SELECTIONS_DIR / f"{name}.arrow")[1]
+
+
+def is_stale(index: Index, facts: dict[str, Any]) -> bool:
+    """Whether rows chosen so are of another state of the index, or of the selection they rest on.
+
+    Args:
+        index: as it is now.
+        facts: from `provenance_of`.
+    """
+    if facts["index_fingerprint"] != index.fingerprint:
+        return True
+    base = facts.get("base")
+    return bool(base) and (
+        base["name"] not in list_selections(index)
+        or provenance_of(index, base["name"])["fingerprint"] != base["fingerprint"]
+    )
+
+
 def list_selections(index: Index) -> list[str]:
     """Names of the selections stored with an index, sorted; some may be stale."""
     folder = index.directory / SELECTIONS_DIR

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from pipeline import LoaderConfig, open_evaluation_loader, open_loader
+from pipeline.indexing import ScanOptions, build_index
 from pipeline.masking import MaskConfig
 from pipeline.selection import open_dataset
 
@@ -270,6 +271,27 @@ def test_a_stale_selection_ends_a_run_with_the_command(index: Path, tmp_path: Pa
     assert "--split-into train=0.75 heldout=0.25" in done.stderr
     listed = select(index, "--list")["selections"]
     assert all("make it again" in entry["problem"] for entry in listed)
+
+
+def test_all_stale_selections_are_made_again(index: Path) -> None:
+    select(index, "--out", "early", "--where", "key < '000000048'")
+    select(f"{index}@early", "--split-into", "train=0.75", "heldout=0.25")
+    select(index, "--out", "late", "--where", "key >= '000000048'")
+    names = ("early", "train", "late")
+    fresh = {name: open_dataset(f"{index}@{name}").num_samples for name in names}
+    assert select(index, "--renew")["renewed"] == []
+
+    fewer = sorted((index.parent / "shards").glob("0000[01].tar"))
+    build_index(fewer, index, options=ScanOptions(captions="json:captions"))
+    done = select(index, "--renew")
+    assert done["renewed"] == ["early", "late", "train", "heldout"]
+    assert done["current"] == []
+    assert open_dataset(f"{index}@early").num_samples == fresh["early"]
+    assert open_dataset(f"{index}@train").num_samples == fresh["train"]
+    assert open_dataset(f"{index}@late").num_samples < fresh["late"]
+
+    select(index, "--out", "early", "--where", "key < '000000040'")
+    assert select(index, "--renew")["renewed"] == ["train", "heldout"]
 
 
 def test_benchmarks_take_a_selection(chosen: Path) -> None:
