@@ -107,6 +107,27 @@ def test_the_record_runs_on_and_knows_the_stages(unbroken: Path) -> None:
     assert "mask none, 80 pixels" in (unbroken / "report.html").read_text()
 
 
+def test_two_ranks_go_through_the_same_stages(
+    unbroken: Path, coloured_index: Path, tmp_path: Path
+) -> None:
+    script = ROOT / "tests" / "integration" / "stages_on_ranks.py"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc-per-node=2", str(script), str(coloured_index), str(tmp_path / "run")),
+        ],
+        cwd=ROOT, capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    ours, alone = (
+        read_records(folder / "metrics.jsonl") for folder in (tmp_path / "run", unbroken)
+    )
+    assert [record.stage for record in ours] == [record.stage for record in alone]
+    assert [record.loss for record in ours] == pytest.approx(
+        [record.loss for record in alone], abs=1e-4
+    )
+
+
 def test_the_second_stage_has_its_own_sizes_and_optimiser(unbroken: Path) -> None:
     first, last = parts(unbroken, 6), parts(unbroken, 11)
     assert len(first["open_clip_model"]["visual.positional_embedding"]) == 64 + 1
