@@ -11,8 +11,8 @@ are installed into a temporary folder first. --dry tries every command on a CPU 
 size.
 
 Writes summary.md, records.json and logs.tar.gz to DIR, anew after every step, so that a visit cut
-short keeps what it has. Prints the summary and, last, one JSON line. Exit status: 0 if no step
-failed, 1 if one did, 2 wrong use, 130 stopped.
+short keeps what it has; and the report of the comparison. Prints the summary and, last, one JSON
+line. Exit status: 0 if no step failed, 1 if one did, 2 wrong use, 130 stopped.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -106,6 +107,9 @@ def _run_all(
         print(
             f"    {last.status} ({last.seconds:.0f} s) {last.reason}", file=sys.stderr, flush=True
         )
+        for path in step.keeps:
+            if path.is_file():
+                shutil.copy(path, arguments.out)
         _write(arguments.out, outcomes, logs, dry=arguments.dry)
     return outcomes
 

@@ -26,10 +26,11 @@ def visit(*words: str | Path) -> subprocess.CompletedProcess[str]:
 GROUPS = (
     ("tests-gpu", "sanitizer", "profile", "masks", "loss"),
     ("step-vit-s-32-alt", "end-to-end-cpu-decode", "decode-cpu"),
+    ("comparison",),
 )
 
 
-@pytest.mark.parametrize("names", GROUPS, ids=("parts", "wholes"))
+@pytest.mark.parametrize("names", GROUPS, ids=("parts", "wholes", "runs"))
 def test_every_command_works(names: tuple[str, ...], tmp_path: Path) -> None:
     done = visit("--dry", "--out", tmp_path, "--only", *names)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -48,7 +49,9 @@ def test_every_command_works(names: tuple[str, ...], tmp_path: Path) -> None:
 
 def check_records(records: dict[str, Any]) -> None:
     assert 60_000 < records["photos"]["bytes_per_photo"] < 160_000, "as large as photos are"
-    if "profile" in records:
+    if "comparison" in records:
+        assert records["comparison"]["finished"] >= 3
+    elif "profile" in records:
         assert records["profile"]["matrix_work_share"] > 0.2
         assert records["masks"]["masks"]
         assert records["loss"]["loss"]
@@ -59,8 +62,8 @@ def check_records(records: dict[str, Any]) -> None:
         assert records["decode-cpu"]["sides"]["loader"]["images_per_s"]["median"] > 0
 
 
-def test_the_groups_are_all_there_is_but_training(tmp_path: Path) -> None:
-    known = {step.name for step in steps(DRY, "", tmp_path) if step.part != "training"}
+def test_the_groups_are_all_there_is(tmp_path: Path) -> None:
+    known = {step.name for step in steps(DRY, "", tmp_path)}
     assert known == {"machine", "photos"}.union(*GROUPS)
 
 

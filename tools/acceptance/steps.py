@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+_FLICKR8K = Path("data/flickr8k/train/index.json")
+_REPORTS = ("html", "md", "json")
 Part = Literal["correctness", "figures", "training"]
 
 
@@ -27,6 +29,8 @@ class Step:
     """Most that it may take."""
     needs: str = ""
     """Program that must be on the PATH, or the step is left out."""
+    keeps: tuple[Path, ...] = ()
+    """Files that it writes and that stay beside the records, if they are there."""
     shown: str = ""
     """The command as a person would type it."""
 
@@ -63,8 +67,10 @@ class Sizes:
     """Pairs of a step in end-to-end training."""
     run_steps: int
     """Timed steps of it."""
-    comparison: tuple[str, ...]
-    """Words for tools/compare.py."""
+    variants: tuple[str, ...]
+    """Recipes that are compared."""
+    seeds: tuple[str, ...]
+    """Runs of each of them."""
 
 
 FULL = Sizes(
@@ -79,7 +85,8 @@ FULL = Sizes(
     whole_loss_up_to=65536,
     run_batch=1024,
     run_steps=30,
-    comparison=("--base", "flickr8k", "--seeds", "3"),
+    variants=("clip", "flip-50", "cluster-rgb-03", "cluster-rgb-05", "fill-03"),
+    seeds=("0", "1", "2"),
 )
 """On a GPU of 80 GB or more."""
 DRY = Sizes(
@@ -94,7 +101,8 @@ DRY = Sizes(
     whole_loss_up_to=64,
     run_batch=16,
     run_steps=2,
-    comparison=("--base", "demo", "--seeds", "1"),
+    variants=("clip", "flip-50"),
+    seeds=("0",),
 )
 """Every command once on a CPU; the figures mean nothing."""
 
@@ -130,7 +138,7 @@ def steps(sizes: Sizes, photos: str, scratch: Path) -> list[Step]:
                 minutes=4,
             )
         )
-    found += [*_correctness(), *_figures(sizes, index), *_training(sizes, scratch)]
+    found += [*_correctness(), *_figures(sizes, index), *_training(sizes, index, scratch)]
     return [replace(step, shown=_shown(step.command, scratch)) for step in found]
 
 
@@ -247,16 +255,25 @@ def _decode(sizes: Sizes, index: str, decoder: str) -> Step:
     )
 
 
-def _training(sizes: Sizes, scratch: Path) -> list[Step]:
+def _training(sizes: Sizes, index: str, scratch: Path) -> list[Step]:
+    base, words = ("flickr8k" if _FLICKR8K.is_file() else "demo"), ()
+    if sizes.device == "cpu":
+        # A few steps on the drawn photos: the demo would have to draw its own first.
+        tiny = "--model tessera-demo --total-samples 32 --batch-size 16 --optim.warmup-samples 16"
+        data = ("--data.train", index, "--evaluation.retrieval", index, "--evaluation.zero-shot")
+        base, words = "flickr8k", ("--", *tiny.split(), *data)
     return [
         Step(
             name="comparison",
             part="training",
-            question="Which recipe learns most from the same samples, and in the same time?",
+            question="Which recipe learns most from the same samples, and for the same compute?",
             command=_python(
-                *("tools/compare.py", *sizes.comparison, "--out", str(scratch / "comparison"))
+                *("tools/compare.py", "--base", base, "--variants", *sizes.variants),
+                *("--seeds", *sizes.seeds, "--jobs", "4" if sizes.device == "cuda" else "1"),
+                *("--out", str(scratch / "comparison"), *words),
             ),
             minutes=9.5,
+            keeps=tuple(scratch / "comparison" / f"comparison.{kind}" for kind in _REPORTS),
         ),
     ]
 
