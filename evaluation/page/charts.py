@@ -23,6 +23,7 @@ Numbers: TypeAlias = NDArray[Any]
 """Any real-valued array."""
 
 _SIZE = 1000
+_NUM_COLOURS = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +53,7 @@ class Line:
     y: Numbers
     """[L] along the vertical axis."""
     look: str
-    """CSS class: "raw", "smooth" or "second"."""
+    """CSS class: "raw", "smooth", "second", or that of `series_look`."""
     dots: bool = False
     """Whether every point is marked."""
 
@@ -131,6 +132,46 @@ def share_bar(share: float, mark: float | None = None) -> Markup:
     if mark is not None and math.isfinite(mark):
         tick = tag("b", style=f"left:{100 * _within(mark):.2f}%")
     return tag("span", inner, tick, class_="bar", aria_hidden="true")
+
+
+def interval_bar(low: float, middle: float, high: float, reach: float, *, clear: bool) -> Markup:
+    """Return an interval around a value on a line from -reach to reach with a tick at zero.
+
+    Args:
+        low: Lower end.
+        middle: The value.
+        high: Upper end.
+        reach: Value at the right edge; what lies beyond is cut off.
+        clear: Whether to colour it.
+    """
+    left, place, right = (_within((value / reach + 1) / 2) for value in (low, middle, high))
+    return tag(
+        "span",
+        tag("b", style="left:50%"),
+        tag("i", style=f"left:{100 * left:.2f}%;width:{100 * (right - left):.2f}%"),
+        tag("u", style=f"left:{100 * place:.2f}%"),
+        class_="interval clear" if clear else "interval",
+        aria_hidden="true",
+    )
+
+
+def series_look(number: int) -> str:
+    """Return the CSS class of one of several lines; behind the last colour, dashes tell them apart.
+
+    Args:
+        number: Place of the line, counted from 0.
+    """
+    dashed = " dashed" if number // _NUM_COLOURS % 2 else ""
+    return f"series s{number % _NUM_COLOURS}{dashed}"
+
+
+def legend(names: Sequence[str]) -> Markup:
+    """Return the names of several lines, each beside its colour."""
+    items = [
+        tag("li", tag("i", class_=series_look(number)), escape(name))
+        for number, name in enumerate(names)
+    ]
+    return tag("ul", *items, class_="legend")
 
 
 def _within(share: float) -> float:

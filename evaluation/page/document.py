@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from evaluation.page.markup import Markup, tag
+from evaluation.page.markup import Markup, join, tag
 from pipeline.durable import write_text
 
 _STYLE = Path(__file__).with_name("style.css")
@@ -86,19 +86,25 @@ def render_document(document: Document) -> str:
         tag("section", tag("h2", each.title), each.content, id=each.name)
         for each in document.sections
     )
-    body = tag(
-        "body",
+    content = [
         tag("a", "Skip to the results", href=f"#{first}", class_="skip"),
-        tag(
-            "div",
-            _head(document),
-            tag("nav", *links, aria_label="Sections"),
-            tag("main", *sections),
-            _foot(document),
-            class_="page",
-        ),
-    )
-    return f"<!doctype html>\n{tag('html', _meta(document), body, lang='en')}\n"
+        _head(document),
+        tag("nav", *links, aria_label="Sections"),
+        tag("main", *sections),
+        _foot(document),
+    ]
+    return render_page(document.title, join(content))
+
+
+def render_page(title: str, content: Markup) -> str:
+    """Return a page of any content in the style of the reports.
+
+    Args:
+        title: Of the browser's window.
+        content: What it shows.
+    """
+    body = tag("body", tag("div", content, class_="page"))
+    return f"<!doctype html>\n{tag('html', _meta(title), body, lang='en')}\n"
 
 
 def definitions(facts: Sequence[tuple[str, str]], look: str = "facts") -> Markup:
@@ -124,14 +130,14 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], look: str) -> Mar
     return tag("table", head, tag("tbody", *body), class_=look)
 
 
-def _meta(document: Document) -> Markup:
+def _meta(title: str) -> Markup:
     return tag(
         "head",
         tag("meta", charset="utf-8"),
         tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="color-scheme", content="light dark"),
-        tag("title", document.title),
+        tag("title", title),
         tag("link", rel="icon", href=f"data:image/svg+xml,{_MARK}"),
         # Not escaped: a style sheet is read as it stands, and this one is the package's own.
         tag("style", Markup(_STYLE.read_text(encoding="utf-8"))),

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 _PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+_OPERATIONS = ((1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"))
 
 
 def percent(share: float) -> str:
@@ -29,6 +30,17 @@ def short_count(value: float) -> str:
         if abs(value) >= size:
             return f"{value / size:.3g}{letter}"
     return f"{value:.3g}"
+
+
+def flop_unit(largest: float) -> tuple[float, str]:
+    """Return the size and name of the unit for floating point operations up to `largest`."""
+    return next((unit for unit in _OPERATIONS if abs(largest) >= unit[0]), _OPERATIONS[-1])
+
+
+def flop_count(flops: float) -> str:
+    """Return floating point operations in three digits."""
+    size, name = flop_unit(flops)
+    return f"{flops / size:.3g} {name}"
 
 
 def duration(seconds: float) -> str:

@@ -21,6 +21,7 @@ from evaluation.report.data import (
     RetrievalScores,
     ZeroShotResult,
 )
+from evaluation.report.feature_sections import feature_tables
 from evaluation.report.pictures import cluster_panel, crop_panel, picture_tag, visible_panel
 from evaluation.report.summary import hidden_shares
 
@@ -45,10 +46,11 @@ def gallery(data: ReportData) -> Markup:
 
 
 def evaluation(data: ReportData) -> Markup:
-    """Return the zero-shot and retrieval tables and the classes most often taken for each other."""
+    """Return the tables of scores and the classes most often taken for each other."""
     parts = [
         _zero_shot_table(data.zero_shot) if data.zero_shot else None,
         _retrieval_table(data.retrieval_scores) if data.retrieval_scores else None,
+        *feature_tables(data),
         _confusion_table(data.confusions) if data.confusions else None,
     ]
     if not any(parts):

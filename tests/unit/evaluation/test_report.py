@@ -16,11 +16,15 @@ from evaluation.page.charts import Frame, Line, axis, line_chart
 from evaluation.page.markup import escape, shorten, tag
 from evaluation.page.numbers import decimal, duration, percent, tick_labels, ticks
 from evaluation.report import (
+    FewShotResult,
     GalleryItem,
+    LinearProbeResult,
     ReportData,
     RetrievalExample,
     RetrievalScores,
     StepSeries,
+    SugarCrepeResult,
+    WinogroundResult,
     ZeroShotResult,
     render_report,
     write_report,
@@ -28,6 +32,7 @@ from evaluation.report import (
 from evaluation.report.pictures import cells_path, data_uri
 from evaluation.report.series import data_wait, pairs_per_s, shown_range, thin, trend
 from evaluation.report.summary import against_chance, headlines, summary
+from tests.chromium import Browser
 
 SCRIPT = "<script>alert(1)</script>"
 SECTIONS = {
@@ -463,3 +468,61 @@ def test_markup_escapes_text_once() -> None:
     assert tag("p", tag("b", "<"), "&", class_='"') == '<p class="&quot;"><b>&lt;</b>&amp;</p>'
     assert escape(escape("<")) == "&lt;"
     assert shorten("one two three", 9) == "one two\N{HORIZONTAL ELLIPSIS}"
+
+
+def with_probes() -> ReportData:
+    probe = LinearProbeResult(
+        dataset="flowers",
+        train="flowers-train",
+        num_classes=10,
+        num_train=1234,
+        num_images=321,
+        acc1=0.456,
+        acc5=0.9,
+        mean_per_class_recall=0.4,
+        weight_decay=0.01,
+        chance=0.1,
+    )
+    few = FewShotResult(dataset="pets", shots=4, num_images=99, acc1=(0.2, 0.3, 0.4), chance=0.1)
+    sugar = SugarCrepeResult(
+        dataset="crepe",
+        accuracies={"add_att": 0.61, "replace_obj": 0.87},
+        counts={"add_att": 692, "replace_obj": 1652},
+        categories={"add": 0.61, "replace": 0.87},
+        macro=0.74,
+        micro=0.793,
+    )
+    ground = WinogroundResult(
+        dataset="wino", num_examples=400, text_score=0.31, image_score=0.11, group_score=0.08
+    )
+    return dataclasses.replace(
+        full(), linear_probe=[probe], few_shot=[few], sugarcrepe=[sugar], winoground=[ground]
+    )
+
+
+def test_probes_and_compositional_scores_have_their_tables() -> None:
+    text = Page(render_report(with_probes())).text
+    for shown in ("45.6%", "1,234 of flowers-train", "add att", "692", "74.0%", "79.3%", "31.0%"):
+        assert shown in text
+    assert "30.0% 20.0% 40.0% 3 10.0%" in " ".join(text.split())
+    assert "Linear probe" not in Page(render_report(full())).text
+
+
+@pytest.mark.parametrize(("width", "dark"), [(390, False), (390, True), (1200, False)])
+@pytest.mark.parametrize(
+    "data",
+    [full("long " * 200 + "A" * 400), with_probes(), empty()],
+    ids=["full", "probes", "empty"],
+)
+def test_the_page_is_readable_in_a_browser(
+    data: ReportData, width: int, dark: bool, browser: Browser, tmp_path: Path
+) -> None:
+    page = tmp_path / "report.html"
+    write_report(data, page)
+    seen = browser.look(page.as_uri(), width=width, dark=dark)
+    assert seen.complaints == []
+    assert (seen.wider, seen.empty) == (0, 0)
+    assert (seen.images > 0) == bool(data.retrieval)
+    assert (seen.drawn > 50) == bool(data.gallery)
+    assert seen.paper == ("rgb(23, 23, 21)" if dark else "rgb(251, 250, 247)")
+    assert data.title in seen.text

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tools.comparison.plan import Plan, flops_of, make_plan
+from tools.comparison.variants import Variant, find_variant
+
+
+def test_equal_samples_are_equal_and_seeds_pair_the_runs(plan: Plan) -> None:
+    runs = plan.forms["samples"]
+    assert [run.samples for run in runs] == [640] * 9
+    assert [(run.variant, run.seed) for run in runs[:4]] == [
+        ("clip", 0), ("flip-50", 0), ("cluster-rgb-03", 0), ("clip", 1)
+    ]  # fmt: skip
+    assert [run.config.seed for run in runs] == [run.seed for run in runs]
+
+
+def test_equal_compute_spends_the_baselines_operations_in_whole_steps(plan: Plan) -> None:
+    budget = plan.forms["compute"][0].flops
+    for run in plan.forms["compute"]:
+        ((_, a_pair),) = flops_of(run.config)
+        assert run.samples % 32 == 0
+        assert budget - 32 * a_pair < run.flops <= budget * (1 + 1e-9)
+        assert run.config.optim.warmup_samples / run.samples == pytest.approx(0.1, abs=0.01)
+
+
+def test_a_mask_of_half_the_patches_costs_a_bit_more_than_half(plan: Plan) -> None:
+    clip, flip, cluster = (run.flops for run in plan.forms["samples"][:3])
+    assert 0.5 < flip / clip < 0.6
+    assert flip == cluster
+
+
+def test_the_baselines_runs_serve_both_forms(plan: Plan) -> None:
+    folders = [run.folder for run in plan.runs]
+    assert len(folders) == len(set(folders)) == 9 + 6
+    assert plan.baseline == "clip"
+
+
+def test_the_command_repeats_the_run(plan: Plan) -> None:
+    run = plan.forms["compute"][2]
+    assert run.command.startswith("python train.py demo --mask.kind cluster")
+    assert f"--run-dir {run.folder}" in run.command
+
+
+def test_what_cannot_be_compared_is_refused(coloured_index: Path, tmp_path: Path) -> None:
+    words = ["--data.train", str(coloured_index)]
+    clip, flip = (find_variant(name, "demo") for name in ("clip", "flip-50"))
+
+    def plan_of(*variants: Variant, seeds: tuple[int, ...] = (0,), form: str = "samples") -> Plan:
+        return make_plan(variants, seeds, (form,), words, tmp_path)  # pyright: ignore[reportArgumentType]
+
+    with pytest.raises(ValueError, match="at least two variants"):
+        plan_of(clip)
+    with pytest.raises(ValueError, match="must differ"):
+        plan_of(clip, clip)
+    with pytest.raises(ValueError, match="must differ"):
+        plan_of(clip, flip, seeds=(1, 1))
+    with pytest.raises(ValueError, match="a variant's name, not a/b"):
+        plan_of(clip, Variant(name="a/b", recipe="demo"))
+    tuned = Variant(name="tuned", recipe="flip-50-scaled")
+    with pytest.raises(ValueError, match="several stages"):
+        plan_of(clip, tuned, form="compute")

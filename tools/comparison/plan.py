@@ -1,0 +1,210 @@
+"""Which runs a comparison is made of.
+
+Two forms. At equal samples all variants see as many pairs as the first one, the baseline. At equal
+compute they see as many as cost the baseline's floating point operations (tools/benchmarks/
+train_flops.py), in whole steps; the warm-up keeps its share of the run. A seed fixes weights, order
+and draws, so runs of one seed differ in nothing but the variant and can be compared in pairs.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from pipeline.caption_mix import parse_weights, text_counts
+from recipes import find_recipe
+from tools.benchmarks.train_flops import Work, step_flops
+from tools.benchmarks.train_lengths import captions_of
+from tools.comparison.variants import Variant
+from training.command_line import parse
+from training.config import TrainConfig
+from training.stages import architecture, stages_of
+
+Form: TypeAlias = Literal["samples", "compute"]
+_NAME = re.compile(r"[\w.-]+")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlannedRun:
+    """One run of `train.py`."""
+
+    variant: str
+    """Name of the variant."""
+    seed: int
+    """Of weights, order and draws."""
+    words: tuple[str, ...]
+    """What `train.py` is given."""
+    config: TrainConfig
+    """What follows from the words."""
+    flops: float
+    """Operations of the whole run, forward and backward, without loss and optimiser."""
+
+    @property
+    def folder(self) -> Path:
+        """Where it is run; a name for it too, since no two runs share one."""
+        return Path(self.config.run_dir)
+
+    @property
+    def samples(self) -> int:
+        """Pairs of all stages, repeats counted."""
+        return sum(
+            stage.config.num_steps * stage.config.batch_size for stage in stages_of(self.config)
+        )
+
+    @property
+    def command(self) -> str:
+        """What makes this run again."""
+        return shlex.join(["python", "train.py", *self.words])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """All runs."""
+
+    variants: Sequence[Variant]
+    """The first is the baseline."""
+    seeds: Sequence[int]
+    """Of every variant."""
+    forms: dict[Form, list[PlannedRun]]
+    """The runs of each form, seed after seed; the forms share those that are the same."""
+
+    @property
+    def baseline(self) -> str:
+        """Name of the variant that the others are compared with."""
+        return self.variants[0].name
+
+    @property
+    def runs(self) -> list[PlannedRun]:
+        """Every run once, in the order to make them."""
+        unique = {run.folder: run for runs in self.forms.values() for run in runs}
+        return list(unique.values())
+
+
+def make_plan(
+    variants: Sequence[Variant],
+    seeds: Sequence[int],
+    forms: Sequence[Form],
+    words: Sequence[str],
+    out: Path,
+) -> Plan:
+    """Work out the runs; data that recipes draw themselves are drawn here.
+
+    Args:
+        variants: the first is the baseline.
+        seeds: of every variant.
+        forms: which forms.
+        words: given to all runs, behind those of the variant.
+        out: folder of the run folders.
+
+    Raises:
+        FileNotFoundError: training data are missing; names the command that makes them.
+        ValueError: a name is taken twice or cannot be a folder's, nothing is left to compare, or a
+            configuration is wrong.
+        SystemExit: status 2 for a word that `train.py` does not know.
+    """
+    _check(variants, seeds)
+    at_equal_samples = {
+        variant.name: _run(variant, seeds[0], words, out, samples=None) for variant in variants
+    }
+    budget = at_equal_samples[variants[0].name].flops
+    planned: dict[Form, list[PlannedRun]] = {}
+    for form in forms:
+        samples = {
+            name: run.config.total_samples if form == "samples" else _affordable(run, budget=budget)
+            for name, run in at_equal_samples.items()
+        }
+        planned[form] = [
+            _run(variant, seed, words, out, samples=samples[variant.name])
+            for seed in seeds
+            for variant in variants
+        ]
+    return Plan(variants=variants, seeds=seeds, forms=planned)
+
+
+def flops_of(config: TrainConfig) -> list[tuple[int, float]]:
+    """(pairs, operations a pair) of every stage, with captions as long as the data's own."""
+    found = []
+    for stage in stages_of(config):
+        model, batch = architecture(stage.config), stage.config.batch_size
+        num_patches = model.vision.num_patches
+        visible = stage.config.mask.build().num_visible(batch, num_patches)
+        if visible is None:  # what a threshold leaves is known on average
+            visible = round(batch * num_patches * (1 - stage.config.mask.mask_ratio))
+        kept, rest = divmod(visible, batch)
+        work = Work(
+            image_tokens=[kept + 2] * rest + [kept + 1] * (batch - rest),
+            embedded_patches=visible,
+            text_tokens=_captions(stage.config.data.train, batch, model.text.context_length)
+            * _texts_of_a_pair(stage.config),
+            pooled_only=True,
+        )
+        found.append((stage.config.num_steps * batch, step_flops(model, work) / batch))
+    return found
+
+
+def _texts_of_a_pair(config: TrainConfig) -> int:
+    if not config.data.every_text:
+        return 1
+    return sum(text_counts(parse_weights(config.data.captions)))
+
+
+@cache
+def _captions(reference: str, batch_size: int, context_length: int) -> tuple[int, ...]:
+    return captions_of(reference, batch_size, context_length)
+
+
+def _check(variants: Sequence[Variant], seeds: Sequence[int]) -> None:
+    names = [variant.name for variant in variants]
+    if len(set(names)) < len(names) or len(set(seeds)) < len(seeds):
+        raise ValueError(f"variants and seeds must differ: {names}, {list(seeds)}")
+    if len(names) < 2 or not seeds:
+        raise ValueError("a comparison needs at least two variants and a seed")
+    unfit = [name for name in names if not _NAME.fullmatch(name)]
+    if unfit:
+        raise ValueError(f"letters, digits, dots and hyphens make a variant's name, not {unfit[0]}")
+
+
+def _affordable(run: PlannedRun, *, budget: float) -> int:
+    """Pairs of a run that does as many operations, in whole steps."""
+    config = run.config
+    if config.stages:
+        raise ValueError(
+            f"{run.variant} has several stages, whose lengths belong together: leave out the form "
+            "of equal compute"
+        )
+    pairs = config.total_samples * budget / run.flops
+    return max(1, int(pairs + 1e-6) // config.batch_size) * config.batch_size
+
+
+def _run(
+    variant: Variant, seed: int, words: Sequence[str], out: Path, *, samples: int | None
+) -> PlannedRun:
+    """The run of a variant; `samples` None leaves its length as it is, for a look at its cost."""
+    given = (*variant.words, *words, "--seed", str(seed))
+    config = _parse(variant.recipe, given)
+    length = config.total_samples if samples is None else samples
+    warmup = config.optim.warmup_samples * length // config.total_samples
+    given = (
+        *given,
+        "--total-samples",
+        str(length),
+        "--optim.warmup-samples",
+        str(warmup),
+        "--run-dir",
+        str(out / f"{variant.name}-{length}-seed{seed}"),
+    )
+    config = _parse(variant.recipe, given)
+    find_recipe(config.recipe).prepare(config)
+    flops = sum(pairs * each for pairs, each in flops_of(config))
+    return PlannedRun(
+        variant=variant.name, seed=seed, words=(variant.recipe, *given), config=config, flops=flops
+    )
+
+
+def _parse(recipe: str, words: Sequence[str]) -> TrainConfig:
+    return parse([recipe, *words], lambda name: find_recipe(name).build(), "").config

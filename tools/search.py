@@ -1,0 +1,132 @@
+"""Search in pictures with a model you trained.
+
+    python tools/search.py runs/demo data/demo/index/heldout                a page on this machine
+    python tools/search.py runs/demo photos --query "a red boat"            in the terminal
+    python tools/search.py runs/demo photos --image boat.jpg --count 5
+
+Text to images and image to images. The model is a run's last checkpoint, a checkpoint's folder, or
+one that open_clip or transformers wrote. Pictures are an index, INDEX@SELECTION, or a folder of
+image files. Features are kept in --cache and made again when model or pictures
+change. The page is served to this machine alone, until Ctrl-C.
+
+Prints one JSON line last. Exit status: 0 done, 1 failed, 2 wrong use, 130 stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import tyro
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
+
+from evaluation.search.engine import Search, open_search
+from evaluation.search.pictures import open_pictures
+from evaluation.search.server import ADDRESS, make_server
+from model import Clip, build_clip
+from model.pretrained import load_pretrained, read_config
+from training.environment import num_cores
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Search in pictures with a trained model."""
+
+    model: tyro.conf.Positional[Path]
+    """Run folder or checkpoint folder."""
+    pictures: tyro.conf.Positional[str]
+    """INDEX, INDEX@SELECTION, or a folder of pictures."""
+    query: str = ""
+    """Text to look for; prints what is found, and ends."""
+    image: Path | None = None
+    """Picture to look for; prints what is found, and ends."""
+    count: int = 24
+    """Pictures to find."""
+    port: int = 8765
+    """Of the page; 0 takes a free one."""
+    device: str = "cpu"
+    """Where the model runs, such as cuda."""
+    cache: Path = Path.home() / ".cache" / "tessera" / "search"
+    """Folder of the features."""
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or not 0 <= self.port < 65_536:
+            raise ValueError("--count must be at least 1 and --port lie between 0 and 65535")
+        if self.query and self.image:
+            raise ValueError("give --query or --image, not both")
+        if self.image and not self.image.is_file():
+            raise FileNotFoundError(f"there is no file {self.image}")
+
+
+def main() -> int:
+    """Run the tool; returns its exit status."""
+    try:
+        arguments = tyro.cli(Arguments, description=__doc__)
+        folder = checkpoint_folder(arguments.model)
+        search = _open(arguments, folder)
+        if arguments.image:
+            hits = search.by_file(arguments.image.read_bytes(), arguments.count)
+        elif arguments.query:
+            hits = search.by_text(arguments.query, arguments.count)
+        else:
+            hits = []
+            _serve(arguments, search)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (OSError, RuntimeError) as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    for rank, hit in enumerate(hits, 1):
+        print(f"{rank:3}  {hit.score:.3f}  {hit.key}  {hit.caption}")
+    print(json.dumps({"model": str(folder), "hits": [asdict(hit) for hit in hits]}))
+    return 0
+
+
+def checkpoint_folder(place: Path) -> Path:
+    """The last checkpoint of a run, or the folder itself.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or the run has no checkpoint yet.
+    """
+    if not place.is_dir():
+        raise FileNotFoundError(f"there is no run and no checkpoint at {place}")
+    if not (place / "checkpoints").is_dir():
+        return place
+    found = sorted((place / "checkpoints").glob("step_*"))
+    if not found:
+        raise FileNotFoundError(f"the run {place} has no checkpoint yet")
+    return found[-1]
+
+
+def _open(arguments: Arguments, folder: Path) -> Search:
+    clip: Clip = build_clip(read_config(folder))
+    for note in load_pretrained(clip, folder):
+        print(note, file=sys.stderr)
+    clip.to(torch.device(arguments.device))
+    pictures = open_pictures(arguments.pictures)
+    with tqdm(unit=" pictures", desc="encoding", disable=None) as bar:
+        search, was_there = open_search(clip, pictures, arguments.cache, num_cores(), bar.update)
+    kept = "features from the cache" if was_there else "features made"
+    print(f"{search.size} pictures of {pictures.name}, {kept}, {search.num_bad} not decodable")
+    return search
+
+
+def _serve(arguments: Arguments, search: Search) -> None:
+    """Answer until the process is stopped."""
+    name = str(arguments.model)
+    with make_server(search, name, arguments.port, arguments.count) as server:
+        print(f"open http://{ADDRESS}:{server.server_port}/ (Ctrl-C ends it)", flush=True)
+        server.serve_forever()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
