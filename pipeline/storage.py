@@ -140,6 +140,15 @@ def head_tail_crc32(location: str) -> int:
         return zlib.crc32(file.read(_EDGE_BYTES), crc)
 
 
+def file_crc32(path: Path) -> int:
+    """CRC-32 over a whole local file."""
+    crc = 0
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(_READ_AHEAD_BYTES):
+            crc = zlib.crc32(chunk, crc)
+    return crc
+
+
 def _patiently(ask: Callable[[], Answer]) -> Answer:
     """Ask remote storage, several times if it fails, with longer and longer waits.
 

@@ -127,7 +127,9 @@ def _json_rows(path: Path, wanted: list[str]) -> Iterator[tuple[str, list[object
 def _parquet_rows(path: Path, wanted: list[str]) -> Iterator[tuple[str, list[object]]]:
     try:
         file = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is no parquet file ({error})") from None
     with file:
         for name in wanted:
@@ -139,7 +141,7 @@ def _parquet_rows(path: Path, wanted: list[str]) -> Iterator[tuple[str, list[obj
                 for values in _transposed(columns):
                     number += 1
                     yield f"row {number}", values
-        except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} cannot be read behind row {number} ({error})") from None
 
 

@@ -17,6 +17,9 @@ from PIL import Image
 from pipeline.indexing.rejection import Reason, RejectedSampleError
 
 MAX_IMAGE_PIXELS = 100_000_000
+"""Pixels that a picture may claim unless another limit is given."""
+MAX_IMAGE_BYTES = 256 * 1024**2
+"""Bytes that an image file may have unless another limit is given."""
 _ORIENTATION_TAG = 0x0112
 _EXIF_SHORT = 3
 _PNG_DEPTH_PLACE = 24
@@ -42,7 +45,9 @@ class ImageFacts(NamedTuple):
     """Difference hash, 64 bits; 0 where it was not asked for."""
 
 
-def check_image(data: bytes, *, full_decode: bool, dhash: bool = False) -> ImageFacts:
+def check_image(
+    data: bytes, *, full_decode: bool, dhash: bool = False, max_pixels: int = MAX_IMAGE_PIXELS
+) -> ImageFacts:
     """Check an image file and measure it.
 
     Args:
@@ -50,6 +55,7 @@ def check_image(data: bytes, *, full_decode: bool, dhash: bool = False) -> Image
         full_decode: decode all of it. Otherwise only its header, and a JPEG's end marker, are
             looked at.
         dhash: compute the difference hash; needs `full_decode`.
+        max_pixels: pixels by the header at most, so that a small file cannot claim gigabytes.
 
     Raises:
         RejectedSampleError: the image cannot be used.
@@ -64,8 +70,8 @@ def check_image(data: bytes, *, full_decode: bool, dhash: bool = False) -> Image
             Reason.TRUNCATED_IMAGE, f"no complete header: {error!r}"
         ) from None
     width, height = image.size
-    if width * height > MAX_IMAGE_PIXELS:
-        detail = f"{width}x{height} pixels exceed the limit of {MAX_IMAGE_PIXELS}"
+    if width * height > max_pixels:
+        detail = f"{width}x{height} pixels exceed the limit of {max_pixels}"
         raise RejectedSampleError(Reason.TOO_LARGE, detail)
     if full_decode:
         _decode_fully(image)

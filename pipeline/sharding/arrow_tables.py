@@ -64,7 +64,10 @@ def read_parquet(path: Path, columns: ArrowColumns, images: Path) -> Source:
     Raises:
         ValueError: it is no parquet file, or a column is missing.
     """
-    file = pq.ParquetFile(path)
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} is no parquet file ({error})") from None
     schema = file.schema_arrow
     ends = list(accumulate(file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)))
 
@@ -78,7 +81,10 @@ def read_parquet(path: Path, columns: ArrowColumns, images: Path) -> Source:
         return group_images(number, column)[row - start].as_py()
 
     def batches(names: list[str]) -> Iterator[pa.RecordBatch]:
-        return file.iter_batches(_ROWS_AT_ONCE, columns=names)
+        try:
+            yield from file.iter_batches(_ROWS_AT_ONCE, columns=names)
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{path} cannot be read ({error})") from None
 
     source = _read(schema, batches, fetch, columns, images)
     source.any_order = source.fetch is None
@@ -101,11 +107,15 @@ def read_saved_dataset(
     """
     try:
         files = _data_files(folder, split)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"the JSON files of {folder} are damaged: {error!r}") from None
-    table = pa.concat_tables(
-        [pa.ipc.open_stream(pa.memory_map(str(file))).read_all() for file in files]
-    )
+    try:
+        streams = [pa.ipc.open_stream(pa.memory_map(str(file))) for file in files]
+        table = pa.concat_tables([stream.read_all() for stream in streams])
+        # Offsets that lead outside of the file would be followed; of images, only they are read.
+        table.validate(full=True)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"the Arrow files of {folder} are damaged ({error})") from None
 
     def fetch(row: int, column: str) -> Any:
         return table.column(column)[row].as_py()

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from pipeline.indexing.image_check import MAX_IMAGE_PIXELS, check_image
+from pipeline.indexing.image_check import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, check_image
 from pipeline.indexing.rejection import Reason, RejectedSampleError
-from pipeline.indexing.scan_shard import MAX_IMAGE_BYTES
 from pipeline.sharding.samples import SkippedError, SkipReason
 
+# Not all that Pillow knows: for EPS it starts another program.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _SUFFIXES = {b"\xff\xd8": "jpg", b"\x89P": "png", b"RI": "webp"}
 
 
@@ -108,7 +109,7 @@ def _encoded(
     """The picture upright, in RGB and encoded anew, without its metadata but the colour profile."""
     buffer = BytesIO()
     try:
-        with Image.open(BytesIO(data)) as image:
+        with Image.open(BytesIO(data), formats=_FORMATS) as image:
             _check_pixels(image)
             profile = None if image.mode == "CMYK" else image.info.get("icc_profile")
             picture = _rgb(ImageOps.exif_transpose(image))

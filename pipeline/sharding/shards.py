@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import time
 import warnings
 from collections import Counter, deque
@@ -16,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from pipeline.durable import sync_folder, write_text
+from pipeline.durable import sync_folder, work_folder, write_text
 from pipeline.indexing.rejection import RejectedSampleError
 from pipeline.sharding.image_bytes import ImageOptions, prepare_image, read_image_file
 from pipeline.sharding.samples import Draft, Skipped, SkippedError, Source
@@ -119,7 +118,7 @@ def make_shards(
     report = PackReport(out=out, captions="json:captions" if source.has_lists else "txt")
     report.num_empty_captions = source.num_empty_captions
     skipped = list(source.skipped)
-    with _partial_folder(out) as partial, warnings.catch_warnings():
+    with work_folder(out) as partial, warnings.catch_warnings():
         # Pillow warns of odd metadata and of large pictures, both of which are dealt with.
         warnings.simplefilter("ignore")
         with _shard_writer(partial, options) as write:
@@ -269,17 +268,6 @@ def _shard_writer(folder: Path, options: PackOptions) -> Iterator[Callable[[dict
     finally:
         for file in opened:
             file.close()
-
-
-@contextmanager
-def _partial_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` to write in; gone afterwards unless it was moved."""
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write_lists(folder: Path, source: Source, template: str, skipped: list[Skipped]) -> None:

@@ -77,7 +77,10 @@ def read_delimited(
         quoting = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
         # Strict: a quote that is never closed would swallow the rows behind it without a word.
         reader = csv.reader(file, dialect, quoting=quoting, strict=True)
-        names = next(reader, []) if header else []
+        try:
+            names = next(reader, []) if header else []
+        except csv.Error as error:
+            raise ValueError(f"{path}, header: {error}") from None
         places = _header_places(names, columns) if header else _numbered_places(columns)
         for where, row in _rows(reader):
             if isinstance(row, str):

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from pipeline.durable import write_text
+from pipeline.durable import remove_partials, write_text
 from tools.download.finished import JOB_FILE, ShardBook, load_job, shard_name
 from tools.download.img2dataset_job import Job
 from tools.download.job_process import LOST, PARENT, REFUSED
@@ -129,6 +129,7 @@ def run_download(
     """
     with exclusive(folder), stop_on_sigterm():
         kill_all_of(folder)
+        remove_partials(folder)
         check_job(job, folder)
         write_text(folder / JOB_FILE, job.to_json())
         default = (sys.executable, "-m", "tools.download.job_process")

@@ -249,18 +249,18 @@ def _json_rows(path: Path, sample: str) -> tuple[tuple[str, ...], list[list[str]
 
 def _parquet_format(path: Path, url: str | None, caption: str | None) -> TableFormat:
     try:
-        file = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
+        with pq.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            batch = next(file.iter_batches(batch_size=_SAMPLE_ROWS), None)
+    except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is no whole parquet file ({error}): fetch it again") from error
-    with file:
-        columns = tuple(file.schema_arrow.names)
-        batch = next(file.iter_batches(batch_size=_SAMPLE_ROWS), None)
     if batch is None or not len(batch):
         raise ValueError(f"{path} is empty")
     rows = [[_shown(value) for value in row.values()] for row in batch.to_pylist()]
+    columns = tuple(schema.names)
     url, caption, notes = _choose(path, columns, rows, url, caption, named=True)
     for name in (url, caption):
-        kind = file.schema_arrow.field(name).type
+        kind = schema.field(name).type
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         if not any(is_text(kind) for is_text in _TEXT_TYPES):
             raise ValueError(f"{path}: column {name} holds {kind}, not text; name another one")

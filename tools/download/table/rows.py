@@ -364,7 +364,7 @@ def _read_parquet(
                 yield RawRows(
                     urls=columns[0], captions=columns[1], marks={}, extras=tuple(columns[2:])
                 )
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} cannot be read to its end ({error}): fetch it again") from error
 
 
