@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+_PARTIAL = ".partial-"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -16,7 +22,7 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OSError: it could not be written; an older file is as it was.
     """
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial = path.with_name(f".{path.name}{_PARTIAL}{os.getpid()}")
     try:
         with partial.open("w", encoding="utf-8") as file:
             file.write(text)
@@ -35,3 +41,40 @@ def sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def remove_partials(folder: Path) -> None:
+    """Remove what killed processes left of files that they were writing into a folder.
+
+    Args:
+        folder: this process alone may write into it.
+    """
+    for path in folder.glob(f".*{_PARTIAL}*"):
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def work_folder(path: Path) -> Iterator[Path]:
+    """An empty folder to make `path` in, hidden beside it, for one process at a time.
+
+    What a killed process left there goes first, and nothing stays behind the block but what was
+    moved away.
+
+    Raises:
+        RuntimeError: another process is making the same thing.
+        OSError: the folder cannot be made.
+    """
+    work = path.with_name(f".{path.name}.partial")
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RuntimeError(f"another process is making {path}: wait for it") from None
+        content = work / "content"
+        shutil.rmtree(content, ignore_errors=True)
+        try:
+            content.mkdir()
+            yield content
+        finally:
+            shutil.rmtree(work, ignore_errors=True)

@@ -14,6 +14,7 @@ The row of a sample in `samples.arrow` is its id everywhere else.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 from pipeline.arrow_file import column_view, map_batch
 from pipeline.caption_record import CaptionRecord, read_record
 from pipeline.captions import CaptionTable
-from pipeline.storage import file_state, folder_of, head_tail_crc32, is_remote
+from pipeline.storage import file_crc32, file_state, folder_of, head_tail_crc32, is_remote
 
 FORMAT_VERSION = 2
 INDEX_FILE = "index.json"
@@ -107,7 +108,7 @@ class Index:
     tokenizer: str
     """Which tokenizer made the token ids."""
     caption_spec: str
-    """Where the default captions came from: `txt` or `json:FIELD`."""
+    """Where the default captions came from: `txt`, `lines` or `json:FIELD`."""
     shards: tuple[ShardRecord, ...]
     """Shards with at least one usable sample, sorted by location."""
     rejections: dict[str, int]
@@ -206,6 +207,23 @@ class Index:
             )
         return record
 
+    def check_files(self) -> None:
+        """See that every bit of the index's own files is what was written; reads them whole.
+
+        Sources and selections added later are not among them, and an index from before there were
+        checksums has none to hold.
+
+        Raises:
+            ValueError: a file is damaged; the message says how to make the index again.
+        """
+        sums: dict[str, int] = read_manifest(self.directory).get("crc32", {})
+        with ThreadPoolExecutor(_NUM_STATE_THREADS) as pool:
+            found = pool.map(lambda name: file_crc32(self.directory / name), sums)
+            for (name, expected), crc in zip(sums.items(), found, strict=True):
+                if crc != expected:
+                    what = f"{name} is not what was written"
+                    raise ValueError(f"{_damage(self.directory, what)}; {self._how_to_reindex()}")
+
     def check_shards(self) -> None:
         """See that the shards are still those that were indexed; reads no data unless it must.
 
@@ -269,12 +287,16 @@ def open_index(index_dir: Path) -> Index:
             table=table,
             **{name: column_view(table, name) for name in SAMPLE_SCHEMA.names if name != "key"},
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(_damaged(directory, f"{INDEX_FILE} lacks {error}")) from error
     counted = sum(record.num_samples for record in shards)
     if not index.num_samples == manifest["num_samples"] == counted:
         found = f"{index.num_samples} rows, {counted} samples in {len(shards)} shards"
         raise ValueError(_damaged(directory, found))
+    ends = np.cumsum([0, *index.shard_sizes])
+    for number, (first, last) in enumerate(itertools.pairwise(ends.tolist())):
+        if not (index.shard[first:last] == number).all():
+            raise ValueError(_damaged(directory, f"rows of shard {number} name another one"))
     return index
 
 
@@ -292,7 +314,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         version = manifest["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(_damaged(directory, f"{INDEX_FILE}: {error!r}")) from error
     if version != FORMAT_VERSION:
         msg = f"{path} has format version {version}, this code reads version {FORMAT_VERSION}"
@@ -346,7 +368,11 @@ def _check_file_sizes(directory: Path, sizes: dict[str, int]) -> None:
 
 def _damaged(directory: Path, what: str) -> str:
     command = f"python tools/index_shards.py SHARDS --out {directory}"
-    return f"the index {directory} is damaged ({what}); make it again with `{command}`"
+    return f"{_damage(directory, what)}; make it again with `{command}`"
+
+
+def _damage(directory: Path, what: str) -> str:
+    return f"the index {directory} is damaged ({what})"
 
 
 def _listed(locations: list[str]) -> str:

@@ -14,7 +14,7 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -24,6 +24,7 @@ from pipeline.storage import head_tail_crc32, open_binary
 logger = logging.getLogger(__name__)
 
 _COPY_BYTES = 4 * 1024**2
+_PARTIAL = ".partial"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +61,7 @@ class ShardCache:
         self._shards = shards
         self._folder = Path(config.folder)
         self._folder.mkdir(parents=True, exist_ok=True)
+        _remove_partials(self._folder)
         self._pool = ThreadPoolExecutor(config.num_fetches, thread_name_prefix="fetch")
         self._fetches: dict[int, Future[Path]] = {}
         self._wanted: tuple[int, ...] = ()
@@ -128,7 +130,7 @@ class ShardCache:
     def _fetch(self, number: int) -> Path:
         record = self._shards[number]
         path = self._folder / _name(record)
-        with _exclusive(path.with_name(f".{path.name}.lock")):
+        with _exclusive(_lock_of(path)):
             if _is_whole(path, record):
                 os.utime(path)
                 return path
@@ -179,7 +181,7 @@ def _is_whole(path: Path, record: ShardRecord) -> bool:
 
 def _copy(record: ShardRecord, path: Path, closing: threading.Event) -> None:
     """Fetch a shard under another name, check it, and give it its own."""
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial = path.with_name(f".{path.name}{_PARTIAL}")
     try:
         _transfer(record.location, partial, closing)
         _check(partial, record)
@@ -207,6 +209,20 @@ def _check(partial: Path, record: ShardRecord) -> None:
         raise OSError(f"{found} of {record.size_bytes} bytes came")
     if head_tail_crc32(str(partial)) != record.head_tail_crc32:
         raise OSError("its first or last 64 KiB are not those that were indexed")
+
+
+def _remove_partials(folder: Path) -> None:
+    """Remove what killed processes left of their fetches; one under way is locked, and stays."""
+    for partial in folder.glob(f".*{_PARTIAL}"):
+        shard = folder / partial.name.removeprefix(".").removesuffix(_PARTIAL)
+        with _lock_of(shard).open("w") as file, suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            partial.unlink(missing_ok=True)
+
+
+def _lock_of(path: Path) -> Path:
+    """The file that whoever fetches a shard has locked."""
+    return path.with_name(f".{path.name}.lock")
 
 
 @contextmanager

@@ -13,7 +13,6 @@ Legend: K texts of a source, V token ids of them.
 from __future__ import annotations
 
 import json
-import multiprocessing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -27,6 +26,7 @@ from pipeline.captions import MAX_TOKENS, CaptionTable
 from pipeline.durable import sync_folder, write_text
 from pipeline.storage import head_tail_crc32
 from pipeline.tokenizer import encode_pieces
+from pipeline.workers import map_in_processes
 
 Tagger = Callable[[list[str]], list[str]]
 """From the words of a caption to a part-of-speech tag for each."""
@@ -117,6 +117,7 @@ def write_word_classes(
 
     Raises:
         ValueError: see `open_tagger`.
+        RuntimeError: a worker process was killed.
     """
     open_tagger(tagger_name)
     path = _path(table)
@@ -178,13 +179,11 @@ def _tagged(
         (table.text[first : first + _TEXTS_AT_ONCE].to_pylist(), lengths[first:][:_TEXTS_AT_ONCE])
         for first in range(0, table.num_texts, _TEXTS_AT_ONCE)
     )
-    # Spawned, not forked: the caller may have threads.
     work = partial(_classify_batch, tagger_name)
     if num_workers == 1:
         yield from map(work, batches)
         return
-    with multiprocessing.get_context("spawn").Pool(num_workers) as pool:
-        yield from pool.imap(work, batches)
+    yield from map_in_processes(work, batches, num_workers)
 
 
 def _classify_batch(

@@ -139,7 +139,7 @@ def main() -> int:
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}\nnothing was changed", file=sys.stderr)
         return 2
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         print(f"failed: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

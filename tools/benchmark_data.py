@@ -57,7 +57,7 @@ class Arguments:
     data: tyro.conf.Positional[str]
     """A folder of tars, a tar, or INDEX[@SELECTION]."""
     captions: str = "txt"
-    """Of a folder of tars: `txt` or `json:FIELD`, as for tools/index_shards.py."""
+    """Of a folder of tars: `txt`, `lines` or `json:FIELD`, as for tools/index_shards.py."""
     batch_size: int = 64
     """Pairs in a batch."""
     image_size: int = 224

@@ -26,7 +26,9 @@ from evaluation.index_report import write_index_report
 from pipeline.durable import write_text
 from pipeline.index import open_index
 from pipeline.indexing import IndexReport, ScanOptions, build_index
+from pipeline.indexing.image_check import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
 from pipeline.indexing.other_loaders import write_dali_indexes, write_key_list
+from pipeline.printable import printable
 from pipeline.storage import list_shards
 
 
@@ -39,7 +41,8 @@ class Arguments:
     out: Path
     """Folder of the index. An index that is there is replaced when the new one is complete."""
     captions: str = "txt"
-    """`txt`: the sample's .txt. `json:FIELD`: a string or a list of strings in its .json."""
+    """`txt`: the sample's .txt. `lines`: each line of it is a caption. `json:FIELD`: a string or a
+    list of strings in its .json."""
     columns: tuple[str, ...] = ()
     """Fields to keep for tools/select_samples.py, from the sample's .json or the parquet beside the
     shard: `url`, or `similarity:float` for a number."""
@@ -49,6 +52,10 @@ class Arguments:
     """Keep a 64-bit difference hash of every picture, and report look-alike ones."""
     full_decode: bool = True
     """Decode every image to find the damaged ones; otherwise look at headers only."""
+    max_image_pixels: int = MAX_IMAGE_PIXELS
+    """Pictures that claim more pixels are rejected before they are decoded."""
+    max_image_bytes: int = MAX_IMAGE_BYTES
+    """Larger image files are rejected before they are read."""
     workers: int = os.cpu_count() or 1
     """Processes, one shard each at a time."""
     rebuild: bool = False
@@ -90,6 +97,8 @@ def _run(arguments: Arguments) -> IndexReport:
         columns=arguments.columns,
         sha256=arguments.sha256,
         dhash=arguments.dhash,
+        max_image_pixels=arguments.max_image_pixels,
+        max_image_bytes=arguments.max_image_bytes,
     )
     shards = [shard for place in arguments.shards for shard in list_shards(place)]
     with tqdm(unit="B", unit_scale=True, desc="indexing", file=sys.stderr) as bar:
@@ -133,11 +142,12 @@ def _print_report(report: IndexReport) -> None:
         f"{len(report.shard_problems)} with a problem"
     )
     for path, problem in report.shard_problems.items():
-        print(f"  {path}: {problem}")
+        print(printable(f"  {path}: {problem}"))
     for reason, count in report.rejections.items():
         print(f"rejected   {count} {reason}")
         for example in report.examples[reason]:
-            print(f"  {example.shard}: {example.member or example.key}: {example.detail}")
+            member = example.member or example.key
+            print(printable(f"  {example.shard}: {member}: {example.detail}"))
         if count > len(report.examples[reason]):
             print(f"  and {count - len(report.examples[reason])} more in rejected.arrow")
     widths, heights = report.image_size_range[:2], report.image_size_range[2:]

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
+from pipeline.printable import printable
 from pipeline.sharding import ImageOptions, PackOptions, PackReport, SourceOptions
 from pipeline.sharding import make_shards as pack
 from pipeline.sharding.shards import SKIPPED_FILE, check_free
@@ -97,7 +98,7 @@ def _print_report(report: PackReport) -> None:
     for reason, count in report.skipped.items():
         print(f"skipped    {count} {reason}")
         for example in report.examples[reason]:
-            print(f"  {example.where}: {example.detail}")
+            print(printable(f"  {example.where}: {example.detail}"))
         if count > len(report.examples[reason]):
             print(f"  and {count - len(report.examples[reason])} more in {SKIPPED_FILE}")
     print(f"took       {report.seconds:.1f} s")

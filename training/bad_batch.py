@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
 from pathlib import Path
-
-from safetensors.torch import save_file
 
 from pipeline import Loader
 from training.metrics import NonFiniteLossError
 from training.stages import Stage, architecture
+from training.tensor_file import save_tensors
 
 _NUM_SHOWN = 8
 
@@ -36,12 +34,12 @@ def write_bad_batch(
     """
     step = error.step - stage.first_step - 1  # the loader counts from 0
     batch = loader.assemble(step).to("cpu")
-    tensors = {f.name: getattr(batch, f.name).contiguous() for f in fields(batch)}
+    tensors = {name: tensor.contiguous() for name, tensor in batch.tensors().items()}
     ids = batch.sample_ids.tolist()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"bad_batch_step_{error.step:09d}_rank_{rank}.safetensors"
     about = {"step": error.step, "loader_step": step, "stage": stage.number, "rank": rank}
-    save_file(tensors, path, metadata={"tessera": json.dumps(about)})
+    save_tensors(tensors, path, metadata={"tessera": json.dumps(about)})
     more = ", ..." if len(ids) > _NUM_SHOWN else ""
     shown = ", ".join(map(str, ids[:_NUM_SHOWN])) + more
     return NonFiniteLossError(

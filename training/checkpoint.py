@@ -10,25 +10,27 @@ rename once everything in it is on the disk.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import logging
 import os
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pipeline.durable import sync_folder, write_text
 from training.distributed import Ranks
 from training.parallel import like
+from training.tensor_file import save_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -79,8 +81,10 @@ class CheckpointWriter:
         """
         self._folder = folder
         self._keep = keep
-        self._thread: Thread | None = None
-        self._error: CheckpointError | None = None
+        # Started now: where memory has run out, Thread.start() of CPython may wait for ever.
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="tessera-checkpoint")
+        self._pool.submit(int).result()
+        self._written: Future[Path] | None = None
         for path in folder.glob(f"{_PARTIAL}*"):
             shutil.rmtree(path, ignore_errors=True)
 
@@ -94,8 +98,7 @@ class CheckpointWriter:
             CheckpointError: the one before could not be written.
         """
         self.wait()
-        self._thread = Thread(target=self._write, args=(checkpoint,), name="tessera-checkpoint")
-        self._thread.start()
+        self._written = self._pool.submit(save, self._folder, checkpoint, self._keep)
 
     def check(self) -> None:
         """Raise what went wrong in the background; costs nothing.
@@ -103,9 +106,8 @@ class CheckpointWriter:
         Raises:
             CheckpointError: the last checkpoint could not be written; earlier ones are untouched.
         """
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
+        if self._written is not None and self._written.done():
+            self.wait()
 
     def wait(self) -> None:
         """Return once nothing is being written.
@@ -113,16 +115,9 @@ class CheckpointWriter:
         Raises:
             CheckpointError: as for `check`.
         """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        self.check()
-
-    def _write(self, checkpoint: Checkpoint) -> None:
-        try:
-            save(self._folder, checkpoint, self._keep)
-        except CheckpointError as error:
-            self._error = error
+        written, self._written = self._written, None
+        if written is not None:
+            written.result()
 
 
 def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
@@ -147,15 +142,23 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         hashes = _write_files(partial, checkpoint)
         content = {"format": _FORMAT, "step": checkpoint.step, "sha256": hashes}
         write_text(partial / _STATE, json.dumps(content | checkpoint.state, indent=1))
-        shutil.rmtree(final, ignore_errors=True)
+        _remove(final)
         partial.rename(final)
         sync_folder(folder)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, MemoryError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(_explain(error, folder)) from error
     for old in _folders(folder)[keep:]:
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(old)
     return final
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint if it is there; a kill on the way leaves no half of it in its name."""
+    doomed = path.with_name(f"{_PARTIAL}old_{path.name}")
+    with contextlib.suppress(OSError):
+        path.rename(doomed)
+        shutil.rmtree(doomed)
 
 
 def _write_files(folder: Path, checkpoint: Checkpoint) -> dict[str, str]:
@@ -164,7 +167,7 @@ def _write_files(folder: Path, checkpoint: Checkpoint) -> dict[str, str]:
     files = [_ARCHITECTURE]
     for name, tensors in checkpoint.parts.items():
         if tensors:
-            save_file(tensors, folder / f"{name}{_SUFFIX}")
+            save_tensors(tensors, folder / f"{name}{_SUFFIX}")
             files.append(f"{name}{_SUFFIX}")
     return {name: _hash_and_sync(folder / name) for name in files}
 
@@ -233,6 +236,8 @@ def load(path: Path) -> Checkpoint:
         if state.get("format") != _FORMAT:
             raise CheckpointError(f"{path} has format {state.get('format')}, not {_FORMAT}")
         for name, expected in state["sha256"].items():
+            if Path(name).name != name:
+                raise CheckpointError(f"{path} names {name!r}, which is no file of its own")
             if _hash(path / name) != expected:
                 raise CheckpointError(f"{path / name} is damaged: its hash is not the one stored")
         names = [name.removesuffix(_SUFFIX) for name in state["sha256"] if name.endswith(_SUFFIX)]
@@ -242,7 +247,8 @@ def load(path: Path) -> Checkpoint:
             architecture=json.loads((path / _ARCHITECTURE).read_text(encoding="utf-8")),
             state=state,
         )
-    except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError,
+            SafetensorError) as error:  # fmt: skip
         raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from error
 
 

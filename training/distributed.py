@@ -27,6 +27,8 @@ _PATIENCE = timedelta(days=1)
 """So long the others wait while rank 0 prepares data or evaluates."""
 _BEAT_S = 1.0
 """A rank says at most this often, in seconds, how far it is."""
+_HEARING_S = 2.0
+"""So long, in seconds, a rank that cannot go on waits for the others to say the same."""
 
 
 class RankError(Exception):
@@ -161,7 +163,7 @@ class Ranks:
 
     @contextmanager
     def explained(self, step: Callable[[], int]) -> Iterator[None]:
-        """Name rank, step and the ranks that are behind when a collective of the block fails.
+        """Name rank, step and the ranks that are missing when a collective of the block fails.
 
         Args:
             step: tells how many steps are done.
@@ -177,7 +179,7 @@ class Ranks:
             reason = str(error).splitlines()[0]
             raise RankError(
                 f"rank {self.rank} of {self.world_size} cannot go on behind step {step()}: "
-                f"{reason}. {self._behind(step())}"
+                f"{reason}. {self._missing(step())}"
             ) from error
 
     def _last_vote(self) -> bool:
@@ -194,25 +196,33 @@ class Ranks:
             self._beaten_at = now
             self._store.set(f"step_of_rank_{self.rank}", str(step))
 
-    def _behind(self, step: int) -> str:
-        """Which ranks were last heard of before this one's step."""
+    def _missing(self, step: int) -> str:
+        """Which ranks did not notice themselves that the run cannot go on."""
         assert self._store is not None
+        store = self._store
         try:
-            steps = {
-                rank: int(self._store.get(f"step_of_rank_{rank}"))
+            store.set(f"stopped_rank_{self.rank}", str(step))
+            time.sleep(_HEARING_S)  # the others, too, find out about now
+            silent = [
+                rank
                 for rank in range(self.world_size)
-                if rank != self.rank and self._store.check([f"step_of_rank_{rank}"])
-            }
+                if rank != self.rank and not store.check([f"stopped_rank_{rank}"])
+            ]
+            seen = ", ".join(f"rank {rank} ({self._last_heard(rank)})" for rank in silent)
         except RuntimeError:
             return "Who is missing cannot be told: the process that keeps the list is gone"
-        first = min(steps.values(), default=step)
-        if first >= step:
-            return "All other ranks were heard of at this step: look for the first message"
-        late = ", ".join(str(rank) for rank, seen in steps.items() if seen == first)
+        if not silent:
+            return "All other ranks stopped as well: look for the first message"
         return (
-            f"Furthest behind, last heard of at step {first}: rank {late}. See its messages "
-            "(torchrun --log-dir); the same command continues from the last checkpoint"
+            f"No sign of life from {seen}. See its messages (torchrun --log-dir); the same command "
+            "continues from the last checkpoint"
         )
+
+    def _last_heard(self, rank: int) -> str:
+        key = f"step_of_rank_{rank}"
+        if self._store is None or not self._store.check([key]):
+            return "never heard of"
+        return f"last heard of at step {int(self._store.get(key))}"
 
 
 @contextmanager

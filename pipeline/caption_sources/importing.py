@@ -8,12 +8,9 @@ The source appears when it is complete; what is refused leaves nothing behind.
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import re
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -22,16 +19,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.caption_record import CaptionRecord, write_record
+from pipeline.caption_record import CaptionRecord, record_path, write_record
 from pipeline.caption_sources.joins import Join
 from pipeline.caption_sources.partitions import TextPartitions
 from pipeline.caption_sources.rows import Reader
 from pipeline.captions import CAPTION_SCHEMA, caption_batch
-from pipeline.durable import sync_folder
+from pipeline.durable import sync_folder, work_folder
 from pipeline.index import CAPTIONS_DIR, DEFAULT_SOURCE, Index
 from pipeline.indexing.spool import TableSpool
 from pipeline.storage import head_tail_crc32
 from pipeline.tokenizer import encode_captions
+from pipeline.workers import map_in_processes
 
 _TEXTS_AT_ONCE = 4096
 _HASHED_BYTES = 1 << 26
@@ -126,16 +124,16 @@ def import_captions(
         ValueError: the name is taken or no name, a row cannot be read, or rows are not proven to
             belong to their samples. Nothing is changed then.
         OSError: the source cannot be written.
+        RuntimeError: a worker process was killed, or another process is adding this source.
     """
     captions = index.directory / CAPTIONS_DIR
     path = captions / f"{name}.arrow"
     _check_name(name, path, options)
     report = ImportReport()
-    with ExitStack() as stack:
-        # Beside the result, so that it can be renamed; hidden, so that nobody takes it for one.
-        place = None if options.dry_run else captions
-        folder = Path(tempfile.mkdtemp(prefix=f".adding_{name}_", dir=place))
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+    # Beside the result, so that it can be renamed; hidden, so that nobody takes it for one.
+    place = tempfile.TemporaryDirectory() if options.dry_run else work_folder(captions / name)
+    with place as made:
+        folder = Path(made)
         partitions = TextPartitions(folder, index.num_samples)
         _collect(reader, join, partitions, report, progress)
         report.overlap = join.finish()
@@ -144,7 +142,7 @@ def import_captions(
             report.overlap = min(overlaps)
         spool = TableSpool(folder, "captions", CAPTION_SCHEMA)
         chosen = _chosen(partitions, options.repeats, report)
-        for encoded in _encoded(chosen, options, stack):
+        for encoded in _encoded(chosen, options):
             _count(encoded, report)
             if not options.dry_run:
                 spool.append(caption_batch(encoded.texts, encoded.tokens, encoded.samples))
@@ -209,14 +207,12 @@ def _chosen(
 
 
 def _encoded(
-    chosen: Iterator[tuple[NDArray[np.int64], pa.Array]], options: ImportOptions, stack: ExitStack
+    chosen: Iterator[tuple[NDArray[np.int64], pa.Array]], options: ImportOptions
 ) -> Iterator[_Encoded]:
     work = ((samples, texts, options) for samples, texts in chosen)
     if options.num_workers == 1 or options.dry_run:
         return map(_encode, work)
-    # Spawned, not forked: the caller may have threads.
-    pool = stack.enter_context(multiprocessing.get_context("spawn").Pool(options.num_workers))
-    return pool.imap(_encode, work)
+    return map_in_processes(_encode, work, options.num_workers)
 
 
 def _encode(work: tuple[NDArray[np.int64], pa.Array, ImportOptions]) -> _Encoded:
@@ -280,7 +276,8 @@ def _record(index: Index, reader: Reader, join_name: str, report: ImportReport) 
 
 def _publish(folder: Path, path: Path, record: CaptionRecord) -> None:
     """Give the source its name; a crash on the way leaves no source of that name."""
+    write_record(folder / path.name, record)
     path.unlink(missing_ok=True)
-    write_record(path, record)
+    record_path(folder / path.name).rename(record_path(path))
     (folder / path.name).rename(path)
     sync_folder(path.parent)

@@ -24,7 +24,7 @@ from pipeline.indexing.options import ScanOptions
 from pipeline.indexing.report import IndexReport, make_report
 from pipeline.indexing.scan_pool import scan_shards
 from pipeline.indexing.scan_store import Scan, load_scan, scans_of_index
-from pipeline.storage import file_state, normalised
+from pipeline.storage import file_crc32, file_state, normalised
 from pipeline.tokenizer import TOKENIZER_NAME
 
 _DEFAULTS = ScanOptions()
@@ -157,6 +157,7 @@ def _known_scans(
     if (directory / layout.INDEX_FILE).is_file():
         try:
             index, manifest = layout.open_index(directory), layout.read_manifest(directory)
+            index.check_files()
             indexed = scans_of_index(index, manifest, options)
         except ValueError:
             # An index of an older format, or a damaged one: it is made again from the shards.
@@ -201,6 +202,7 @@ def _write(scans: list[Scan], options: ScanOptions, work: Path, directory: Path)
         "num_samples": merged.num_samples,
         "num_texts": merged.num_texts,
         "rejections": merged.rejections,
+        "crc32": {path.relative_to(folder).as_posix(): file_crc32(path) for path in files},
         "files": {path.relative_to(folder).as_posix(): path.stat().st_size for path in files},
         "about": _about(scans, directory),
         "shards": [layout.shard_entry(record, directory) for record in merged.shards],

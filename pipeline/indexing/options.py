@@ -8,9 +8,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.indexing.image_check import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
+
 SHA256 = "sha256"
 DHASH = "dhash"
 _COLUMN_TYPES = {"string": pa.large_string(), "float": pa.float64()}
+_PILLOW_MAX_PIXELS = 178_956_970
+"""Twice `PIL.Image.MAX_IMAGE_PIXELS`, beyond which Pillow opens nothing."""
 _COLUMN_NAME = re.compile(r"^\w+$")
 
 
@@ -19,7 +23,8 @@ class ScanOptions:
     """How samples are read and checked."""
 
     captions: str = "txt"
-    """`txt`: the sample's .txt. `json:FIELD`: a string or a list of strings in its .json."""
+    """`txt`: the sample's .txt. `lines`: each line of it, as CLIP_benchmark stores several captions.
+    `json:FIELD`: a string or a list of strings in its .json."""
     full_decode: bool = True
     """Decode every image. Otherwise only its header, and a JPEG's end marker, are checked."""
     columns: tuple[str, ...] = ()
@@ -29,12 +34,22 @@ class ScanOptions:
     """Keep the SHA-256 of every image file."""
     dhash: bool = False
     """Keep a 64-bit difference hash of every picture, alike for look-alike ones."""
+    max_image_pixels: int = MAX_IMAGE_PIXELS
+    """Pictures that claim more pixels are rejected before they are decoded."""
+    max_image_bytes: int = MAX_IMAGE_BYTES
+    """Larger image files are rejected before they are read."""
 
     def __post_init__(self) -> None:
-        if self.captions != "txt" and not self.json_field:
-            raise ValueError(f"captions must be 'txt' or 'json:FIELD', got {self.captions!r}")
+        if self.captions not in ("txt", "lines") and not self.json_field:
+            known = "'txt', 'lines' or 'json:FIELD'"
+            raise ValueError(f"captions must be {known}, got {self.captions!r}")
         if self.dhash and not self.full_decode:
             raise ValueError("the difference hash needs every image decoded: leave full_decode on")
+        if not 1 <= self.max_image_pixels <= _PILLOW_MAX_PIXELS:
+            msg = f"max_image_pixels must lie between 1 and {_PILLOW_MAX_PIXELS}"
+            raise ValueError(f"{msg}, got {self.max_image_pixels}")
+        if self.max_image_bytes < 1:
+            raise ValueError(f"max_image_bytes must be at least 1, got {self.max_image_bytes}")
         for spec in self.columns:
             name, _, kind = spec.partition(":")
             if not _COLUMN_NAME.match(name) or (kind or "string") not in _COLUMN_TYPES:
@@ -48,7 +63,7 @@ class ScanOptions:
 
     @property
     def json_field(self) -> str:
-        """FIELD of `json:FIELD`; empty for `txt`."""
+        """FIELD of `json:FIELD`; empty for `txt` and `lines`."""
         kind, _, name = self.captions.partition(":")
         return name if kind == "json" else ""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import os
 import signal
 import threading
 import time
@@ -19,6 +18,7 @@ from pipeline.indexing.options import ScanOptions
 from pipeline.indexing.scan_shard import scan_shard
 from pipeline.indexing.scan_store import store_scan
 from pipeline.storage import file_state, is_remote
+from pipeline.workers import start_worker, worker_killed
 
 logger = logging.getLogger(__name__)
 
@@ -92,8 +92,7 @@ def scan_shards(
                 ]
             _watch(futures, shared, total_bytes, progress)
         except BrokenProcessPool as error:
-            msg = "a worker process was killed, perhaps for want of memory"
-            raise RuntimeError(f"{msg}; try fewer workers than {num_workers}") from error
+            raise RuntimeError(worker_killed(num_workers)) from error
         finally:
             shared.stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
@@ -151,17 +150,7 @@ def _interrupts_held() -> Iterator[None]:
 def _start_worker(shared: _Shared) -> None:
     global _shared  # noqa: PLW0603 - the only way to hand an Event to the workers of a pool
     _shared = shared
-    # Ctrl-C reaches the whole process group; the parent alone decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    """A parent that is killed cannot tell its workers to stop; without this they would stay."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    start_worker()
 
 
 def _scan_in_worker(location: str, folder: Path, options: ScanOptions) -> None:

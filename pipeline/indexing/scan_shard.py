@@ -27,7 +27,6 @@ from pipeline.indexing.tar_walk import MemberGroup, TarError, TarMember, group_m
 from pipeline.storage import file_state, head_tail_crc32, open_binary
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
-MAX_IMAGE_BYTES = 256 * 1024**2
 MAX_TEXT_BYTES = 16 * 1024**2
 MAX_CAPTION_CHARACTERS = 65_536
 _TEXTS_AT_ONCE = 2048
@@ -201,12 +200,17 @@ def _candidate(file: BinaryIO, group: MemberGroup, scan: _Scan) -> _Candidate:
     document = _read_json(file, group, options)
     caption_member, texts = _read_texts(file, group, options, document)
     label = _read_label(file, group)
-    if image.num_bytes > MAX_IMAGE_BYTES:
-        detail = f"{image.num_bytes} bytes exceed the limit of {MAX_IMAGE_BYTES}"
+    if image.num_bytes > options.max_image_bytes:
+        detail = f"{image.num_bytes} bytes exceed the limit of {options.max_image_bytes}"
         raise RejectedSampleError(Reason.TOO_LARGE, detail, image.name)
     data = _read(file, image)
     try:
-        facts = check_image(data, full_decode=options.full_decode, dhash=options.dhash)
+        facts = check_image(
+            data,
+            full_decode=options.full_decode,
+            dhash=options.dhash,
+            max_pixels=options.max_image_pixels,
+        )
     except RejectedSampleError as error:
         error.member = image.name
         raise
@@ -269,6 +273,8 @@ def _read_texts(
         texts = _json_texts(document, options.json_field, member.name)
     else:
         texts = [_decode(_read_text_bytes(file, member), member.name)]
+        if options.captions == "lines":
+            texts = [line for line in texts[0].split("\n") if line.strip()] or texts
     return member.name, [_checked_text(text, member.name) for text in texts]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from evaluation.report import ReportData, write_report
-from pipeline.durable import write_text
+from pipeline.durable import remove_partials, work_folder, write_text
 
 
 def test_the_content_is_on_the_disk_before_the_file_has_its_name(
@@ -46,3 +46,25 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
         write_report(report, path)
     assert path.read_text() == "old"
     assert [each.name for each in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    for name in (".metrics.jsonl.partial-123", "metrics.jsonl", ".hidden"):
+        (tmp_path / name).write_text("x")
+    remove_partials(tmp_path)
+    assert sorted(each.name for each in tmp_path.iterdir()) == [".hidden", "metrics.jsonl"]
+
+
+def test_a_work_folder_begins_empty_and_leaves_what_was_moved_away(tmp_path: Path) -> None:
+    left = tmp_path / ".out.partial" / "content"
+    left.mkdir(parents=True)
+    (left / "of a killed process").write_text("x")
+    with work_folder(tmp_path / "out") as work:
+        assert list(work.iterdir()) == []
+        (work / "a").write_text("made")
+        with pytest.raises(RuntimeError, match="another process is making"):
+            with work_folder(tmp_path / "out"):
+                pass
+        work.rename(tmp_path / "out")
+    assert [each.name for each in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out" / "a").read_text() == "made"

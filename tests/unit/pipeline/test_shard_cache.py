@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -100,6 +101,17 @@ def test_faults_are_tried_again_and_then_given_up(
     assert cache.path(1).stat().st_size == SIZE
     cache.close()
     assert not list(tmp_path.glob("*.partial*"))
+
+
+def test_what_a_killed_fetch_left_goes_and_one_under_way_stays(
+    shards: list[ShardRecord], tmp_path: Path
+) -> None:
+    for name in ("left", "busy"):
+        (tmp_path / f".{name}.tar.partial").write_bytes(b"half")
+    with (tmp_path / ".busy.tar.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        ShardCache(config(tmp_path), shards).close()
+    assert [path.name for path in tmp_path.glob("*.partial")] == [".busy.tar.partial"]
 
 
 @pytest.mark.parametrize("fault", ["short", "changed"])

@@ -69,6 +69,24 @@ def test_only_the_newest_stay(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step_000000003", "step_000000010"]
 
 
+def test_a_kill_in_the_removal_leaves_no_half_under_a_checkpoints_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1, keep=1)
+
+    def killed(path: Path, **_: object) -> None:
+        if path.exists():
+            raise SystemExit(f"killed while removing {path.name}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.shutil, "rmtree", killed)
+        with pytest.raises(SystemExit, match=r"\.partial_old_step_000000001"):
+            save(tmp_path, 2, keep=1)
+    assert [path.name for path in tmp_path.glob("step_*")] == ["step_000000002"]
+    CheckpointWriter(tmp_path, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_000000002"]
+
+
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -121,7 +139,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(checkpoint, "save_tensors", full)
     with pytest.raises(CheckpointError, match="disk is full"):
         save(tmp_path, 2)
     monkeypatch.undo()
@@ -151,7 +169,7 @@ def test_what_goes_wrong_in_the_background_is_raised_once(
         raise OSError(28, "No space left on device")
 
     writer = CheckpointWriter(tmp_path, keep=2)
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(checkpoint, "save_tensors", full)
     writer.start(made(1))
     with pytest.raises(CheckpointError, match="disk is full"):
         writer.wait()

@@ -207,6 +207,20 @@ def test_bad_json_captions_are_rejected(tmp_path: Path, document: bytes, reason:
     assert table.texts(np.arange(table.num_texts)) == ["one", "two"]
 
 
+def test_lines_of_a_text_may_be_captions(tmp_path: Path) -> None:
+    members = [
+        *sample("a", "one\r\n\n two\u2028too \n"),
+        *sample("b", "alone"),
+        *sample("c", " \n "),
+    ]
+    shard = write_tar(tmp_path / "0.tar", members)
+    report = build_index([shard], tmp_path / "index", options=ScanOptions(captions="lines"))
+    captions = open_index(tmp_path / "index").captions()
+    assert captions.text.to_pylist() == ["one", "two\u2028too", "alone"]
+    assert captions.sample.tolist() == [0, 0, 1]
+    assert report.num_rejected == 1
+
+
 def test_json_caption_may_be_one_string(tmp_path: Path) -> None:
     members = [("a.jpg", encoded()), ("a.json", b'{"caption": "one"}')]
     shard = write_tar(tmp_path / "0.tar", members)
