@@ -2,11 +2,12 @@
 
 from model import hugging_face, open_clip_weights
 from model.clip import Clip, build_clip
-from model.config import ClipConfig, TextConfig, VisionConfig
+from model.config import AdapterConfig, ClipConfig, TextConfig, VisionConfig
 from model.losses import ContrastiveLoss, LossConfig, build_loss, clip_loss
 from model.pretrained import load_pretrained
 
 __all__ = [
+    "AdapterConfig",
     "Clip",
     "ClipConfig",
     "ContrastiveLoss",

@@ -1,7 +1,8 @@
 """CLIP: two towers into one space.
 
-Shapes: B image-text pairs, T visible patches of all images, N patches of a full image, p the
-patch side, U tokens of all captions, d length of a feature.
+Shapes: B images, R captions of each (1 but for losses over several), T visible patches of all
+images, N patches of a full image, p the patch side, U tokens of all captions, E length of a
+sentence embedding, d length of a feature.
 """
 
 from __future__ import annotations
@@ -11,13 +12,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import ClipConfig, clip_config
+from model.embedding_text import TextAdapter
 from model.text import TextTower
 from model.vit import ImageTower
 
 
 class Clip(nn.Module):
-    """Image and text encoders over packed batches, and the learned temperature."""
+    """Image and text encoders over packed batches, and the learned temperature.
 
+    The text side is a transformer over tokens, an adapter on sentence embeddings, or both.
+    """
+
+    text: TextTower | None
+    """Transformer over tokens; None where an adapter replaces it."""
+    adapter: TextAdapter | None
+    """Text side on sentence embeddings; None in an ordinary CLIP."""
+    distilling: bool
+    """Whether `forward` pairs the adapter with the text tower, its teacher, in place of images."""
     logit_scale: nn.Parameter
     """[] float32, logarithm of the factor on cosine similarities."""
     logit_bias: nn.Parameter | None
@@ -27,7 +38,10 @@ class Clip(nn.Module):
         super().__init__()
         self.config = config
         self.image = ImageTower(config.vision, config.embed_dim)
-        self.text = TextTower(config.text, config.embed_dim)
+        self.text = TextTower(config.text, config.embed_dim) if config.has_text_tower else None
+        adapter = config.adapter
+        self.adapter = TextAdapter(adapter, config.embed_dim) if adapter else None
+        self.distilling = False
         self.logit_scale = nn.Parameter(torch.tensor(float(config.init_logit_scale)))
         bias = config.init_logit_bias
         self.logit_bias = None if bias is None else nn.Parameter(torch.tensor(float(bias)))
@@ -74,11 +88,39 @@ class Clip(nn.Module):
             [B, d] features before unit normalisation.
 
         Raises:
-            ValueError: The tensors' shapes or types do not fit each other or the model.
+            ValueError: The tensors' shapes or types do not fit each other or the model, or the
+                model has no text tower.
         """
+        if self.text is None:
+            raise ValueError(f"{self._reads_embeddings()}: call encode_embeddings")
         _check_integers("tokens", tokens, None)
         _check_offsets("text_offsets", text_offsets)
         return self.text(tokens, text_offsets)
+
+    def encode_embeddings(self, embeddings: Tensor | None) -> Tensor:
+        """Features of captions that a language model has embedded.
+
+        Args:
+            embeddings: [B, E] of any float type; their length has no effect.
+
+        Returns:
+            [B, d] features before unit normalisation.
+
+        Raises:
+            ValueError: There are none, they are of another model's shape, or the model has no
+                adapter.
+        """
+        if self.adapter is None:
+            raise ValueError(f"{self.config.name!r} has no adapter for embeddings: encode_text")
+        if embeddings is None:
+            raise ValueError(f"{self._reads_embeddings()}, and the batch has none")
+        _check_matrix("embeddings", embeddings, self.adapter.config.embedding_dim)
+        return self.adapter(embeddings)
+
+    @property
+    def towers(self) -> list[ImageTower | TextTower]:
+        """The transformers that the model has."""
+        return [self.image] if self.text is None else [self.image, self.text]
 
     def forward(
         self,
@@ -87,20 +129,46 @@ class Clip(nn.Module):
         image_offsets: Tensor,
         tokens: Tensor,
         text_offsets: Tensor,
+        embeddings: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Encodes pairs into what `clip_loss` takes; arguments as for the two encoders.
+        """Encodes pairs into what a loss takes; arguments as for the encoders.
+
+        A model with both text sides gives two features of each caption, the adapter's and the text
+        tower's behind it, as if they were two texts of the image.
 
         Returns:
-            Image features [B, d] and text features [B, d], float32 of unit length, and the
-            logit scale [], no longer a logarithm.
+            Image features [B, d] and text features [B*R, d], float32 of unit length, and the
+            logit scale [], no longer a logarithm. While `distilling`, the text tower's features
+            stand in the place of the images', without gradients.
         """
-        image_features = self.encode_image(patches, positions, image_offsets)
-        text_features = self.encode_text(tokens, text_offsets)
+        if self.distilling:
+            with torch.no_grad():
+                anchors = self.encode_text(tokens, text_offsets)
+            texts = self.encode_embeddings(embeddings)
+        else:
+            anchors = self.encode_image(patches, positions, image_offsets)
+            texts = self._encode_captions(tokens, text_offsets, embeddings)
         return (
-            F.normalize(image_features.float(), dim=-1),
-            F.normalize(text_features.float(), dim=-1),
+            F.normalize(anchors.float(), dim=-1),
+            F.normalize(texts.float(), dim=-1),
             self.logit_scale.exp(),
         )
+
+    def _encode_captions(
+        self, tokens: Tensor, text_offsets: Tensor, embeddings: Tensor | None
+    ) -> Tensor:
+        """[B*R, d] by the text side that the model has, or by both."""
+        if self.adapter is None:
+            return self.encode_text(tokens, text_offsets)
+        adapted = self.encode_embeddings(embeddings)
+        if self.text is None:
+            return adapted
+        return torch.stack([adapted, self.encode_text(tokens, text_offsets)], 1).flatten(0, 1)
+
+    def _reads_embeddings(self) -> str:
+        adapter = self.config.adapter
+        made_by = f" of {adapter.encoder}" if adapter and adapter.encoder else ""
+        return f"{self.config.name!r} reads sentence embeddings{made_by}"
 
 
 def build_clip(name: str | ClipConfig) -> Clip:

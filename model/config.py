@@ -175,6 +175,34 @@ class TextConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterConfig:
+    """An adapter on the sentence embeddings of a frozen language model (LLM2CLIP, stage 2)."""
+
+    embedding_dim: int
+    """Length E of an embedding, and channels of the adapter."""
+    encoder: str = ""
+    """What made the embeddings, `ID@REVISION`; empty before data are at hand."""
+    layers: int = 4
+    """Residual blocks."""
+    mlp_ratio: float = 2.0
+    """Hidden width of a block over `embedding_dim`; the product is rounded down."""
+    ln_eps: float = 1e-5
+    """Added to the variance in every layer norm."""
+    replaces_text: bool = True
+    """Whether the model has no text transformer beside the adapter."""
+
+    def __post_init__(self) -> None:
+        _require_positive("embedding_dim", self.embedding_dim)
+        if self.layers < 0:
+            raise ValueError(f"layers cannot be negative, got {self.layers}")
+
+    @property
+    def hidden_width(self) -> int:
+        """Hidden channels of a block."""
+        return int(self.embedding_dim * self.mlp_ratio)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ClipConfig:
     """Both towers and what joins them."""
 
@@ -185,7 +213,9 @@ class ClipConfig:
     vision: VisionConfig
     """Image tower."""
     text: TextConfig
-    """Text tower."""
+    """Text tower; with an adapter in its place, how long captions are that the index serves."""
+    adapter: AdapterConfig | None = None
+    """Text side on sentence embeddings; None for the text tower alone."""
     init_logit_scale: float = math.log(1 / 0.07)
     """Start of the learned log temperature, natural logarithm."""
     init_logit_bias: float | None = None
@@ -196,11 +226,18 @@ class ClipConfig:
 
     def __post_init__(self) -> None:
         _require_positive("embed_dim", self.embed_dim)
+        if not self.has_text_tower:
+            return
         if not self.text.projection and self.text.width != self.embed_dim:
             raise ValueError(
                 f"without a projection the text width {self.text.width} must equal embed_dim "
                 f"{self.embed_dim}"
             )
+
+    @property
+    def has_text_tower(self) -> bool:
+        """Whether the model reads token ids."""
+        return self.adapter is None or not self.adapter.replaces_text
 
 
 _OWN_CONFIGS = {

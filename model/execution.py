@@ -51,11 +51,12 @@ def configure(
     execution = Execution(
         dtype=dtype, checkpoint_blocks=checkpoint_blocks, static_shapes=compile_blocks
     )
-    clip.image.execution = clip.text.execution = execution
+    for part in (*clip.towers, *([clip.adapter] if clip.adapter else [])):
+        part.execution = execution
     if compile_blocks:
         torch._dynamo.config.recompile_limit = max(  # noqa: SLF001 (there is no other way)
             torch._dynamo.config.recompile_limit,  # noqa: SLF001
             _MOST_SHAPES,
         )
-        for block in (*clip.image.blocks, *clip.text.blocks):
+        for block in (block for tower in clip.towers for block in tower.blocks):
             block.compile(dynamic=False, backend=backend)

@@ -271,6 +271,7 @@ def _inexpressible(config: ClipConfig) -> list[str]:
         "its text tower has no projection": not text.projection,
         "its text projection has a bias": text.projection_bias,
         "it has a bias on logits": config.init_logit_bias is not None,
+        "its text side reads sentence embeddings": config.adapter is not None,
     }
     return [reason for reason, applies in reasons.items() if applies]
 

@@ -6,7 +6,14 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from model.config import CLIP_PIXEL_MEAN, CLIP_PIXEL_STD, ClipConfig, TextConfig, VisionConfig
+from model.config import (
+    CLIP_PIXEL_MEAN,
+    CLIP_PIXEL_STD,
+    AdapterConfig,
+    ClipConfig,
+    TextConfig,
+    VisionConfig,
+)
 
 PixelStatistics = tuple[tuple[float, float, float], tuple[float, float, float]]
 """Mean and standard deviation of red, green and blue, of 1."""
@@ -47,7 +54,7 @@ _TOP_FIELDS = {
 _VISION_KEYS = {*_VISION_FIELDS, "no_ln_pre", "act_kwargs", "norm_kwargs"}
 _TEXT_KEYS = {*_TEXT_FIELDS, "no_causal_mask", "proj_type", "tokenizer_kwargs", "act_kwargs",
               "norm_kwargs"}  # fmt: skip
-_TOP_KEYS = {*_TOP_FIELDS, "vision_cfg", "text_cfg", "quick_gelu", "custom_text"}
+_TOP_KEYS = {*_TOP_FIELDS, "vision_cfg", "text_cfg", "quick_gelu", "custom_text", "tessera_adapter"}
 
 # Without effect on the model that open_clip builds: it never hands the first to its text tower,
 # and reads the second only for `embed_cls`, which is refused.
@@ -97,7 +104,7 @@ def from_open_clip(
     """
     import open_clip  # takes seconds
 
-    vision, text = raw["vision_cfg"], raw["text_cfg"]
+    vision, text, adapter = raw["vision_cfg"], raw["text_cfg"], raw.get("tessera_adapter")
     vision_defaults, text_defaults = (
         {field.name: field.default for field in dataclasses.fields(kind)}
         for kind in (open_clip.CLIPVisionCfg, open_clip.CLIPTextCfg)
@@ -130,6 +137,7 @@ def from_open_clip(
         ),
         **_renamed(raw, _TOP_FIELDS),
         custom_text=bool(raw.get("custom_text", False)),
+        adapter=AdapterConfig(**adapter) if adapter else None,
     )
 
 
@@ -137,7 +145,8 @@ def open_clip_config(config: ClipConfig) -> dict[str, Any]:
     """The model as open_clip's model JSON.
 
     Write it to `<name>.json` and pass that to `open_clip.add_model_config`; or, less
-    `custom_text`, pass it to `open_clip.CLIP` or `CustomTextCLIP` as arguments.
+    `custom_text`, pass it to `open_clip.CLIP` or `CustomTextCLIP` as arguments. open_clip cannot
+    build a model with an adapter: its config stands under `tessera_adapter`, at which it stops.
 
     Raises:
         ValueError: The towers' activations differ in a way that open_clip has no option for.
@@ -152,6 +161,7 @@ def open_clip_config(config: ClipConfig) -> dict[str, Any]:
         **_values(config, _TOP_FIELDS),
         # `create_model` takes this key out before it calls the class.
         **({"custom_text": True} if config.custom_text else {}),
+        **({"tessera_adapter": dataclasses.asdict(config.adapter)} if config.adapter else {}),
         "quick_gelu": vision.activation == "quick_gelu",
         "vision_cfg": {
             **_values(vision, _VISION_FIELDS),

@@ -14,12 +14,16 @@ from torch import Tensor
 
 from model.clip import Clip
 from model.config import ClipConfig
+from model.lora import merged_state
 from model.open_clip_config import open_clip_config
 
-__all__ = ["dump", "load", "open_clip_config", "with_text_names"]
+__all__ = ["dump", "is_text_name", "load", "open_clip_config", "with_text_names"]
 
 _PATCH_WEIGHT = "image.patch_embed.weight"
 _TEXT_PROJ, _TEXT_PROJ_BIAS = "text.proj", "text.proj_bias"
+
+_NOT_TEXT = ("visual.", "logit_", "adapter.")
+"""How tensors begin that no text tower has. open_clip has no adapter: its names are ours."""
 
 # Ours and open_clip's; the first prefix that fits is replaced, then each part of the rest.
 _PREFIXES = (
@@ -76,13 +80,19 @@ def load(clip: Clip, state_dict: Mapping[str, Tensor]) -> None:
 def dump(clip: Clip) -> dict[str, Tensor]:
     """The model's weights under open_clip's names and layouts.
 
-    They load strictly into open_clip's model of the same name or of `open_clip_config`. Like
+    They load strictly into open_clip's model of the same name or of `open_clip_config`, unless the
+    model has an adapter, which open_clip lacks. Low-rank updates are merged. Like
     `Module.state_dict`, the result may share memory with the model.
     """
     return {
         _open_clip_name(clip.config, name): _to_open_clip(clip.config, name, value)
-        for name, value in clip.state_dict().items()
+        for name, value in merged_state(clip).items()
     }
+
+
+def is_text_name(name: str) -> bool:
+    """Whether a tensor of an open_clip state dict belongs to the text tower, in either naming."""
+    return not name.startswith(_NOT_TEXT)
 
 
 def with_text_names(state_dict: Mapping[str, Tensor], *, custom_text: bool) -> dict[str, Tensor]:
@@ -95,10 +105,7 @@ def with_text_names(state_dict: Mapping[str, Tensor], *, custom_text: bool) -> d
     plain = {name.removeprefix("text."): value for name, value in state_dict.items()}
     if not custom_text:
         return plain
-    return {
-        name if name.startswith(("visual.", "logit_")) else f"text.{name}": value
-        for name, value in plain.items()
-    }
+    return {f"text.{name}" if is_text_name(name) else name: value for name, value in plain.items()}
 
 
 def _open_clip_name(config: ClipConfig, name: str) -> str:

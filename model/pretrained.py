@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -68,6 +66,9 @@ def load_pretrained(clip: Clip, source: str | Path, *, resize: bool = True) -> l
     if any(name.startswith("vision_model.") for name in state):
         state = hugging_face.to_open_clip(state)
     state, notes = _fitted(clip, state, resize=resize)
+    if clip.config.adapter:
+        state, more = _with_adapter(clip, state, clip.config)
+        notes += more
     open_clip_weights.load(clip, state)
     return notes
 
@@ -84,6 +85,13 @@ def read_config(folder: Path) -> ClipConfig:
         ValueError: The file is damaged, or its model cannot be built.
     """
     ours, theirs = folder / OPEN_CLIP_CONFIG, folder / HUGGING_FACE_CONFIG
+    try:
+        return _config_of(folder, ours, theirs)
+    except (LookupError, TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(f"the config in {folder} is damaged: {error!r}") from error
+
+
+def _config_of(folder: Path, ours: Path, theirs: Path) -> ClipConfig:
     if ours.is_file():
         raw = _read_json(ours)
         pixels = raw.get("preprocess_cfg", {})
@@ -119,13 +127,16 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             content: Any = load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # a damaged pickle raises KeyError, IndexError, MemoryError ...
         raise ValueError(
             f"{path} is damaged, or holds more than tensors (a TorchScript archive or a pickle "
             "that runs code): save its state_dict() alone, best as .safetensors"
         ) from error
-    content = content.get("state_dict", content) if isinstance(content, dict) else {}
-    if not all(isinstance(value, Tensor) for value in content.values()) or not content:
+    content = content.get("state_dict", content) if isinstance(content, dict) else None
+    items = content.items() if isinstance(content, dict) else ()
+    if not items or not all(isinstance(n, str) and isinstance(v, Tensor) for n, v in items):
         raise ValueError(f"{path} holds no state dict")
     for wrapper in _WRAPPERS:
         if all(name.startswith(wrapper) for name in content):
@@ -173,8 +184,8 @@ def _find_tag(config: ClipConfig, tag: str) -> tuple[Path, ClipConfig]:
 
 def _require_same(config: ClipConfig, described: ClipConfig, source: str) -> None:
     """Shapes are compared when the weights are loaded; here, what no shape shows."""
-    problems = []
-    for name in ("vision", "text"):
+    problems = _other_encoder(config, described)
+    for name in ("vision", "text") if config.has_text_tower else ("vision",):
         ours, theirs = getattr(config, name), getattr(described, name)
         for field in dataclasses.fields(ours):
             values = getattr(ours, field.name), getattr(theirs, field.name)
@@ -214,8 +225,49 @@ def _fitted(
     return state, notes
 
 
+def _other_encoder(config: ClipConfig, described: ClipConfig) -> list[str]:
+    """What keeps the adapter of a source from reading the embeddings of this model."""
+    ours, theirs = config.adapter, described.adapter
+    if not theirs:
+        return []
+    if not ours:
+        return [f"its text side reads the embeddings of {theirs.encoder}, this one's tokens"]
+    return [
+        f"adapter.{name} is {getattr(theirs, name)!r} there, {getattr(ours, name)!r} here"
+        for name in ("encoder", "embedding_dim", "layers", "mlp_ratio")
+        if getattr(ours, name) != getattr(theirs, name)
+    ]
+
+
+def _with_adapter(
+    clip: Clip, state: Mapping[str, Tensor], config: ClipConfig
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The state dict of a CLIP, with what a model with an adapter has and without what it lacks."""
+    fresh, notes, found = open_clip_weights.dump(clip), [], dict(state)
+    if not config.has_text_tower:
+        unused = [name for name in found if open_clip_weights.is_text_name(name)]
+        found = {name: value for name, value in found.items() if name not in unused}
+        if unused:
+            notes.append(f"the text tower was left out: {len(unused)} tensors")
+    missing = [name for name in fresh if name.startswith("adapter.") and name not in found]
+    if missing:
+        notes.append("the source has no adapter: a fresh one is trained")
+    found |= {name: fresh[name] for name in missing}
+    for name in (name for name in _projections(config) if name in found):
+        if found[name].shape != fresh[name].shape:
+            was, now = list(found[name].shape), list(fresh[name].shape)
+            notes.append(f"{name} is {was} there and {now} here: a fresh one is trained")
+            found[name] = fresh[name]
+    return found, notes
+
+
+def _projections(config: ClipConfig) -> tuple[str, ...]:
+    text = ("text_projection", "text_projection.weight", "text_projection.bias")
+    return ("visual.proj", *(f"text.{name}" if config.custom_text else name for name in text))
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: it is no JSON") from error

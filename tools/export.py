@@ -3,11 +3,14 @@
     python tools/export.py runs/demo/checkpoints/step_000000400 --format open_clip --out model
     python tools/export.py CHECKPOINT --format open_clip --out model.safetensors
     python tools/export.py CHECKPOINT --format hugging-face --out model
+    python tools/export.py CHECKPOINT --format open_clip-image --out visual.safetensors
 
 CHECKPOINT is a checkpoint folder of a run. For open_clip, a folder opens under the name
 `local-dir:FOLDER`, whatever the model; a single .safetensors file goes with a model that open_clip
 knows: `open_clip.create_model_and_transforms(NAME, pretrained=FILE)`. For transformers, a folder
-opens with `CLIPModel.from_pretrained` and `CLIPProcessor.from_pretrained`.
+opens with `CLIPModel.from_pretrained` and `CLIPProcessor.from_pretrained`. Neither has a text tower
+that reads a language model's embeddings (docs/llm2clip.md): of such a model the image tower alone
+is written, as a file for `load_state_dict` of `.visual` of open_clip's model.
 
 What was written is opened again by the library it is meant for, and its features of random images
 and texts are compared with the checkpoint's; only then does it get its name. Prints one JSON line
@@ -28,7 +31,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 import tyro
-from safetensors.torch import save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
@@ -45,6 +48,7 @@ from model.pretrained import (
     read_config,
 )
 from training.session import EMA
+from training.tensor_file import save_tensors
 
 TOLERANCE = 1e-5
 """Largest difference of a value of two features of unit length, in float32."""
@@ -60,10 +64,10 @@ class Arguments:
 
     checkpoint: tyro.conf.Positional[Path]
     """Checkpoint folder, such as runs/NAME/checkpoints/step_000001000."""
-    format: Literal["open_clip", "hugging-face"]
-    """For open_clip, or for transformers' CLIPModel."""
+    format: Literal["open_clip", "open_clip-image", "hugging-face"]
+    """For open_clip, its image tower alone, or transformers' CLIPModel."""
     out: Path
-    """Folder to make, or for open_clip a .safetensors file."""
+    """Folder to make, or for open_clip a .safetensors file; for open_clip-image always a file."""
     ema: bool = False
     """Take the average of the weights that the run kept (`optim.ema_samples`)."""
     overwrite: bool = False
@@ -113,7 +117,15 @@ def export(arguments: Arguments) -> dict[str, object]:
     out = arguments.out
     config = named(read_config(arguments.checkpoint), arguments.checkpoint)
     known = known_to_open_clip(config)
-    if out.suffix == ".safetensors" and (arguments.format != "open_clip" or not known):
+    if arguments.format == "open_clip" and config.adapter:
+        raise ValueError(
+            f"{config.name!r} reads embeddings of {config.adapter.encoder}, and open_clip has no "
+            "such text tower: give its image tower away with --format open_clip-image"
+        )
+    if arguments.format == "open_clip-image":
+        if out.suffix != ".safetensors":
+            raise ValueError("an image tower becomes a single file: let --out end in .safetensors")
+    elif out.suffix == ".safetensors" and (arguments.format != "open_clip" or not known):
         raise ValueError(
             f"{config.name!r} needs its config beside its weights: let --out be a folder"
         )
@@ -152,11 +164,11 @@ def write_open_clip(clip: Clip, path: Path) -> float:
     theirs: Any  # torch.nn.Module does not say that it has encoders
     weights = open_clip_weights.dump(clip)
     if path.suffix == ".safetensors":
-        save_file(weights, path)
+        save_tensors(weights, path)
         theirs = open_clip.create_model(clip.config.name, pretrained=str(path)).eval()
     else:
         path.mkdir()
-        save_file(weights, path / OPEN_CLIP_WEIGHTS)
+        save_tensors(weights, path / OPEN_CLIP_WEIGHTS)
         content = {
             "model_cfg": open_clip_weights.open_clip_config(clip.config),
             "preprocess_cfg": preprocess_config(clip.config),
@@ -169,6 +181,30 @@ def write_open_clip(clip: Clip, path: Path) -> float:
     return probe.difference(clip, *pair)
 
 
+def write_open_clip_image(clip: Clip, path: Path) -> float:
+    """Write the image tower's weights as a file for `.visual` of open_clip's model.
+
+    Returns:
+        Largest difference of its features from the model's.
+    """
+    import open_clip
+
+    prefix = "visual."
+    weights = {
+        name.removeprefix(prefix): value
+        for name, value in open_clip_weights.dump(clip).items()
+        if name.startswith(prefix)
+    }
+    save_tensors(weights, path)
+    options = open_clip_weights.open_clip_config(replace(clip.config, adapter=None))
+    options.pop("custom_text", None)
+    theirs = open_clip.CLIP(**options).eval()
+    theirs.visual.load_state_dict(load_file(path))
+    probe = Probe.of(clip.config)
+    with torch.no_grad():
+        return probe.image_difference(clip, theirs.encode_image(probe.images))
+
+
 def write_hugging_face(clip: Clip, path: Path) -> float:
     """Write a folder for transformers.
 
@@ -179,7 +215,7 @@ def write_hugging_face(clip: Clip, path: Path) -> float:
 
     weights = hugging_face.dump(clip)  # refuses before anything is written
     path.mkdir()
-    save_file(weights, path / HUGGING_FACE_WEIGHTS, metadata={"format": "pt"})
+    save_tensors(weights, path / HUGGING_FACE_WEIGHTS, metadata={"format": "pt"})
     content = json.dumps(hugging_face.hugging_face_config(clip.config), indent=1)
     (path / HUGGING_FACE_CONFIG).write_text(content, encoding="utf-8")
     for name, text in hugging_face.processor_files(clip.config).items():
@@ -191,7 +227,11 @@ def write_hugging_face(clip: Clip, path: Path) -> float:
     return probe.difference(clip, pair.image_embeds, pair.text_embeds)
 
 
-WRITERS = {"open_clip": write_open_clip, "hugging-face": write_hugging_face}
+WRITERS = {
+    "open_clip": write_open_clip,
+    "open_clip-image": write_open_clip_image,
+    "hugging-face": write_hugging_face,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,20 +265,27 @@ class Probe:
 
     def difference(self, clip: Clip, image_features: Tensor, text_features: Tensor) -> float:
         """Largest difference of a value, all features brought to unit length."""
+        tokens = [row[:n] for row, n in zip(self.texts, self.lengths, strict=True)]
+        text_offsets = torch.tensor([0, *self.lengths]).cumsum(0).int()
+        with torch.no_grad():
+            text = clip.encode_text(torch.cat(tokens).int(), text_offsets)
+        return max(self.image_difference(clip, image_features), _largest_gap(text, text_features))
+
+    def image_difference(self, clip: Clip, image_features: Tensor) -> float:
+        """The same of the images alone."""
         count, vision = len(self.images), clip.config.vision
         patches = F.unfold(self.images, vision.patch_size, stride=vision.patch_size)
         # unfold has (channel, y, x) in a patch; ours is (y, x, channel).
         patches = patches.transpose(1, 2).unflatten(2, (3, -1)).transpose(2, 3).flatten(2)
         positions = torch.arange(vision.num_patches, dtype=torch.int32).repeat(count)
         offsets = torch.arange(count + 1, dtype=torch.int32) * vision.num_patches
-        tokens = [row[:n] for row, n in zip(self.texts, self.lengths, strict=True)]
-        text_offsets = torch.tensor([0, *self.lengths]).cumsum(0).int()
         with torch.no_grad():
             image = clip.encode_image(patches.flatten(0, 1), positions, offsets)
-            text = clip.encode_text(torch.cat(tokens).int(), text_offsets)
-        pairs = ((image, image_features), (text, text_features))
-        gaps = [F.normalize(ours, dim=-1) - F.normalize(theirs, dim=-1) for ours, theirs in pairs]
-        return max(float(gap.abs().max()) for gap in gaps)
+        return _largest_gap(image, image_features)
+
+
+def _largest_gap(ours: Tensor, theirs: Tensor) -> float:
+    return float((F.normalize(ours, dim=-1) - F.normalize(theirs, dim=-1)).abs().max())
 
 
 def named(config: ClipConfig, folder: Path) -> ClipConfig:
@@ -259,6 +306,8 @@ def known_to_open_clip(config: ClipConfig) -> bool:
 
 def opening(arguments: Arguments, config: ClipConfig) -> str:
     """Line of Python that opens the result."""
+    if arguments.format == "open_clip-image":
+        return f"model.visual.load_state_dict(safetensors.torch.load_file({str(arguments.out)!r}))"
     if arguments.format == "hugging-face":
         return f"transformers.CLIPModel.from_pretrained({str(arguments.out)!r})"
     call = "open_clip.create_model_and_transforms"

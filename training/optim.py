@@ -14,9 +14,21 @@ from training.config import OptimConfig
 _NOT_DECAYED = ("bn", "ln", "bias", "logit_scale")
 """Parts of the names that open_clip leaves out of the decay, besides everything below 2-D."""
 
+_RATE_SCALE = "rate_scale"
+"""Key of a group's factor on the learning rate."""
+_BLOCKS = "image.blocks."
+_BEFORE_BLOCKS = (
+    "image.patch_embed.",
+    "image.class_embedding",
+    "image.positional_embedding",
+    "image.ln_pre.",
+)
+
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """The optimiser of a configuration, with open_clip's two groups of parameters.
+
+    With `layer_decay` there are two groups for each depth of the image tower.
 
     AdamW is torch's (fused), LAMB, Lion and SGD with decoupled decay are timm's. LAMB's own
     clipping of gradients is off: `max_grad_norm` does it for all of them.
@@ -25,9 +37,12 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
         model: all its parameters that require a gradient are trained.
         config: which optimiser, its rates and decays.
     """
+    scales = rate_scales(model, config.layer_decay)
     groups = [
-        {"params": parameters, "weight_decay": decay}
+        {"params": chosen, "weight_decay": decay, _RATE_SCALE: scale}
         for parameters, decay in zip(decay_groups(model), (config.weight_decay, 0.0), strict=True)
+        for scale in sorted({scales[id(p)] for p in parameters})
+        if (chosen := [p for p in parameters if scales[id(p)] == scale])
     ]
     rate, betas = config.learning_rate, config.betas
     match config.optimizer:
@@ -56,10 +71,34 @@ def decay_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Paramete
     return decayed, plain
 
 
+def rate_scales(model: nn.Module, decay: float) -> dict[int, float]:
+    """What each parameter's learning rate is multiplied with, by its `id`.
+
+    Layer-wise decay as BEiT tunes (Bao et al. 2022) and EVA-CLIP's code, LLM2CLIP's base, does: in
+    an image tower of L blocks, block l (from 0) learns at `decay**(L - l)` times the rate, what
+    stands before the blocks at `decay**(L + 1)`. What stands behind them, the text side and scalars
+    learn at the full rate.
+
+    Args:
+        model: a `Clip`, or any module without layers to scale.
+        decay: factor from a layer to the one before it; 1 leaves all as they are.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    blocks = [int(name.split(".")[2]) for name in names if name.startswith(_BLOCKS)]
+    num_blocks = max(blocks, default=-1) + 1
+
+    def scale(name: str) -> float:
+        if name.startswith(_BLOCKS):
+            return decay ** (num_blocks - int(name.split(".")[2]))
+        return decay ** (num_blocks + 1) if name.startswith(_BEFORE_BLOCKS) else 1.0
+
+    return {id(parameter): scale(name) for name, parameter in model.named_parameters()}
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give all groups the same learning rate."""
+    """Give each group the learning rate, times its own factor where it has one."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get(_RATE_SCALE, 1.0)
 
 
 def clip_gradients(model: nn.Module, longest: float) -> Tensor:

@@ -151,11 +151,11 @@ def _shard(clip: Clip, mesh: DeviceMesh) -> None:
                 scalar.register_post_accumulate_grad_hook(_average)
             setattr(clip, name, scalar)
             scalars.add(scalar)
-    for tower in (clip.image, clip.text):
+    for tower in clip.towers:
         for block in tower.blocks:
             fully_shard(block, mesh=mesh)
     fully_shard(clip, mesh=mesh, ignored_params=scalars)
-    for method in ("encode_image", "encode_text"):
+    for method in ("encode_image", "encode_text", "encode_embeddings"):
         register_fsdp_forward_method(clip, method)
 
 
@@ -171,13 +171,14 @@ def _settle_buckets(model: DistributedDataParallel, device: torch.device) -> Non
     are added first, so a resumed run would round its first step otherwise than the unbroken one.
     """
     clip = bare(model)
-    num_patches = clip.config.vision.num_patches
+    num_patches, adapter = clip.config.vision.num_patches, clip.config.adapter
     images, texts, scale = model(
         torch.zeros(num_patches, clip.config.vision.patch_dim, dtype=torch.uint8, device=device),
         torch.arange(num_patches, dtype=torch.int32, device=device),
         torch.tensor([0, num_patches], dtype=torch.int32, device=device),
         torch.zeros(2, dtype=torch.int32, device=device),
         torch.tensor([0, 2], dtype=torch.int32, device=device),
+        torch.zeros(1, adapter.embedding_dim, device=device) if adapter else None,
     )
     total = images.sum() + texts.sum() + scale
     if clip.logit_bias is not None:

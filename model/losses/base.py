@@ -1,6 +1,7 @@
 """What every contrastive loss offers to the training loop.
 
-Shapes: W ranks, b image-text pairs on each, d length of a feature.
+Shapes: W ranks, b images on each, R texts of each image (1 but for losses that take several), d
+length of a feature.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class ContrastiveLoss(nn.Module, abc.ABC):
 
         Args:
             image_features: [b, d], unit length.
-            text_features: [b, d], unit length, row i for the caption of image i.
+            text_features: [b*R, d], unit length, rows i*R up to i*R + R for the texts of image i.
             logit_scale: [], factor on the similarities (not its logarithm); without effect
                 where the loss owns the temperature.
             logit_bias: [], added to the logits, by the losses that have one.
@@ -81,7 +82,7 @@ class ContrastiveLoss(nn.Module, abc.ABC):
 
 
 def check_features(image_features: Tensor, text_features: Tensor) -> None:
-    """Refuse features that are not two matrices of one shape.
+    """Refuse features that are not two matrices of one shape: a text for each image.
 
     Raises:
         ValueError: with both shapes.

@@ -18,6 +18,8 @@ LossKind = Literal[
 """Names of the losses."""
 GammaSchedule = Literal["constant", "cosine"]
 """Course of the inner learning rate after the first pass."""
+MultiText = Literal["per_version", "all_texts"]
+"""Candidates of an image with several texts: those of one version, or those of all."""
 TemperatureRule = Literal["model", "constant", "global", "individual"]
 """The model's logit scale; a constant; one learned by the loss; one learned for each anchor."""
 
@@ -73,6 +75,10 @@ class LossConfig:
     """Which loss."""
     label_smoothing: float = 0.0
     """Share of the target spread evenly over all pairs; for `clip` alone."""
+    multi_text: MultiText = "per_version"
+    """`clip` with several texts of an image (LaCLIP's multi-text loss). per_version: the mean over
+    the versions of CLIP's loss on one text each. all_texts: an image chooses among all texts of the
+    batch, and its own share the target. With one text both are CLIP's loss."""
     tile_size: int = 2048
     """Rows and columns of the similarity matrix held at once, pairs. A batch that fits in one
     tile is computed as a whole, and so is every batch with 0."""

@@ -67,7 +67,15 @@ class Anchors:
 class Pairs:
     """This rank's pairs among those of all ranks, cut into tiles."""
 
-    def __init__(self, images: Tensor, texts: Tensor, ranks: Ranks, tile_size: int) -> None:
+    def __init__(
+        self,
+        images: Tensor,
+        texts: Tensor,
+        ranks: Ranks,
+        tile_size: int,
+        *,
+        all_images: Tensor | None = None,
+    ) -> None:
         """Gather the features; a collective.
 
         Args:
@@ -75,10 +83,11 @@ class Pairs:
             texts: [b, d] float32.
             ranks: who shares the global batch.
             tile_size: most images and texts in a tile; 0 for no limit.
+            all_images: [B, d] images of all ranks, where they were gathered before.
         """
         self.images = images.detach()
         self.texts = texts.detach()
-        self.all_images = ranks.gather(images)
+        self.all_images = ranks.gather(images) if all_images is None else all_images
         self.all_texts = ranks.gather(texts)
         self.count = len(self.all_images)
         self.first = ranks.rank * len(images)

@@ -1,49 +1,16 @@
-"""Models in local folders, opened through transformers. Nothing is downloaded."""
+"""Which local model a tool uses, and where it runs."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import torch
 
+from model.local_transformers import check_folder
 from pipeline.storage import head_tail_crc32
-
-
-def open_model(folder: Path, auto_class: str, device: torch.device) -> Any:
-    """Open a model in the precision it is stored in.
-
-    Args:
-        folder: as `save_pretrained` writes it.
-        auto_class: `AutoModelForCausalLM` or `AutoModelForImageTextToText`.
-        device: where it shall run.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: transformers is missing, cannot open the model, or weights are missing in it.
-    """
-    model, info = _open(
-        folder, auto_class, dtype="auto", output_loading_info=True, local_files_only=True
-    )
-    # transformers would draw such weights at random and only warn.
-    absent = sorted([*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])])
-    if absent:
-        msg = f"{folder} lacks {len(absent)} weights of its model, such as {absent[0]}"
-        raise ValueError(f"{msg}; fetch it again, or name a folder that {auto_class} can open")
-    return model.to(device).eval()
-
-
-def open_part(folder: Path, auto_class: str) -> Any:
-    """Open a tokenizer (`AutoTokenizer`) or a processor (`AutoProcessor`).
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: transformers is missing or cannot open it.
-    """
-    return _open(folder, auto_class, local_files_only=True)
 
 
 def model_identity(folder: Path) -> dict[str, str]:
@@ -53,7 +20,7 @@ def model_identity(folder: Path) -> dict[str, str]:
         Its name, its architecture, and a SHA-256 over name, size and CRC-32 of the first and last
         64 KiB of each file: two sets of weights differ in their last bytes.
     """
-    _check_folder(folder)
+    check_folder(folder)
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.is_file() and not path.name.startswith("."):
@@ -85,22 +52,10 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def _open(folder: Path, auto_class: str, **options: Any) -> Any:
-    _check_folder(folder)
-    try:
-        transformers = importlib.import_module("transformers")
-    except ImportError:
-        raise ValueError("transformers is not installed: pip install transformers") from None
-    try:
-        return getattr(transformers, auto_class).from_pretrained(folder, **options)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        reason = str(error).strip().partition("\n")[0] or repr(error)
-        raise ValueError(f"{auto_class} of transformers cannot open {folder}: {reason}") from error
-
-
-def _check_folder(folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(
-            f"there is no model in {folder} (no config.json) and nothing is downloaded here; "
-            f"fetch one before with `hf download ORGANISATION/MODEL --local-dir {folder}`"
-        )
+def choose_dtype(
+    precision: Literal["auto", "float32", "bfloat16"], device: torch.device
+) -> torch.dtype:
+    """The torch dtype of that name; `auto` is bfloat16 on a GPU and float32 on a CPU."""
+    if precision == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    return getattr(torch, precision)

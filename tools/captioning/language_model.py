@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from tools.captioning.checkpoint import open_model, open_part
+from model.local_transformers import open_model, open_part
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from PIL.Image import Image
 
-from tools.captioning.checkpoint import open_model, open_part
+from model.local_transformers import open_model, open_part
 from tools.captioning.language_model import Decoding
 
 

@@ -107,6 +107,7 @@ def test_compiled_blocks_give_the_same_and_compile_no_more_after_warm_up(clip: C
 def test_padding_the_totals_changes_nothing(clip: Clip) -> None:
     inputs = batch(3, CAPTIONS[0])
     wanted = gradients(clip, inputs)
+    assert clip.text is not None
     clip.text.execution = clip.image.execution = type(clip.text.execution)(static_shapes=True)
     assert_same(gradients(clip, inputs), wanted, 1e-5)
 
@@ -116,6 +117,7 @@ def test_bfloat16_is_what_the_blocks_see_and_float32_what_the_optimiser_sees(cli
     wanted = gradients(clip, inputs)
     configure(clip, dtype=torch.bfloat16)
     seen = set()
+    assert clip.text is not None
     for block in (*clip.image.blocks, *clip.text.blocks):
         block.register_forward_hook(lambda _block, ins, out: seen.update((ins[0].dtype, out.dtype)))
     actual = gradients(clip, inputs)

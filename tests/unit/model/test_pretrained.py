@@ -136,6 +136,7 @@ def test_position_tables_resize_as_open_clips(tmp_path: Path, size: int, context
     notes = load_pretrained(target, path)
     assert len(notes) == 2
     assert f"visual.positional_embedding was resized from 17 to {(size // 6) ** 2 + 1}" in notes[0]
+    assert target.text is not None
     image, text = target.image.positional_embedding, target.text.positional_embedding
     torch.testing.assert_close(image.data, state["visual.positional_embedding"])
     torch.testing.assert_close(text.data, state["positional_embedding"])

@@ -40,11 +40,12 @@ class Towers(nn.Module):
         )
 
 
-def data() -> tuple[Tensor, Tensor]:
-    """Inputs of both towers, [NUM_SAMPLES, 6] each."""
+def data(num_texts: int = 1) -> tuple[Tensor, Tensor]:
+    """Inputs of both towers, [NUM_SAMPLES, 6] and [NUM_SAMPLES*num_texts, 6]."""
     draw = torch.Generator().manual_seed(2)
     images = torch.randn(NUM_SAMPLES, 6, generator=draw)
-    return images, images + torch.randn(NUM_SAMPLES, 6, generator=draw)
+    repeated = images.repeat_interleave(num_texts, 0)
+    return images, repeated + torch.randn(repeated.shape, generator=draw)
 
 
 def batch_ids(step: int) -> Tensor:
@@ -64,16 +65,22 @@ class Trained:
 
 
 def train(
-    loss: ContrastiveLoss, steps: range, towers: Towers, *, rank: int = 0, world_size: int = 1
+    loss: ContrastiveLoss,
+    steps: range,
+    towers: Towers,
+    *,
+    num_texts: int = 1,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Trained:
     """Plain gradient descent, on one rank or, with DistributedDataParallel, on several."""
     wrapped = nn.parallel.DistributedDataParallel(towers) if world_size > 1 else towers
-    images, texts = data()
+    images, texts = data(num_texts)
     optimizer = torch.optim.SGD(towers.parameters(), lr=LEARNING_RATE)
     losses = []
     for step in steps:
         ids = batch_ids(step).chunk(world_size)[rank]
-        features = wrapped(images[ids], texts[ids])
+        features = wrapped(images[ids], texts.unflatten(0, (-1, num_texts))[ids].flatten(0, 1))
         value = (
             loss(
                 *features[:3],

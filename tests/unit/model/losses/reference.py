@@ -25,15 +25,43 @@ class Result:
 
 
 def clip(images: Array, texts: Array, scale: float, smoothing: float = 0.0) -> Result:
+    return _matched(images, texts, np.eye(len(images)), scale, smoothing)
+
+
+def clip_per_version(images: Array, texts: Array, scale: float, smoothing: float) -> Result:
+    """Mean of CLIP's loss over the versions; texts [B*R, d], those of an image together."""
+    num_texts = len(texts) // len(images)
+    parts = [clip(images, texts[n::num_texts], scale, smoothing) for n in range(num_texts)]
+    by_texts = np.stack([part.by_texts for part in parts], 1).reshape(texts.shape)
+    return Result(
+        value=float(np.mean([part.value for part in parts])),
+        by_images=np.mean([part.by_images for part in parts], 0),
+        by_texts=by_texts / num_texts,
+        by_scale=float(np.mean([part.by_scale for part in parts])),
+    )
+
+
+def clip_all_texts(images: Array, texts: Array, scale: float, smoothing: float) -> Result:
+    """An image's own texts share its target among all texts; a text has one image."""
+    num_texts = len(texts) // len(images)
+    matches = np.repeat(np.eye(len(images)), num_texts, axis=1)
+    return _matched(images, texts, matches, scale, smoothing)
+
+
+def _matched(images: Array, texts: Array, matches: Array, scale: float, smoothing: float) -> Result:
+    """Cross-entropy of both directions; `matches` is 1 for an image and a text of its own."""
     cosines = images @ texts.T
-    count = len(images)
-    target = (1 - smoothing) * np.eye(count) + smoothing / count
     value, slope = 0.0, np.zeros_like(cosines)
-    for logits, turn in ((scale * cosines, False), (scale * cosines.T, True)):
+    for logits, own, turn in (
+        (scale * cosines, matches, False),
+        (scale * cosines.T, matches.T, True),
+    ):
+        rows, columns = logits.shape
+        target = (1 - smoothing) * own / own.sum(1, keepdims=True) + smoothing / columns
         weights = np.exp(logits - logits.max(1, keepdims=True))
         weights /= weights.sum(1, keepdims=True)
-        value -= (target * np.log(weights)).sum() / (2 * count)
-        part = (weights - target) / (2 * count)
+        value -= (target * np.log(weights)).sum() / (2 * rows)
+        part = (weights - target) / (2 * rows)
         slope += part.T if turn else part
     return _through_cosines(value, slope, images, texts, scale)
 

@@ -41,5 +41,5 @@ def test_autocast_does_not_round_logits() -> None:
 
 @pytest.mark.parametrize("shape", [(7, 16), (8, 15), (8,)])
 def test_shapes_that_differ_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"must both be \[B, d\]"):
+    with pytest.raises(ValueError, match=r"must be \[B, d\] and \[B\*R, d\]"):
         clip_loss(unit_features(8), torch.zeros(shape), torch.tensor(1.0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from open_clip.loss import SigLipLoss
 from torch import Tensor
 
 from model import LossConfig, build_loss
-from model.losses.config import METHODS
+from model.losses.config import METHODS, MultiText
 from tests.unit.model.losses import reference
 
 TILES = [0, 1, 3, 7]
@@ -23,6 +24,15 @@ def features(count: int, seed: int = 0, dim: int = 16) -> tuple[Tensor, Tensor]:
     draw = torch.Generator().manual_seed(seed)
     images = torch.randn(count, dim, generator=draw)
     texts = images + torch.randn(count, dim, generator=draw)
+    return tuple(F.normalize(each, dim=1).requires_grad_() for each in (images, texts))  # pyright: ignore[reportReturnType]
+
+
+def several_texts(count: int, num_texts: int) -> tuple[Tensor, Tensor]:
+    """Features of images, and of so many texts of each."""
+    draw = torch.Generator().manual_seed(num_texts)
+    images = torch.randn(count, 16, generator=draw)
+    texts = images.repeat_interleave(num_texts, 0)
+    texts = texts + torch.randn(texts.shape, generator=draw)
     return tuple(F.normalize(each, dim=1).requires_grad_() for each in (images, texts))  # pyright: ignore[reportReturnType]
 
 
@@ -38,7 +48,7 @@ def run(config: LossConfig, pairs: tuple[Tensor, Tensor], scale: Tensor, **input
     return value, torch.autograd.grad(value, wanted)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
-def assert_equal(found, wanted: reference.Result) -> None:
+def assert_equal(found, wanted: reference.Result, tolerance: float = 3e-6) -> None:
     value, (by_images, by_texts, by_scale, *by_bias) = found
     assert value.item() == pytest.approx(wanted.value, rel=3e-6)
     for gradient, reference_gradient in (
@@ -46,7 +56,7 @@ def assert_equal(found, wanted: reference.Result) -> None:
         (by_texts, wanted.by_texts),
     ):
         error = np.abs(gradient.numpy() - reference_gradient).max()
-        assert error < 3e-6 * np.abs(reference_gradient).max()
+        assert error < tolerance * np.abs(reference_gradient).max()
     assert float(by_scale) == pytest.approx(wanted.by_scale, rel=2e-5, abs=1e-7)
     if by_bias:
         assert float(by_bias[0]) == pytest.approx(wanted.by_bias, rel=2e-5)
@@ -60,6 +70,44 @@ def test_clip(tile_size: int, smoothing: float, scale: float) -> None:
     config = LossConfig(tile_size=tile_size, label_smoothing=smoothing)
     found = run(config, pairs, torch.tensor(scale, requires_grad=True))
     assert_equal(found, reference.clip(*as_arrays(pairs), scale, smoothing))
+
+
+@pytest.mark.parametrize("tile_size", TILES)
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("scale", [20.0, 100.0])
+@pytest.mark.parametrize("multi_text", ["per_version", "all_texts"])
+def test_clip_of_several_texts(
+    multi_text: MultiText, tile_size: int, smoothing: float, scale: float
+) -> None:
+    pairs = several_texts(11, num_texts=3)
+    config = LossConfig(tile_size=tile_size, label_smoothing=smoothing, multi_text=multi_text)
+    found = run(config, pairs, torch.tensor(scale, requires_grad=True))
+    wanted = {"per_version": reference.clip_per_version, "all_texts": reference.clip_all_texts}
+    # Logits of 100 are rounded to 4e-6.
+    assert_equal(found, wanted[multi_text](*as_arrays(pairs), scale, smoothing), tolerance=1e-5)
+
+
+@pytest.mark.parametrize("tile_size", [0, 5])
+def test_both_definitions_of_several_texts_are_clip_for_one(tile_size: int) -> None:
+    pairs, scale = features(12), torch.tensor(40.0, requires_grad=True)
+    one, other = (
+        run(LossConfig(tile_size=tile_size, multi_text=each), pairs, scale)
+        for each in get_args(MultiText)
+    )
+    torch.testing.assert_close(one[0], other[0])
+    torch.testing.assert_close(one[1], other[1])
+
+
+def test_gradients_of_pairs_that_are_learned_do_not_cancel() -> None:
+    """At a margin of 20 a probability differs from 1 by less than float32 can say."""
+    draw = torch.Generator().manual_seed(0)
+    images = F.normalize(torch.eye(6, 16) + 0.05 * torch.randn(6, 16, generator=draw), dim=1)
+    texts = images.repeat_interleave(2, 0).requires_grad_()
+    images.requires_grad_()
+    found = run(LossConfig(tile_size=2), (images, texts), torch.tensor(20.0, requires_grad=True))
+    wanted = reference.clip_per_version(*as_arrays((images, texts)), 20.0, 0.0)
+    error = np.abs(found[1][1].numpy() - wanted.by_texts).max()
+    assert error < 1e-3 * np.abs(wanted.by_texts).max()
 
 
 @pytest.mark.parametrize("tile_size", TILES)

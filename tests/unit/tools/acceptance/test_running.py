@@ -11,14 +11,14 @@ from tools.acceptance.running import Outcome, run_step
 from tools.acceptance.steps import Step
 
 
-def run(tmp_path: Path, script: str, minutes: float = 1.0, **fields: str) -> Outcome:
+def run(tmp_path: Path, script: str, minutes: float = 1.0, needs: str = "") -> Outcome:
     step = Step(
         name="step",
         part="figures",
         question="?",
         command=(sys.executable, "-c", script),
         minutes=minutes,
-        **fields,
+        needs=needs,
     )
     return run_step(step, tmp_path / "log", os.environ, most_seconds=60)
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tools.captioning.checkpoint import model_identity, open_model, open_part
+from model.local_transformers import open_model, open_part
+from tools.captioning.checkpoint import model_identity
 from tools.captioning.language_model import Decoding, LanguageModel, newline_ids
 
 CPU = torch.device("cpu")

@@ -1,0 +1,125 @@
+"""The first stage on a random tiny Llama: it learns, goes on, and does not hang on the ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from model.text_encoders.lora import LoraConfig, adapter_tensors
+from tools.llm_finetuning.session import FineTuning, train
+from tools.llm_finetuning.settings import Settings
+from training.distributed import Ranks
+
+ROOT = Path(__file__).resolve().parents[4]
+
+
+@pytest.fixture
+def settings(caption_index: Path, llm: Path, tmp_path: Path) -> Settings:
+    return Settings(
+        index=str(caption_index),
+        llm=llm,
+        out=tmp_path / "run",
+        lora=LoraConfig(rank=8, alpha=16, dropout=0.1),
+        batch_size=16,
+        steps=12,
+        warmup_steps=2,
+        learning_rate=5e-3,
+        max_tokens=64,
+        device="cpu",
+        log_every=4,
+        save_every=6,
+    )
+
+
+def weights(run: FineTuning) -> dict[str, torch.Tensor]:
+    return {n: t.detach().clone() for n, t in adapter_tensors(run.encoder.backbone).items()}
+
+
+def test_it_lowers_the_loss_and_raises_the_probe(settings: Settings) -> None:
+    run = FineTuning(replace(settings, steps=60, save_every=60), Ranks())
+    before = run.probe()
+    losses = train(run, Ranks(), lambda: False)
+    after = run.probe()
+    assert before.num_images == 47  # one sample has a single text
+    assert losses["last"] < 0.6 * losses["first"]
+    assert after.first_to_second > before.first_to_second + 0.1
+    assert after.second_to_first > before.second_to_first + 0.1
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(settings: Settings, tmp_path: Path) -> None:
+    unbroken = FineTuning(replace(settings, out=tmp_path / "unbroken"), Ranks())
+    train(unbroken, Ranks(), lambda: False)
+    first = FineTuning(settings, Ranks())
+    train(first, Ranks(), lambda: first.step == 5)
+    assert first.step == 5
+    second = FineTuning(settings, Ranks())
+    assert second.step == 5
+    train(second, Ranks(), lambda: False)
+    expected = weights(unbroken)
+    for name, tensor in weights(second).items():
+        assert torch.equal(tensor, expected[name]), name
+    assert any(tensor.abs().sum() > 0 for name, tensor in expected.items() if "lora_B" in name)
+
+
+def test_another_run_does_not_go_on_in_the_folder(settings: Settings) -> None:
+    FineTuning(settings, Ranks())
+    with pytest.raises(ValueError, match=r"scale 50\.0, now 20\.0"):
+        FineTuning(replace(settings, scale=20.0), Ranks())
+    FineTuning(replace(settings, log_every=1), Ranks())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"warmup_steps": 12}, "warmup_steps 12 must be below the run's 12 steps"),
+        ({"sources": ("rewrites",)}, "no caption source 'rewrites'"),
+        ({"hard_negatives": "minilm"}, "no embeddings 'minilm'"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_the_model_is_read(
+    settings: Settings, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        FineTuning(replace(settings, llm=Path("nowhere"), **change), Ranks())
+
+
+def tool(settings: Settings, num_ranks: int) -> dict[str, Any]:
+    """Run the tool without dropout, whose draws hang on the rank; returns its result."""
+    starter = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
+    done = subprocess.run(
+        [
+            sys.executable, *(starter if num_ranks > 1 else []), "tools/finetune_llm.py",
+            settings.index, "--llm", str(settings.llm), "--out", str(settings.out),
+            "--batch-size", "16", "--steps", "4", "--warmup-steps", "1", "--lora.dropout", "0",
+            "--learning-rate", "5e-3", "--max-tokens", "64", "--device", "cpu", "--log-every", "1",
+            "--num-threads", "1",
+        ],
+        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_two_ranks_do_what_one_does(settings: Settings, tmp_path: Path) -> None:
+    one = tool(replace(settings, out=tmp_path / "one"), 1)
+    two = tool(replace(settings, out=tmp_path / "two"), 2)
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
+    assert two["steps"] == one["steps"] == 4
+    found, expected = (
+        load_file(tmp_path / name / "adapter" / "adapter_model.safetensors")
+        for name in ("two", "one")
+    )
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=2e-2, atol=2e-4)
+    log = (tmp_path / "two" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in log] == [1, 2, 3, 4]
