@@ -23,6 +23,8 @@ from pathlib import Path
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from evaluation.records import lines as score_lines
+from evaluation.suite import Outcome
 from recipes import find_recipe, list_recipes
 from training.checkpoint import CheckpointError
 from training.command_line import Command, parse
@@ -31,7 +33,7 @@ from training.dry_run import describe_run
 from training.interrupt import Interrupted, StopRequests
 from training.metrics import NonFiniteLossError, describe
 from training.opening import open_session
-from training.report import check_evaluation, evaluate_session, report_session
+from training.report import evaluate_session, report_session
 from training.run_folder import RunFolder
 from training.session import Session
 from training.stages import stages_of
@@ -97,7 +99,8 @@ def run_stage(session: Session, argv: list[str], stops: StopRequests) -> bool:
             session.end_stage()
             return False
         session.gather()
-        session.ranks.on_main(lambda: finish(session, argv))
+        outcome = evaluate_now(session)
+        session.ranks.on_main(lambda: finish(session, outcome, argv))
         return True
     finally:
         session.close()
@@ -113,7 +116,7 @@ def is_finished(command: Command, folder: RunFolder, timeline: Timeline) -> bool
         return True
     with timeline.during("making the data"):
         find_recipe(config.recipe).prepare(config)
-    check_evaluation(config.evaluation)
+    config.evaluation.check()
     return False
 
 
@@ -142,12 +145,30 @@ def train(session: Session, stops: StopRequests) -> None:
             elif session.step % config.log_every == 0:
                 records = session.flush()
             else:
-                continue
+                records = []
             if records:
                 logger.info("%s", describe(records, session.stage, session.device))
             if stopping:
                 session.finish_writing()
                 stops.end_run()
+            if is_evaluated_now(session):
+                for line in score_lines(evaluate_now(session)):
+                    logger.info("%s", line)
+                session.clock.restart()
+
+
+def is_evaluated_now(session: Session) -> bool:
+    """Whether an evaluation on the way is due; the one at the end of the run comes by itself."""
+    every = session.config.evaluate_every
+    ends_here = session.stage.is_last and session.step == session.config.num_steps
+    return bool(every) and session.step % every == 0 and not ends_here
+
+
+def evaluate_now(session: Session) -> Outcome:
+    """Measure the model, on all ranks; rank 0 gets the scores."""
+    quiet = None if session.ranks.is_main else True
+    with tqdm(unit=" images and texts", desc="evaluating", leave=False, disable=quiet) as bar:
+        return evaluate_session(session, bar.update)
 
 
 def take_step(session: Session) -> None:
@@ -181,14 +202,12 @@ def take_step(session: Session) -> None:
     )
 
 
-def finish(session: Session, argv: list[str]) -> None:
-    """Evaluate, write the report, and say where everything is."""
+def finish(session: Session, outcome: Outcome, argv: list[str]) -> None:
+    """Write the report, and say where everything is."""
     folder = session.folder
-    with tqdm(unit=" images and texts", desc="evaluating", disable=None) as bar:
-        outcome = evaluate_session(session, bar.update)
     report_session(session, outcome, argv)
     lines = [
-        *outcome.lines(),
+        *score_lines(outcome),
         f"report      {folder.report}",
         f"checkpoint  {max(folder.checkpoints.iterdir())}",
         f"metrics     {folder.metrics}",

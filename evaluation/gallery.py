@@ -6,7 +6,6 @@ Legend: B images, N patches of an image, K clusters of an image.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from math import isqrt
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from evaluation.report.data import GalleryItem, RetrievalExample
 from evaluation.retrieval import RetrievalRun
+from model.config import ClipConfig
 from pipeline import LoaderConfig, open_evaluation_loader
 from pipeline.index import Index
 from pipeline.loader import Loader
@@ -77,22 +77,24 @@ def _clusters(loader: Loader, shown: Preview) -> tuple[NDArray[np.int64], NDArra
 
 
 def retrieval_examples(
-    run: RetrievalRun, index: Index, config: LoaderConfig, num_each: int
+    run: RetrievalRun, index: Index, architecture: ClipConfig, num_each: int
 ) -> list[RetrievalExample]:
     """Queries both ways, as many that found the right thing first as that did not, if there are.
 
     Args:
         run: features and who belongs to whom.
         index: where pictures and captions come from.
-        config: the one the features were made with.
+        architecture: of the model, for the size of the pictures.
         num_each: queries in each direction.
     """
-    with open_evaluation_loader(index.directory, replace(config, batch_size=1)) as loader:
+    config = LoaderConfig(
+        batch_size=1,
+        image_size=architecture.vision.image_size,
+        patch_size=architecture.vision.patch_size,
+    )
+    with open_evaluation_loader(index.directory, config) as loader:
         shelf = _Shelf(run, index, loader)
-        similarity = run.image_features @ run.text_features.T
-        return _text_queries(shelf, similarity.T, num_each) + _image_queries(
-            shelf, similarity, num_each
-        )
+        return _text_queries(shelf, run, num_each) + _image_queries(shelf, run, num_each)
 
 
 class _Shelf:
@@ -115,21 +117,21 @@ class _Shelf:
         return self._index.keys([int(self._run.sample_ids[image])])[0]
 
 
-def _text_queries(shelf: _Shelf, similarity: Tensor, num_each: int) -> list[RetrievalExample]:
-    """Examples from [K, M] similarities of texts to images."""
-    best = similarity.topk(min(_NUM_RESULTS, similarity.shape[1]), dim=1)
-    right = best.indices == shelf.owner[:, None]
+def _text_queries(shelf: _Shelf, run: RetrievalRun, num_each: int) -> list[RetrievalExample]:
+    """Texts, and the pictures that are nearest to them."""
     examples = []
-    for text in _some_right_some_wrong(right[:, 0], num_each):
+    for text in _some_right_some_wrong(run.ranks.of_texts == 0, num_each):
         own = int(shelf.owner[text])
-        found = [shelf.picture(image) for image in best.indices[text].tolist()]
+        similarity = run.image_features @ run.text_features[text]
+        best = similarity.topk(min(_NUM_RESULTS, len(similarity)))
+        found = [shelf.picture(image) for image in best.indices.tolist()]
         examples.append(
             RetrievalExample(
                 kind="text_to_image",
                 query_text=shelf.caption(text),
                 query_key=shelf.key(own),
                 results=list(
-                    zip(found, best.values[text].tolist(), right[text].tolist(), strict=True)
+                    zip(found, best.values.tolist(), (best.indices == own).tolist(), strict=True)
                 ),
                 answer=shelf.picture(own),
             )
@@ -137,21 +139,20 @@ def _text_queries(shelf: _Shelf, similarity: Tensor, num_each: int) -> list[Retr
     return examples
 
 
-def _image_queries(shelf: _Shelf, similarity: Tensor, num_each: int) -> list[RetrievalExample]:
-    """Examples from [M, K] similarities of images to texts."""
-    best = similarity.topk(min(_NUM_RESULTS, similarity.shape[1]), dim=1)
-    right = shelf.owner[best.indices] == torch.arange(len(similarity))[:, None]
+def _image_queries(shelf: _Shelf, run: RetrievalRun, num_each: int) -> list[RetrievalExample]:
+    """Pictures, and the captions that are nearest to them."""
     examples = []
-    for image in _some_right_some_wrong(right[:, 0], num_each):
-        found = [shelf.caption(text) for text in best.indices[image].tolist()]
+    for image in _some_right_some_wrong(run.ranks.of_images == 0, num_each):
+        similarity = run.text_features @ run.image_features[image]
+        best = similarity.topk(min(_NUM_RESULTS, len(similarity)))
+        right = shelf.owner[best.indices] == image
+        found = [shelf.caption(text) for text in best.indices.tolist()]
         examples.append(
             RetrievalExample(
                 kind="image_to_text",
                 query_image=shelf.picture(image),
                 query_key=shelf.key(image),
-                results=list(
-                    zip(found, best.values[image].tolist(), right[image].tolist(), strict=True)
-                ),
+                results=list(zip(found, best.values.tolist(), right.tolist(), strict=True)),
                 answer=shelf.caption(int((shelf.owner == image).nonzero()[0, 0])),
             )
         )

@@ -1,13 +1,21 @@
 """Image-text retrieval: does a picture find its captions, does a caption find its picture?
 
-"Image to text" has a picture as the query and captions as what is found; published tables do not
-agree on these names. Ties count against the model, so features that have collapsed score nothing.
+Published tables do not agree on the names of the two directions. Here the first word is the query:
+
+- image to text: the query is a picture, captions are ranked, and it counts if one of the picture's
+  own captions is among the first k. CLIP_benchmark calls it `text_retrieval_recall`.
+- text to image: the query is a caption, pictures are ranked, and it counts if its own picture is
+  among the first k. CLIP_benchmark calls it `image_retrieval_recall`.
+
+Ties, and similarities that are no numbers, count against the model, so features that have collapsed
+score nothing.
 
 Legend: M images, K texts, d length of a feature.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,14 +23,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evaluation.features import Progress, encode_images, encode_texts
+from evaluation.encoder import Encoder
+from evaluation.image_sets import IndexedImages
 from evaluation.report.data import RetrievalScores
-from model import Clip
-from pipeline import LoaderConfig
+from pipeline.index import DEFAULT_SOURCE
 from pipeline.selection import open_dataset
 
 RECALL_AT = (1, 5, 10)
-_CHUNK = 512
+_IMAGE_TILE = 2048
+_TEXT_TILE = 4096
+"""Similarities are computed in tiles of this size and never held: 32 MiB at a time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,36 +51,58 @@ class RetrievalRun:
     """[K] rows of the index's caption table."""
     image_of_text: NDArray[np.int64]
     """[K] place of each text's image among the M."""
+    ranks: Ranks
+    """Where each query finds what it looks for."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ranks:
+    """How many wrong answers stand before the (first) right one; 0 is a find at once."""
+
+    of_images: Tensor
+    """[M] long; the query is an image."""
+    of_texts: Tensor
+    """[K] long; the query is a text."""
 
 
 def evaluate_retrieval(
-    clip: Clip, index_dir: str, config: LoaderConfig, progress: Progress | None = None
-) -> RetrievalRun:
+    encoder: Encoder, place: str, source: str = DEFAULT_SOURCE
+) -> RetrievalRun | None:
     """Encode all images and all their captions and measure recall both ways.
 
+    Every process must ask; rank 0 gets the scores.
+
     Args:
-        clip: the model.
-        index_dir: `INDEX`, or `INDEX@SELECTION`.
-        config: from `evaluation_config`.
-        progress: told how many images and texts are done.
+        encoder: the model.
+        place: `INDEX`, or `INDEX@SELECTION`.
+        source: the caption source that is searched.
+
+    Raises:
+        FileNotFoundError: there is no such index.
+        ValueError: it has no such caption source.
     """
-    index = open_dataset(index_dir).index
-    table = index.captions(config.caption_weights[0][0])
-    images = encode_images(clip, index_dir, config, progress)
-    rows, offsets = table.rows(images.sample_ids)
-    packed = (
-        table.pack(rows[start : start + config.batch_size], config.context_length)
-        for start in range(0, len(rows), config.batch_size)
-    )
-    texts = encode_texts(clip, packed, progress)
-    image_of_text = np.repeat(np.arange(len(images.sample_ids)), np.diff(offsets))
+    dataset = open_dataset(place)
+    table = dataset.index.captions(source)
+    images = encoder.images(place, IndexedImages(dataset, encoder.num_threads))
+    # Ranks other than 0 do not know which images are good; they encode the captions of all.
+    rows, offsets = table.rows(dataset.sample_ids(0, dataset.num_samples))
+    texts = encoder.captions(table, rows)
+    if not encoder.is_main:
+        return None
+    owner = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    kept = np.isin(owner, images.places)
+    image_of_text = np.searchsorted(images.places, owner[kept])
+    texts = texts if kept.all() else texts[torch.from_numpy(kept)]
+    device = encoder.clip.logit_scale.device
+    found = ranks(images.features.to(device), texts.to(device), image_of_text)
     return RetrievalRun(
-        scores=score_retrieval(images.features, texts, image_of_text, index_dir),
+        scores=summarise(found, image_of_text, place, images.num_bad),
         image_features=images.features,
         text_features=texts,
         sample_ids=images.sample_ids,
-        text_rows=rows,
+        text_rows=rows[kept],
         image_of_text=image_of_text,
+        ranks=found,
     )
 
 
@@ -81,48 +113,101 @@ def score_retrieval(
 
     Args:
         images: [M, d] unit length.
-        texts: [K, d] unit length; every image has at least one.
-        image_of_text: [K] place of each text's image.
+        texts: [K, d] unit length.
+        image_of_text: [K] place of each text's image. An image without a text finds nothing.
         dataset: name for the result.
     """
-    owner = torch.from_numpy(np.asarray(image_of_text))
-    image_ranks = torch.cat([_ranks_of_images(images, texts, owner, c) for c in _chunks(images)])
-    text_ranks = torch.cat([_ranks_of_texts(images, texts, owner, c) for c in _chunks(texts)])
-    captions = np.bincount(image_of_text, minlength=len(images))
+    return summarise(ranks(images, texts, image_of_text), image_of_text, dataset)
+
+
+def ranks(images: Tensor, texts: Tensor, image_of_text: NDArray[np.int64]) -> Ranks:
+    """How many wrong answers stand before the right one, for every query in both directions.
+
+    Two sweeps over tiles of the similarity matrix: the first computes only those with right pairs
+    in them, the second counts what stands before these. Both compute a tile by the same call, so a
+    right answer ties with itself and with its equals to the last bit.
+
+    Args:
+        images: [M, d].
+        texts: [K, d], on the same device.
+        image_of_text: [K] place of each text's image.
+    """
+    owner = torch.from_numpy(np.asarray(image_of_text)).to(images.device)
+    own = torch.full((len(texts),), -torch.inf, device=images.device)
+    for rows, columns, right in _tiles(len(images), owner):
+        if right is not None:
+            similarity = images[rows] @ texts[columns].T
+            own[columns] = torch.where(
+                right.any(dim=0), similarity.masked_fill(~right, 0).sum(dim=0), own[columns]
+            )
+    best = torch.full((len(images),), -torch.inf, device=images.device)
+    best = best.scatter_reduce(0, owner, own, "amax")
+    of_images = torch.zeros(len(images), dtype=torch.long, device=images.device)
+    of_texts = torch.zeros(len(texts), dtype=torch.long, device=images.device)
+    for rows, columns, right in _tiles(len(images), owner):
+        similarity = images[rows] @ texts[columns].T
+        of_texts[columns] += _num_before(similarity, own[columns], right, dim=0)
+        of_images[rows] += _num_before(similarity, best[rows, None], right, dim=1)
+    return Ranks(of_images=of_images.cpu(), of_texts=of_texts.cpu())
+
+
+def summarise(
+    found: Ranks, image_of_text: NDArray[np.int64], dataset: str, num_bad: int = 0
+) -> RetrievalScores:
+    """Recalls out of ranks, and what guessing gives.
+
+    Args:
+        found: from `ranks`.
+        image_of_text: [K] place of each text's image.
+        dataset: name for the result.
+        num_bad: images that could not be decoded.
+    """
+    num_images, num_texts = len(found.of_images), len(found.of_texts)
+    captions = np.bincount(image_of_text, minlength=num_images)
     return RetrievalScores(
         dataset=dataset,
-        num_images=len(images),
-        num_texts=len(texts),
-        image_to_text=_recalls(image_ranks),
-        text_to_image=_recalls(text_ranks),
+        num_images=num_images,
+        num_texts=num_texts,
+        image_to_text=_recalls(found.of_images),
+        text_to_image=_recalls(found.of_texts),
         chance={
-            "image_to_text": {k: _chance(len(texts), captions, k) for k in RECALL_AT},
-            "text_to_image": {k: min(1.0, k / len(images)) for k in RECALL_AT},
+            "image_to_text": {k: _chance(num_texts, captions, k) for k in RECALL_AT},
+            "text_to_image": {k: min(1.0, k / num_images) for k in RECALL_AT},
         },
+        num_bad=num_bad,
     )
 
 
-def _ranks_of_images(images: Tensor, texts: Tensor, owner: Tensor, places: Tensor) -> Tensor:
-    """How many wrong texts stand before the best right one, for some images."""
-    similarity = images[places] @ texts.T
-    right = owner[None, :] == places[:, None]
-    best = similarity.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)
-    return ((similarity >= best) & ~right).sum(dim=1)
+def _num_before(similarity: Tensor, own: Tensor, right: Tensor | None, dim: int) -> Tensor:
+    """How many wrong pairs of a tile are not below their query's right one, along `dim`, long.
+
+    What is no number is below nothing. Counted by products with ones: several times faster than
+    sums of booleans, and exact, as a tile's sides are far below 2^24.
+    """
+    below = torch.lt(similarity, own, out=torch.empty_like(similarity))
+    if right is not None:
+        below.masked_fill_(right, 1)
+    ones = torch.ones(below.shape[dim], device=below.device)
+    return (len(ones) - (ones @ below if dim == 0 else below @ ones)).long()
 
 
-def _ranks_of_texts(images: Tensor, texts: Tensor, owner: Tensor, places: Tensor) -> Tensor:
-    """How many wrong images stand before the right one, for some texts."""
-    similarity = texts[places] @ images.T
-    own = similarity.gather(1, owner[places, None])
-    return (similarity >= own).sum(dim=1) - 1
+def _tiles(num_images: int, owner: Tensor) -> Iterator[tuple[slice, slice, Tensor | None]]:
+    """Rows, columns, and which pairs [rows, columns] belong together; None if none does."""
+    for start in range(0, len(owner), _TEXT_TILE):
+        columns = slice(start, start + _TEXT_TILE)
+        owners = owner[columns]
+        for first in range(0, num_images, _IMAGE_TILE):
+            rows = slice(first, min(first + _IMAGE_TILE, num_images))
+            inside = (owners >= rows.start) & (owners < rows.stop)
+            right = None
+            if bool(inside.any()):
+                places = torch.arange(rows.start, rows.stop, device=owner.device)
+                right = places[:, None] == owners
+            yield rows, columns, right
 
 
-def _chunks(features: Tensor) -> tuple[Tensor, ...]:
-    return torch.arange(len(features)).split(_CHUNK)
-
-
-def _recalls(ranks: Tensor) -> dict[int, float]:
-    return {k: (ranks < k).double().mean().item() for k in RECALL_AT}
+def _recalls(found: Tensor) -> dict[int, float]:
+    return {k: (found < k).double().mean().item() for k in RECALL_AT}
 
 
 def _chance(num_texts: int, captions: NDArray[np.int64], k: int) -> float:

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.features import evaluation_config
+from evaluation.encoder import Encoder
 from evaluation.gallery import mask_gallery, retrieval_examples
 from evaluation.report import ReportData, StepSeries, write_report
-from evaluation.retrieval import RetrievalRun, evaluate_retrieval
-from evaluation.zero_shot import ZeroShotRun, evaluate_zero_shot, open_labelled
-from pipeline import LoaderConfig
+from evaluation.suite import Outcome, evaluate
+from evaluation.text_features import open_text_features
+from pipeline.durable import write_text
 from pipeline.selection import Dataset, open_dataset
 from pipeline.stats import LoaderStats
-from training.config import EvaluationConfig, to_json
+from training.config import to_json
 from training.environment import device_words, versions
 from training.metrics import StepRecord, memory_bytes, read_records
-from training.run_folder import write_json
+from training.run_folder import RunFolder, write_json
 from training.session import Session
 from training.stages import Stage, architecture, stages_of
 
@@ -31,81 +31,55 @@ _NUM_GALLERY = 12
 _NUM_EXAMPLES = 4
 
 
-@dataclass(kw_only=True, slots=True)
-class Outcome:
-    """Everything that was measured at the end of a run."""
-
-    zero_shot: list[ZeroShotRun] = field(default_factory=list)
-    """One for each labelled data set."""
-    retrieval: list[RetrievalRun] = field(default_factory=list)
-    """One for each data set of pairs."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, as evaluation.json holds them; shares are fractions of 1."""
-        return {
-            "zero_shot": [asdict(run.result) for run in self.zero_shot],
-            "retrieval": [asdict(run.scores) for run in self.retrieval],
-        }
-
-    def lines(self) -> list[str]:
-        """A line for each score, beside what guessing gives."""
-        found = []
-        for run in self.zero_shot:
-            score = run.result
-            found.append(
-                f"zero-shot {score.dataset}: {score.acc1:.1%} of {score.num_images} images right, "
-                f"{score.num_classes} classes, chance {score.chance:.1%}"
-            )
-        for run in self.retrieval:
-            score = run.scores
-            for name in ("image_to_text", "text_to_image"):
-                recalls = getattr(score, name)
-                shown = ", ".join(f"R@{k} {recall:.1%}" for k, recall in recalls.items())
-                chance = ", ".join(f"{c:.1%}" for c in score.chance[name].values())
-                found.append(f"{name} {score.dataset}: {shown} (chance {chance})")
-        return found
-
-
-def check_evaluation(config: EvaluationConfig) -> None:
-    """Make sure that everything to be measured at the end is there at the start.
-
-    Raises:
-        FileNotFoundError: an index, class names or templates are missing.
-        ValueError: an index is damaged or has no labels.
-    """
-    for index_dir in config.zero_shot:
-        open_labelled(index_dir)
-    for index_dir in config.retrieval:
-        open_dataset(index_dir)
-
-
 def evaluate_session(session: Session, progress: Callable[[int], object] | None = None) -> Outcome:
-    """Measure the model on the recipe's data sets and write evaluation.json.
+    """Measure the model as it is now, and write the scores to evaluations.jsonl.
+
+    Every rank must call it, behind the same step, and does its share.
 
     Args:
-        session: trained.
+        session: of the run; training can go on afterwards as if nothing had been.
         progress: told how many images and texts are done.
+
+    Returns:
+        The scores, on rank 0.
     """
     config = session.config
-    prepared = _prepared(session)
-    outcome = Outcome()
-    session.clip.eval()
     with session.timeline.during("evaluation"):
-        for index_dir in config.evaluation.zero_shot:
-            outcome.zero_shot.append(
-                evaluate_zero_shot(session.clip, index_dir, prepared, progress)
-            )
-        for index_dir in config.evaluation.retrieval:
-            outcome.retrieval.append(
-                evaluate_retrieval(session.clip, index_dir, prepared, progress)
-            )
-    session.clip.train()
-    write_json(session.folder.evaluation, {"step": session.run_step, **outcome.to_json()})
+        clip = session.evaluation_model()
+        encoder = Encoder(
+            clip=clip,
+            batch_size=config.evaluation.batch_size,
+            num_threads=config.data.threads,
+            ranks=session.ranks,
+            texts=open_text_features(clip, config.evaluation.text_encoder),
+            progress=progress,
+        )
+        outcome = evaluate(encoder, config.evaluation)
+        session.ranks.on_main(lambda: _remember(session, outcome))
     return outcome
 
 
+def _remember(session: Session, outcome: Outcome) -> None:
+    """Add the scores to evaluations.jsonl; what an earlier process wrote beyond this step goes."""
+    record = {
+        "step": session.run_step,
+        "samples": session.stage.samples(session.step),
+        **outcome.to_json(),
+    }
+    kept = [each for each in read_evaluations(session.folder) if each["step"] < session.run_step]
+    lines = [json.dumps(each) + "\n" for each in [*kept, record]]
+    write_text(session.folder.evaluations, "".join(lines))
+
+
+def read_evaluations(folder: RunFolder) -> list[dict[str, Any]]:
+    """The evaluations of a run, oldest first: `step`, `samples`, and the scores."""
+    if not folder.evaluations.exists():
+        return []
+    return [json.loads(line) for line in folder.evaluations.read_text("utf-8").splitlines()]
+
+
 def report_session(session: Session, outcome: Outcome, argv: list[str]) -> None:
-    """Write report.html.
+    """Write evaluation.json, by which a run is finished, and report.html.
 
     Args:
         session: of the run.
@@ -113,8 +87,8 @@ def report_session(session: Session, outcome: Outcome, argv: list[str]) -> None:
         argv: command line arguments of this process.
     """
     config = session.config
+    write_json(session.folder.evaluation, {"step": session.run_step, **outcome.to_json()})
     gallery, mask_ratios = mask_gallery(session.loader, _NUM_GALLERY)
-    prepared = _prepared(session)
     records = read_records(session.folder.metrics)
     stage = session.stage
     done = stage.is_last and session.step >= config.num_steps
@@ -131,7 +105,7 @@ def report_session(session: Session, outcome: Outcome, argv: list[str]) -> None:
         dataset=config.data.train,
         device=device_words(session.device),
         facts=_facts(session, records),
-        steps=_series(records),
+        steps=_series(records, read_evaluations(session.folder)),
         loss_at_chance=math.log(config.batch_size),
         time_split=list(session.timeline.seconds.items()),
         data_facts=_data_facts(session.loader.dataset, session.loader.stats),
@@ -141,23 +115,21 @@ def report_session(session: Session, outcome: Outcome, argv: list[str]) -> None:
             example
             for run, index_dir in zip(outcome.retrieval, config.evaluation.retrieval, strict=False)
             for example in retrieval_examples(
-                run, open_dataset(index_dir).index, prepared, _NUM_EXAMPLES
+                run, open_dataset(index_dir).index, session.clip.config, _NUM_EXAMPLES
             )
         ],
         zero_shot=[run.result for run in outcome.zero_shot],
         retrieval_scores=[run.scores for run in outcome.retrieval],
+        linear_probe=outcome.linear_probe,
+        few_shot=outcome.few_shot,
+        sugarcrepe=outcome.sugarcrepe,
+        winoground=outcome.winoground,
         confusions=[item for run in outcome.zero_shot for item in run.confusions],
     )
     write_report(data, session.folder.report)
 
 
-def _prepared(session: Session) -> LoaderConfig:
-    """How data are prepared to be evaluated by this model."""
-    config = session.config
-    return evaluation_config(session.clip, config.evaluation.batch_size, config.data.threads)
-
-
-def _series(records: list[StepRecord]) -> StepSeries:
+def _series(records: list[StepRecord], evaluations: list[dict[str, Any]]) -> StepSeries:
     def column(name: str) -> NDArray[np.float64]:
         return np.array([getattr(record, name) for record in records], dtype=np.float64)
 
@@ -169,7 +141,23 @@ def _series(records: list[StepRecord]) -> StepSeries:
         logit_scale=column("logit_scale"),
         step_s=column("step_s"),
         data_wait_s=column("data_wait_s"),
+        evaluations=[
+            (each["samples"], name, value) for each in evaluations for name, value in _scores(each)
+        ],
     )
+
+
+def _scores(evaluation: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """What is drawn of an evaluation: a name and a share each."""
+    for each in evaluation["zero_shot"]:
+        yield f"top-1, {each['dataset']}", each["acc1"]
+    for each in evaluation["retrieval"]:
+        yield f"image to text R@1, {each['dataset']}", each["image_to_text"]["1"]
+        yield f"text to image R@1, {each['dataset']}", each["text_to_image"]["1"]
+    for each in evaluation["linear_probe"]:
+        yield f"linear probe, {each['dataset']}", each["acc1"]
+    for each in evaluation["sugarcrepe"]:
+        yield f"SugarCrepe, {each['dataset']}", each["macro"]
 
 
 def _facts(session: Session, records: list[StepRecord]) -> list[tuple[str, str]]:

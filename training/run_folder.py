@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any, TextIO
 
-from pipeline.durable import write_text
+from pipeline.durable import remove_partials, write_text
 from training.config import TrainConfig, differences, to_json
 
 
@@ -43,6 +43,11 @@ class RunFolder:
     def evaluation(self) -> Path:
         """What was measured at the end; its presence means that the run is finished."""
         return self.path / "evaluation.json"
+
+    @property
+    def evaluations(self) -> Path:
+        """One JSON line for each evaluation, those on the way included."""
+        return self.path / "evaluations.jsonl"
 
     @property
     def report(self) -> Path:
@@ -81,6 +86,7 @@ class RunFolder:
                 a run with another configuration; names the fields.
         """
         self._take_lock()
+        remove_partials(self.path)
         if restart:
             self.clear()
         wanted = to_json(config)
@@ -100,7 +106,8 @@ class RunFolder:
         for folder in (self.checkpoints, self.tensorboard):
             shutil.rmtree(folder, ignore_errors=True)
         files = [self.metrics, self.sample_ids, self.config, self.evaluation, self.report, self.log]
-        for path in [*files, self.wandb_id, *self.path.glob("bad_batch_*.safetensors")]:
+        files += [self.wandb_id, self.evaluations]
+        for path in [*files, *self.path.glob("bad_batch_*.safetensors")]:
             path.unlink(missing_ok=True)
 
     def close(self) -> None:

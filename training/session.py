@@ -6,16 +6,19 @@ import hashlib
 import json
 import logging
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model import Clip, open_clip_weights
 from model.config import ClipConfig
-from model.execution import configure
-from model.losses import ContrastiveLoss
+from model.lora import lora_state, merged_state
+from model.losses import ContrastiveLoss, distillation_loss
+from model.losses.ranks import Ranks as LossRanks
 from model.open_clip_config import preprocess_config
 from pipeline import Loader, PackedBatch
 from training import checkpoint
@@ -33,7 +36,7 @@ from training.run_folder import RunFolder
 from training.sample_ids import SampleIdLog
 from training.schedule import learning_rate
 from training.stages import Stage
-from training.step import train_step
+from training.step import autocast, train_step
 from training.timeline import Timeline
 from training.watch import Watcher
 from training.watch_steps import SlowSteps, StepClock
@@ -44,6 +47,8 @@ EMA = "ema"
 """Part of a checkpoint that holds the average of the weights, in open_clip's names."""
 LOSS = "loss"
 """Part of a checkpoint that holds the loss's own state."""
+LORA = "lora"
+"""Part of a checkpoint that holds low-rank updates and the weights below them."""
 MASK = "mask"
 """Part of a checkpoint that holds what the mask was told of the model."""
 
@@ -143,9 +148,11 @@ class Session:
             The loss of the global batch before the update, a scalar on the model's device.
         """
         ids = batch.sample_ids.to(self.device, non_blocking=True)
+        chunks = [part.to(self.device) for part in split(batch, self.config.accumulation)]
+        teacher = self._teacher_features(chunks)
 
         def loss_of(features: Encoded) -> Tensor:
-            return self.loss(
+            loss = self.loss(
                 features.images,
                 features.texts,
                 features.scale,
@@ -153,8 +160,11 @@ class Session:
                 sample_ids=ids,
                 step=self.step,
             )
+            if teacher is None:
+                return loss
+            kept = distillation_loss(teacher, features.images, LossRanks.of(None))
+            return loss + self.config.image_side.self_distillation * kept
 
-        chunks = [part.to(self.device) for part in split(batch, self.config.accumulation)]
         loss, self.grad_norm = train_step(
             self.model, loss_of, self.optimizer, chunks, self.config, self.timeline
         )
@@ -166,6 +176,23 @@ class Session:
         if self.sample_ids:
             self.sample_ids.add(self.run_step, ids)
         return self.ranks.mean(loss)
+
+    def _teacher_features(self, chunks: list[PackedBatch]) -> Tensor | None:
+        """[B, d] image features of the average of the weights, where the run is held to them."""
+        if not self.config.image_side.self_distillation:
+            return None
+        assert self.average is not None
+        with (
+            self.timeline.during("self-distillation"),
+            self.average.in_place(),
+            torch.no_grad(),
+            autocast(self.config, self.device),
+        ):
+            parts = [
+                self.clip.encode_image(chunk.patches, chunk.positions, chunk.image_offsets)
+                for chunk in chunks
+            ]
+        return F.normalize(torch.cat(parts).float(), dim=1)
 
     def flush(self) -> list[StepRecord]:
         """Write the pending steps; all ranks must call it behind the same step.
@@ -245,6 +272,22 @@ class Session:
         self.finish_writing()
         self.ranks.end_votes()
 
+    def evaluation_model(self) -> Clip:
+        """A copy with all weights, or with their average where the run evaluates that.
+
+        Every rank must ask, and gets one on its device, in evaluation mode. It computes in its
+        weights' type and is not compiled, as every set brings other shapes.
+        """
+        averaged = self.average is not None and self.config.evaluation.ema
+        place = self.average.in_place() if self.average and averaged else nullcontext()
+        # Fresh weights are drawn and thrown away: the run's own generator must not notice.
+        with place, torch.random.fork_rng(devices=[]):
+            whole = whole_clip(self.clip, on_this_rank=True)
+            assert whole is not None
+            copy = Clip(whole.config)
+            copy.load_state_dict(merged_state(whole))
+        return copy.to(self.device).eval()
+
     def gather(self) -> None:
         """Bring to rank 0 what the end of a run needs; called by all ranks behind the last step.
 
@@ -252,11 +295,6 @@ class Session:
             CheckpointError: the last checkpoint could not be written; on rank 0.
         """
         self.end_stage()
-        if self.average and self.config.evaluation.ema:
-            self.average.copy_into_model()
-        copy = whole_clip(self.clip, self.ranks.is_main)
-        if copy is not None:
-            self.clip = _for_evaluation(copy, self.config)
         stats = self.loader.stats
         for rank, bad in enumerate(self.ranks.gather(stats.bad_samples)):
             if rank:
@@ -283,6 +321,7 @@ class Session:
             EMA: average,
             checkpoint.OPTIMIZER: state_on_host(optimizer, is_main),
             LOSS: state_on_host(self.loss.state_tensors(), is_main),
+            LORA: state_on_host(lora_state(self.clip.image), is_main),
             MASK: state_on_host(self.mask_weights, is_main),
         }
 
@@ -325,17 +364,9 @@ def fingerprints(loader: Loader, architecture: ClipConfig) -> dict[str, str | No
         "selection": loader.dataset.selection_fingerprint,
         "tokenizer": loader.index.tokenizer,
         "captions": loader.captions.fingerprint or "original",
+        "embeddings": loader.embeddings.fingerprint if loader.embeddings else "none",
         "model": hashlib.sha256(model.encode()).hexdigest(),
     }
-
-
-def _for_evaluation(clip: Clip, config: TrainConfig) -> Clip:
-    """The model computing in its weights' type; not compiled, as every set brings other shapes."""
-    if config.compile:
-        trained, clip = clip, Clip(clip.config).to(clip.logit_scale.device)
-        clip.load_state_dict(trained.state_dict())
-    configure(clip)
-    return clip
 
 
 def _architecture(config: ClipConfig) -> dict[str, Any]:

@@ -1,22 +1,36 @@
 """Evaluation over real tars: against open_clip's own classes and preprocessing, and pictures."""
 
+import io
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
 import pytest
 import torch
+from PIL import Image
 
-from evaluation.features import encode_images, evaluation_config
+from evaluation.encoder import Encoder
 from evaluation.gallery import mask_gallery, retrieval_examples
+from evaluation.image_sets import ImageFiles, IndexedImages, decode, evaluation_transform
+from evaluation.labelled import read_prompts
 from evaluation.retrieval import evaluate_retrieval
-from evaluation.zero_shot import class_features, evaluate_zero_shot, read_prompts
+from evaluation.suite import Suite, evaluate
+from evaluation.views import ViewConfig
+from evaluation.zero_shot import class_features, evaluate_zero_shot
 from model import Clip, build_clip, open_clip_weights
-from pipeline import LoaderConfig, open_evaluation_loader, open_loader
+from pipeline import LoaderConfig, open_loader
 from pipeline.index import open_index
+from pipeline.indexing import ScanOptions, build_index
 from pipeline.masking import MaskConfig
-from pipeline.patches import normalise, unpatchify
-from pipeline.storage import folder_of
+from pipeline.selection import open_dataset
+from pipeline.storage import folder_of, list_shards
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -25,27 +39,62 @@ def clip() -> Clip:
     return build_clip("tessera-demo").eval()
 
 
-def test_features_are_those_of_open_clip_on_the_same_pixels(
-    clip: Clip, coloured_index: Path
-) -> None:
-    config = evaluation_config(clip, 40, 1)
-    ours = encode_images(clip, str(coloured_index), config)
-    assert ours.sample_ids.tolist() == list(range(96))
-    theirs = open_clip.CLIP(**open_clip_weights.open_clip_config(clip.config)).eval()
-    theirs.load_state_dict(open_clip_weights.dump(clip))
-    with open_evaluation_loader(coloured_index, config) as loader:
-        patches = loader.preview(0).patches
-    images = unpatchify(normalise(patches), (8, 8)).permute(0, 3, 1, 2)
+@pytest.fixture(scope="module")
+def theirs(clip: Clip) -> open_clip.CLIP:
+    """The same model in open_clip."""
+    model = open_clip.CLIP(**open_clip_weights.open_clip_config(clip.config)).eval()
+    model.load_state_dict(open_clip_weights.dump(clip))
+    return model
+
+
+def pictures(index_dir: str) -> list[Image.Image]:
+    """All pictures of an index, by Pillow."""
+    dataset = open_dataset(index_dir)
+    images = IndexedImages(dataset, 1)
+    files = images.read(np.arange(dataset.num_samples))
+    images.close()
+    return [Image.open(io.BytesIO(data)) for data in files if isinstance(data, bytes)]
+
+
+def open_clip_image_features(
+    theirs: open_clip.CLIP, images: list[Image.Image], size: int
+) -> torch.Tensor:
+    transform: Any = open_clip.image_transform(size, is_train=False)
+    batches = torch.stack([transform(image) for image in images]).split(128)
     with torch.inference_mode():
-        expected = torch.nn.functional.normalize(theirs.encode_image(images), dim=1)
-    assert (ours.features[:40] - expected).abs().max() < 1e-5
+        return torch.cat([theirs.encode_image(batch, normalize=True) for batch in batches])
 
 
-def test_class_features_are_those_of_open_clip(clip: Clip, coloured_index: Path) -> None:
+def test_features_are_those_of_open_clip_on_the_same_files(
+    clip: Clip, theirs: open_clip.CLIP, coloured_index: Path
+) -> None:
+    place = str(coloured_index)
+    ours = Encoder(clip=clip, batch_size=40, num_threads=2).images(
+        place, IndexedImages(open_dataset(place), 2)
+    )
+    assert ours.sample_ids.tolist() == list(range(96))
+    expected = open_clip_image_features(theirs, pictures(place), clip.config.vision.image_size)
+    assert (ours.features - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "RGBA", "P", "1"])
+@pytest.mark.parametrize("size", [(300, 200), (201, 333), (10, 90), (64, 64)])
+def test_pixels_are_those_of_open_clip(clip: Clip, mode: str, size: tuple[int, int]) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).convert(mode).save(buffer, "JPEG" if mode == "CMYK" else "PNG")
+    ours = decode(buffer.getvalue(), evaluation_transform(clip.config))
+    assert isinstance(ours, torch.Tensor)
+    transform: Any = open_clip.image_transform(clip.config.vision.image_size, is_train=False)
+    expected = transform(Image.open(buffer))
+    torch.testing.assert_close(ours.permute(2, 0, 1), expected, rtol=0, atol=0)
+
+
+def test_class_features_are_those_of_open_clip(
+    clip: Clip, theirs: open_clip.CLIP, coloured_index: Path
+) -> None:
     prompts = read_prompts(folder_of(open_index(coloured_index).shards[0].location))
-    ours = class_features(clip, prompts, evaluation_config(clip, 4, 1))
-    theirs = open_clip.CLIP(**open_clip_weights.open_clip_config(clip.config)).eval()
-    theirs.load_state_dict(open_clip_weights.dump(clip))
+    ours = class_features(Encoder(clip=clip, batch_size=4), prompts)
     tokenizer = open_clip.SimpleTokenizer(context_length=32)
     expected = open_clip.build_zero_shot_classifier(
         theirs, tokenizer, prompts.class_names, [lambda name: f"a {name} picture"]
@@ -54,17 +103,157 @@ def test_class_features_are_those_of_open_clip(clip: Clip, coloured_index: Path)
 
 
 def test_a_data_set_is_evaluated_and_shown(clip: Clip, coloured_index: Path) -> None:
-    config = evaluation_config(clip, 32, 2)
-    zero_shot = evaluate_zero_shot(clip, str(coloured_index), config).result
-    assert (zero_shot.num_images, zero_shot.num_classes) == (96, 6)
-    run = evaluate_retrieval(clip, str(coloured_index), config)
+    done: list[int] = []
+    encoder = Encoder(clip=clip, batch_size=32, num_threads=2, progress=done.append)
+    place = str(coloured_index)
+    zero_shot = evaluate_zero_shot(encoder, place)
+    assert zero_shot is not None
+    assert (zero_shot.result.num_images, zero_shot.result.num_classes) == (96, 6)
+    assert sum(done) == 96 + 6
+    run = evaluate_retrieval(encoder, place)
+    assert run is not None
     assert (run.scores.num_images, run.scores.num_texts) == (96, 192)
-    examples = retrieval_examples(run, open_index(coloured_index), config, 4)
+    assert sum(done) == 96 + 6 + 192, "the pictures were encoded once"
+    examples = retrieval_examples(run, open_index(coloured_index), clip.config, 4)
     assert {example.kind for example in examples} == {"text_to_image", "image_to_text"}
     for example in examples:
         scores = [score for _, score, _ in example.results]
         assert scores == sorted(scores, reverse=True)
         assert len(scores) == 5
+
+
+def test_a_broken_picture_is_left_out_and_counted(clip: Clip, tmp_path: Path) -> None:
+    paths = [tmp_path / f"{n}.png" for n in range(4)]
+    for n, path in enumerate(paths):
+        Image.new("RGB", (40, 40), (60 * n, 0, 0)).save(path)
+    paths[1].write_bytes(paths[1].read_bytes()[:60])
+    paths[2].unlink()
+    found = Encoder(clip=clip, batch_size=2).images("test", ImageFiles(paths))
+    assert found.places.tolist() == [0, 3]
+    assert found.num_bad == 2
+    with pytest.raises(ValueError, match="no picture of 2 could be decoded"):
+        Encoder(clip=clip).images("test", ImageFiles(paths[1:3]))
+
+
+def test_views_are_averaged_as_unit_features(clip: Clip, coloured_index: Path) -> None:
+    place = str(coloured_index)
+
+    def features(views: ViewConfig, batch_size: int = 32) -> torch.Tensor:
+        images = IndexedImages(open_dataset(place), 1)
+        return Encoder(clip=clip, views=views, batch_size=batch_size).images(place, images).features
+
+    mask = MaskConfig(kind="random", mask_ratio=0.5)
+    whole = features(ViewConfig())
+    masked = features(ViewConfig(views="masked", mask=mask))
+    both = features(ViewConfig(views="complementary", mask=mask))
+    torch.testing.assert_close(both.norm(dim=1), torch.ones(96))
+    torch.testing.assert_close(
+        both, features(ViewConfig(views="complementary", mask=mask), 7), atol=1e-5, rtol=0
+    )
+    near_masked = (whole * masked).sum(dim=1).mean()
+    assert near_masked < (whole * both).sum(dim=1).mean() < 1 - 1e-5
+
+
+@pytest.mark.parametrize("name", ["caltech101-dev", "clothing"])
+def test_predictions_are_those_of_open_clip_on_real_photos(
+    clip: Clip, theirs: open_clip.CLIP, real_data: Path, tmp_path: Path, name: str
+) -> None:
+    options = ScanOptions(full_decode=False)
+    build_index(list_shards(real_data / name), tmp_path / "index", options=options)
+    place = str(tmp_path / "index")
+    run = evaluate_zero_shot(Encoder(clip=clip, num_threads=2), place)
+    assert run is not None
+    prompts = read_prompts(real_data / name)
+    templates = [lambda c, t=t: t.replace("{c}", c) for t in prompts.templates]
+    tokenizer = open_clip.SimpleTokenizer(context_length=32)
+    classifier = open_clip.build_zero_shot_classifier(
+        theirs, tokenizer, prompts.class_names, templates
+    )
+    features = open_clip_image_features(theirs, pictures(place), clip.config.vision.image_size)
+    predicted = (features @ classifier).argmax(dim=1)
+    labels = torch.from_numpy(open_index(tmp_path / "index").label.astype(np.int64))
+    assert torch.equal(run.predicted, predicted)
+    assert run.result.acc1 == pytest.approx((predicted == labels).double().mean().item())
+
+
+def test_retrieval_is_that_of_open_clip_on_real_photos(
+    clip: Clip, theirs: open_clip.CLIP, real_data: Path, tmp_path: Path
+) -> None:
+    shards = list_shards(real_data / "flickr8k-dev")
+    options = ScanOptions(captions="json:captions", full_decode=False)
+    build_index(shards, tmp_path / "index", options=options)
+    place = str(tmp_path / "index")
+    run = evaluate_retrieval(Encoder(clip=clip, num_threads=2), place)
+    assert run is not None
+    texts = open_index(tmp_path / "index").captions().text.to_pylist()
+    tokens = open_clip.SimpleTokenizer(context_length=32)(texts).split(256)
+    with torch.inference_mode():
+        text_features = torch.cat([theirs.encode_text(part, normalize=True) for part in tokens])
+    images = open_clip_image_features(theirs, pictures(place), clip.config.vision.image_size)
+    similarity = images @ text_features.T
+    owner = torch.from_numpy(run.image_of_text)
+    for k in (1, 5, 10):
+        found = (owner[similarity.topk(k, dim=1).indices] == torch.arange(1000)[:, None]).any(1)
+        assert run.scores.image_to_text[k] == pytest.approx(found.double().mean().item())
+        found = (similarity.T.topk(k, dim=1).indices == owner[:, None]).any(1)
+        assert run.scores.text_to_image[k] == pytest.approx(found.double().mean().item())
+
+
+def run_tool(*words: object, ranks: int = 1) -> dict:
+    starter = [sys.executable]
+    if ranks > 1:
+        starter += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    done = subprocess.run(
+        [*starter, "tools/evaluate.py", *map(str, words)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_two_processes_measure_what_one_does(coloured_index: Path, tmp_path: Path) -> None:
+    shards = coloured_index.parent / "shards"
+    words = ("tessera-demo", "--captions", "json:captions", "--batch-size", 20)
+    words = (*words, "--zero-shot", shards, "--retrieval", coloured_index)
+    words = (*words, "--linear-probe", coloured_index, coloured_index)
+    out = tmp_path / "out.json"
+    one = run_tool(*words, "--out", out)
+    two = run_tool(*words, ranks=2)
+    assert two["num_ranks"] == 2
+    assert one["results"] == two["results"]
+    assert json.loads(out.read_text("utf-8")) == one
+    tasks = {each["task"]: each for each in one["results"]}
+    assert tasks["zeroshot_classification"]["dataset"] == str(shards)
+    assert tasks["zeroshot_classification"]["metrics"].keys() == {
+        *("acc1", "acc5", "mean_per_class_recall")
+    }
+    assert "image_retrieval_recall@5" in tasks["zeroshot_retrieval"]["metrics"]
+    assert tasks["linear_probe"]["metrics"]["lp_acc1"] > 0.5, "colours are easy"
+
+
+def test_an_evaluation_that_cannot_be_ends_before_any_work(
+    coloured_index: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(FileNotFoundError, match="nothing"):
+        Suite(zero_shot=(str(coloured_index), str(tmp_path / "nothing"))).check()
+    with pytest.raises(ValueError, match="TRAIN TEST"):
+        Suite(linear_probe=("one",))
+    with pytest.raises(ValueError, match="few_shot needs"):
+        Suite(few_shot=(4,))
+
+
+def test_few_shots_of_a_suite(clip: Clip, coloured_index: Path) -> None:
+    place = str(coloured_index)
+    suite = Suite(linear_probe=(place, place), few_shot=(1, 4), few_shot_seeds=2)
+    outcome = evaluate(Encoder(clip=clip), suite)
+    assert [few.shots for few in outcome.few_shot] == [1, 4]
+    assert all(len(few.acc1) == 2 for few in outcome.few_shot)
+    assert outcome.linear_probe[0].num_images == 96
 
 
 def test_the_gallery_shows_what_the_model_gets(coloured_index: Path) -> None:

@@ -295,7 +295,7 @@ def test_folder_with_texts_beside_pictures(tmp_path: Path) -> None:
 
 
 def test_classes_by_sub_folder_are_ready_for_zero_shot(tmp_path: Path) -> None:
-    from evaluation.zero_shot import read_prompts
+    from evaluation.labelled import read_prompts
 
     for number, name in enumerate(["7", "10", "sea lion"]):
         write_pictures(tmp_path / "set" / name, number + 1)

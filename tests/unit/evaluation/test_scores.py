@@ -1,12 +1,20 @@
 """Recalls and accuracies against slow definitions, and against what guessing gives."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from evaluation import retrieval
+from evaluation.labelled import read_prompts
 from evaluation.retrieval import score_retrieval
-from evaluation.zero_shot import read_prompts, score_zero_shot
+from evaluation.zero_shot import score_zero_shot
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def features(count: int, seed: int) -> torch.Tensor:
@@ -37,6 +45,38 @@ def test_recalls_are_the_definition() -> None:
     assert 0.2 < scores.text_to_image[1] < 0.9, "neither trivial nor hopeless"
 
 
+def test_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = features(130, 0)
+    image_of_text = np.random.default_rng(0).permutation(np.repeat(np.arange(130), 3))
+    texts = F.normalize(images[image_of_text] + 1.2 * features(390, 1), dim=1)
+    whole = score_retrieval(images, texts, image_of_text, "test")
+    monkeypatch.setattr(retrieval, "_IMAGE_TILE", 32)
+    monkeypatch.setattr(retrieval, "_TEXT_TILE", 50)
+    assert score_retrieval(images, texts, image_of_text, "test") == whole
+
+
+def test_features_that_are_no_numbers_score_nothing() -> None:
+    broken = torch.full((50, 16), torch.nan)
+    scores = score_retrieval(broken, broken, np.arange(50), "test")
+    assert scores.image_to_text[10] == scores.text_to_image[10] == 0
+
+
+def test_memory_of_a_large_search_is_bounded() -> None:
+    """8,000 x 16,000 similarities are 0.5 GB; a process that computes them grows by far less."""
+    script = (
+        "import resource, numpy, torch; from evaluation.retrieval import ranks;"
+        "draw = torch.Generator().manual_seed(0);"
+        "images = torch.randn(8000, 8, generator=draw);"
+        "texts = torch.randn(16000, 8, generator=draw);"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
+        "ranks(images[:3000], texts[:6000], numpy.arange(6000) // 2); before = peak();"
+        "ranks(images, texts, numpy.arange(16000) // 2); print(peak() - before)"
+    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 120_000, "kB"
+
+
 def test_guessing_reaches_the_chance_that_is_stated() -> None:
     image_of_text = np.repeat(np.arange(200), 5)
     found = [
@@ -58,7 +98,7 @@ def test_accuracies_are_the_definition() -> None:
     clear = [0.0, 9, 8, 7, 6, 5, 4]
     scores = torch.tensor([[9.0, 1, 0, 2, 3, 4, 5], [1.0, 2, 3, 4, 5, 6, 0], clear, clear])
     labels = torch.tensor([0, 0, 1, 2])
-    run = score_zero_shot(scores, labels, list("abcdefg"), "test")
+    run = score_zero_shot(scores, torch.eye(7), labels, list("abcdefg"), "test")
     assert run.result.acc1 == pytest.approx(2 / 4)
     assert run.result.acc5 == pytest.approx(3 / 4)
     assert run.result.mean_per_class_recall == pytest.approx((0.5 + 1 + 0) / 3)

@@ -1,0 +1,283 @@
+"""Linear probe: multinomial logistic regression on frozen unit features.
+
+The objective is that of scikit-learn's `LogisticRegression`, divided by the number of samples:
+
+    mean cross-entropy + weight_decay / 2 * |W|^2,    weight_decay = 1 / (C * M),
+
+the bias not decayed. It is convex, so L-BFGS (Liu and Nocedal, 1989) finds the one answer whatever
+the start. The weight decay is chosen on a part of the training data, as in CLIP (Radford et al.,
+2021, appendix A.3): a coarse sweep over powers of ten, refined around the best.
+
+Legend: M training images, C classes, d length of a feature.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from evaluation.encoder import Encoder
+from evaluation.labelled import LabelledSet, open_labelled
+from evaluation.report.data import FewShotResult, LinearProbeResult
+from evaluation.zero_shot import Accuracies, accuracies
+
+_CHUNK = 16_384
+"""Images whose logits are held at once: 64 MiB for 1,000 classes."""
+_COARSE = tuple(10.0**power for power in range(-10, 1, 2))
+"""Weight decays of the first sweep."""
+_REFINEMENTS = 3
+"""Each tries both neighbours of the best weight decay at the root of the ratio before."""
+_HELD_OUT = 0.2
+"""Share of each class's training images that the weight decay is chosen on."""
+_MOST_STEPS = 1000
+_MOST_HELD_OUT_SHOTS = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Probe:
+    """A trained classifier."""
+
+    weight: Tensor
+    """[C, d] float64."""
+    bias: Tensor
+    """[C] float64."""
+    loss: float
+    """The objective, nats."""
+
+    def score(self, features: Tensor, labels: Tensor) -> Accuracies:
+        """Accuracies on [M, d] features with [M] labels."""
+        kind = features.dtype
+        return accuracies(features, self.weight.to(kind), labels, self.bias.to(kind))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Split:
+    """Features and labels of some images."""
+
+    features: Tensor
+    """[M, d] float32."""
+    labels: Tensor
+    """[M] long."""
+
+    def take(self, rows: NDArray[np.int64]) -> Split:
+        """Some of them."""
+        at = torch.from_numpy(rows).to(self.labels.device)
+        return Split(features=self.features[at], labels=self.labels[at])
+
+
+def evaluate_linear_probe(
+    encoder: Encoder, train: str, test: str, *, shots: Sequence[int] = (), seeds: int = 3
+) -> tuple[LinearProbeResult, list[FewShotResult]] | None:
+    """Train on one labelled set and test on another; every process must ask.
+
+    Args:
+        encoder: the model.
+        train: see `open_labelled`.
+        test: likewise, of the same classes.
+        shots: also train on so many images of each class.
+        seeds: draws of these images.
+
+    Raises:
+        FileNotFoundError: a set is missing.
+        ValueError: a set has no labels, or the two have different class folders, or a class has too
+            few images.
+    """
+    sets = open_pair(train, test)
+    encoded = [encoder.images(each.place, each.images(encoder.num_threads)) for each in sets]
+    if not encoder.is_main:
+        return None
+    device = encoder.clip.logit_scale.device
+    parts = []
+    for labelled, images in zip(sets, encoded, strict=True):
+        labels = torch.from_numpy(labelled.labels[images.places])
+        has_label = labels >= 0
+        parts.append(
+            Split(
+                features=images.features[has_label].to(device), labels=labels[has_label].to(device)
+            )
+        )
+    known, unseen = parts
+    num_classes = max(each.num_classes for each in sets)
+    full = probe(known, unseen, num_classes, names=(train, test))
+    return full, [few_shot(known, unseen, num_classes, k, seeds, dataset=test) for k in shots]
+
+
+def open_pair(train: str, test: str) -> tuple[LabelledSet, LabelledSet]:
+    """Open both sets of a probe.
+
+    Raises:
+        FileNotFoundError: a set is missing.
+        ValueError: a set has no labels, or the two have different class folders.
+    """
+    one, other = open_labelled(train), open_labelled(test)
+    if one.folders != other.folders:
+        raise ValueError(
+            f"{train} and {test} do not have the same class folders: their labels would not match"
+        )
+    return one, other
+
+
+def probe(
+    train: Split, test: Split, num_classes: int, *, names: tuple[str, str] = ("", "")
+) -> LinearProbeResult:
+    """Choose the weight decay, train on all of `train`, and test.
+
+    Args:
+        train: of all classes.
+        test: never looked at before the end.
+        num_classes: C.
+        names: of both sets, for the result.
+    """
+    groups = _by_class(train.labels, np.random.default_rng(0))
+    held_out = np.concatenate([rows[: int(len(rows) * _HELD_OUT)] for rows in groups])
+    kept = np.concatenate([rows[int(len(rows) * _HELD_OUT) :] for rows in groups])
+    if not len(held_out):
+        raise ValueError(
+            f"no class of {names[0]} has {math.ceil(1 / _HELD_OUT)} images: too few to choose a "
+            "weight decay"
+        )
+    decay = choose_weight_decay(train.take(kept), train.take(held_out), num_classes)
+    scores = fit(train, num_classes, decay).score(test.features, test.labels)
+    return LinearProbeResult(
+        dataset=names[1],
+        train=names[0],
+        num_classes=num_classes,
+        num_train=len(train.labels),
+        num_images=len(test.labels),
+        acc1=scores.acc1,
+        acc5=scores.acc5,
+        mean_per_class_recall=scores.mean_per_class_recall,
+        weight_decay=decay,
+        chance=1 / num_classes,
+    )
+
+
+def few_shot(
+    train: Split, test: Split, num_classes: int, shots: int, seeds: int, *, dataset: str = ""
+) -> FewShotResult:
+    """Train on a few images of each class, drawn anew for each seed.
+
+    The weight decay is chosen on up to 4 further images of each class, as many as `shots` at most
+    (Zhou et al. 2022, CoOp).
+
+    Args:
+        train: drawn from.
+        test: what is scored.
+        num_classes: C.
+        shots: images of each class.
+        seeds: draws.
+        dataset: name for the result.
+
+    Raises:
+        ValueError: a class has too few images.
+    """
+    extra = min(shots, _MOST_HELD_OUT_SHOTS)
+    found = []
+    for seed in range(seeds):
+        groups = _by_class(train.labels, np.random.default_rng(seed))
+        least = min(map(len, groups))
+        if least < shots + extra:
+            raise ValueError(
+                f"{shots} shots need {shots + extra} images of each class ({extra} to choose the "
+                f"weight decay), and a class has {least}"
+            )
+        chosen = train.take(np.concatenate([rows[:shots] for rows in groups]))
+        held_out = train.take(np.concatenate([rows[shots : shots + extra] for rows in groups]))
+        decay = choose_weight_decay(chosen, held_out, num_classes)
+        found.append(fit(chosen, num_classes, decay).score(test.features, test.labels).acc1)
+    return FewShotResult(
+        dataset=dataset,
+        shots=shots,
+        num_images=len(test.labels),
+        acc1=tuple(found),
+        chance=1 / num_classes,
+    )
+
+
+def choose_weight_decay(train: Split, held_out: Split, num_classes: int) -> float:
+    """The weight decay with the best top-1 accuracy on held-out images; of equals the largest."""
+    scores: dict[float, float] = {}
+    start: Probe | None = None
+    # From strong to weak, each from the answer before: much closer than nothing.
+    for decay in sorted(_COARSE, reverse=True):
+        start = fit(train, num_classes, decay, start)
+        scores[decay] = start.score(held_out.features, held_out.labels).acc1
+    ratio = _COARSE[1] / _COARSE[0]
+    for _ in range(_REFINEMENTS):
+        ratio = math.sqrt(ratio)
+        best = max(scores, key=lambda decay: (scores[decay], decay))
+        for decay in (best / ratio, best * ratio):
+            found = fit(train, num_classes, decay, start)
+            scores[decay] = found.score(held_out.features, held_out.labels).acc1
+    return max(scores, key=lambda decay: (scores[decay], decay))
+
+
+@torch.no_grad()
+def fit(train: Split, num_classes: int, weight_decay: float, start: Probe | None = None) -> Probe:
+    """Minimise the objective.
+
+    Products are in the features' type, sums over images and the optimiser in float64.
+
+    Args:
+        train: at least one image.
+        num_classes: C.
+        weight_decay: above 0.
+        start: where to begin; zero if left out.
+    """
+    device, dim = train.features.device, train.features.shape[1]
+    if start is None:
+        parameters = torch.zeros(num_classes, dim + 1, dtype=torch.float64, device=device)
+    else:
+        parameters = torch.cat([start.weight, start.bias[:, None]], dim=1)
+    parameters.grad = torch.zeros_like(parameters)
+    optimizer = torch.optim.LBFGS(
+        [parameters],
+        max_iter=_MOST_STEPS,
+        max_eval=2 * _MOST_STEPS,
+        history_size=20,
+        tolerance_grad=1e-7,
+        tolerance_change=1e-10,
+        line_search_fn="strong_wolfe",
+    )
+    closure = _objective(train, parameters, weight_decay)
+    optimizer.step(closure)
+    return Probe(
+        weight=parameters[:, :-1].clone(), bias=parameters[:, -1].clone(), loss=float(closure())
+    )
+
+
+def _objective(train: Split, parameters: Tensor, weight_decay: float) -> Callable[[], Tensor]:
+    """Sets the gradient and returns the loss, both summed over chunks of the images."""
+    count = len(train.labels)
+
+    def closure() -> Tensor:
+        weight, bias = parameters[:, :-1], parameters[:, -1]
+        loss = 0.5 * weight_decay * weight.square().sum()
+        gradient = torch.zeros_like(parameters)
+        gradient[:, :-1] = weight_decay * weight
+        kind = train.features.dtype
+        chunks = zip(train.features.split(_CHUNK), train.labels.split(_CHUNK), strict=True)
+        for features, labels in chunks:
+            log_p = torch.log_softmax(features @ weight.to(kind).T + bias.to(kind), dim=1)
+            loss -= log_p.gather(1, labels[:, None]).double().sum() / count
+            residual = log_p.exp_()
+            residual[torch.arange(len(labels), device=labels.device), labels] -= 1
+            gradient[:, :-1] += (residual.T @ features).double() / count
+            gradient[:, -1] += residual.double().sum(dim=0) / count
+        assert parameters.grad is not None
+        parameters.grad.copy_(gradient)
+        return loss
+
+    return closure
+
+
+def _by_class(labels: Tensor, rng: np.random.Generator) -> list[NDArray[np.int64]]:
+    """Rows of each class that occurs, shuffled."""
+    numbers = labels.cpu().numpy()
+    return [rng.permutation(np.flatnonzero(numbers == c)) for c in np.unique(numbers)]

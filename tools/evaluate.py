@@ -1,0 +1,291 @@
+"""Evaluate a model: zero-shot, retrieval, linear probe, SugarCrepe, Winoground.
+
+    python tools/evaluate.py runs/demo --zero-shot data/demo/index/heldout --out demo.json
+    python tools/evaluate.py ViT-B-32-quickgelu --pretrained openai --zero-shot imagenet/val \
+        --retrieval data/flickr30k/test --captions json:captions
+    python tools/evaluate.py CHECKPOINT --linear-probe TRAIN TEST --few-shot 1 4 16
+    python tools/evaluate.py CHECKPOINT --sugarcrepe sugar-crepe/data --sugarcrepe-images val2017
+    torchrun --nproc-per-node 8 tools/evaluate.py CHECKPOINT --zero-shot imagenet/val
+
+CHECKPOINT is a run folder, a checkpoint folder (ours, open_clip's `local-dir:`, or of a Hugging
+Face CLIPModel), a weights file with --model, or open_clip's name of a model, with --pretrained or
+with random weights. Data are indexes, INDEX@SELECTION, folders of tar shards, which are indexed
+first, or folders of class folders. docs/evaluation.md defines every score.
+
+Prints a table, and one JSON line last. Exit status: 0 done, 1 failed, 2 wrong use or missing data,
+130 stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
+
+from evaluation.encoder import Encoder
+from evaluation.labelled import is_index
+from evaluation.records import RETRIEVAL_DEFINITION, lines, records, table
+from evaluation.suite import Suite, evaluate
+from evaluation.views import ViewConfig, Views
+from model import Clip, build_clip
+from model.config import ClipConfig, clip_config, require_clip_bpe
+from model.pretrained import load_pretrained, read_config
+from pipeline.durable import write_text
+from pipeline.indexing import ScanOptions, build_index
+from pipeline.masking import MaskConfig
+from pipeline.storage import list_shards
+from tools.export import named
+from training.distributed import RankError, Ranks, join_ranks
+from training.environment import machine, num_cores, processes_here
+from training.session import EMA
+
+_TIMEOUT_S = 600.0
+"""Seconds that a process waits for the others to start."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(Suite):
+    """Evaluate a model."""
+
+    checkpoint: tyro.conf.Positional[str]
+    """Run folder, checkpoint folder, weights file, or open_clip's name of a model."""
+    model: str = ""
+    """Of a weights file: the architecture, an open_clip name."""
+    pretrained: str = ""
+    """Of an open_clip name: a tag of published weights in open_clip's cache, or a weights file;
+    empty takes random weights."""
+    seed: int = 0
+    """Of random weights, and of the masks."""
+    ema: bool = False
+    """Take the average of the weights that the run kept (`optim.ema_samples`)."""
+    captions: str = "txt"
+    """Captions of shard folders: `txt`; `lines`, as CLIP_benchmark stores several; or `json:FIELD`
+    with a string or a list of strings."""
+    index_dir: Path | None = None
+    """Folder for the indexes of shard folders, kept there; left out, they are made in a temporary
+    folder of this machine."""
+    views: Views = "full"
+    """What is shown of each picture: all of it, what --mask leaves, or complementary random parts
+    of it whose features are averaged."""
+    mask: MaskConfig = field(default_factory=lambda: MaskConfig(kind="none"))
+    """For --views masked and complementary."""
+    batch_size: int = 128
+    """Pictures or texts encoded at once."""
+    num_threads: int = 0
+    """Threads of each process that decode; 0 shares out the cores."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model runs; auto takes a GPU if there is one."""
+    out: Path | None = None
+    """JSON file for the results."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where something does not make sense."""
+        super().__post_init__()
+        if self.batch_size < 1 or self.num_threads < 0:
+            raise ValueError("--batch-size must be at least 1 and --num-threads at least 0")
+        if not any(getattr(self, each.name) for each in fields(Suite) if each.default == ()):
+            raise ValueError("name some data: --zero-shot, --retrieval, --linear-probe, ...")
+        ScanOptions(captions=self.captions)
+        _ = self.view_config
+
+    @property
+    def view_config(self) -> ViewConfig:
+        """What is shown of each picture."""
+        return ViewConfig(views=self.views, mask=self.mask, seed=self.seed)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Model:
+    """A model with weights, and what to call both."""
+
+    clip: Clip
+    """In evaluation mode."""
+    name: str
+    """Of the architecture."""
+    pretrained: str
+    """Where the weights come from."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the tool; returns its exit status."""
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    try:
+        arguments = tyro.cli(Arguments, args=argv, description=__doc__)
+        with join_ranks(_TIMEOUT_S) as ranks:
+            result = run(arguments, ranks)
+            if ranks.is_main:
+                print(json.dumps(result))
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (RankError, OSError, RuntimeError) as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+def run(arguments: Arguments, ranks: Ranks) -> dict[str, Any]:
+    """Load, evaluate, print and write; every process must call it.
+
+    Returns:
+        What is written to --out; only rank 0's holds results.
+    """
+    device = ranks.device(arguments.device)
+    model = load_model(arguments)
+    # All processes of a machine see the folder; several machines need --index-dir on shared disk.
+    made = tempfile.TemporaryDirectory if arguments.index_dir is None else None
+    with made(prefix="tessera-") if made and ranks.is_main else nullcontext() as temporary:
+        folder = Path(ranks.on_main(lambda: str(arguments.index_dir or temporary)))
+        indexed = ranks.on_main(lambda: index_shards(arguments, folder))
+        suite = with_indexes(arguments, indexed)
+        suite.check()
+        with tqdm(unit=" pictures and texts", disable=None if ranks.is_main else True) as bar:
+            encoder = Encoder(
+                clip=model.clip.to(device),
+                batch_size=arguments.batch_size,
+                num_threads=arguments.num_threads or max(1, num_cores() // processes_here()),
+                views=arguments.view_config,
+                ranks=ranks,
+                progress=bar.update,
+            )
+            outcome = evaluate(encoder, suite)
+    outcome = outcome.renamed({index: place for place, index in indexed.items()})
+    found = records(outcome, model.name, model.pretrained)
+    result = {
+        "checkpoint": arguments.checkpoint,
+        "views": arguments.views,
+        "mask": {"kind": arguments.mask.kind, "mask_ratio": arguments.mask.mask_ratio},
+        "definitions": RETRIEVAL_DEFINITION,
+        "num_ranks": ranks.world_size,
+        "results": found,
+        "bad_images": {
+            score.dataset: score.num_bad
+            for score in (
+                *(each.result for each in outcome.zero_shot),
+                *(each.scores for each in outcome.retrieval),
+            )
+        },
+        "environment": machine(device),
+    }
+    if ranks.is_main:
+        print("\n".join([*lines(outcome), "", table(found)]))
+        if arguments.out:
+            arguments.out.parent.mkdir(parents=True, exist_ok=True)
+            write_text(arguments.out, json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def load_model(arguments: Arguments) -> Model:
+    """The model that the arguments name.
+
+    Raises:
+        FileNotFoundError: there are no such weights.
+        ValueError: the architecture is not known, or does not fit the weights.
+    """
+    place = Path(arguments.checkpoint)
+    if place.is_dir():
+        if (place / "checkpoints").is_dir():
+            place = newest_checkpoint(place)
+        weights = place / f"{EMA}.safetensors" if arguments.ema else place
+        return _filled(named(read_config(place), place), str(weights))
+    if arguments.ema:
+        raise ValueError("--ema takes the average that a checkpoint folder of a run holds")
+    if place.is_file():
+        if not arguments.model:
+            raise ValueError(f"{place} is a weights file: name its architecture with --model")
+        return _filled(clip_config(arguments.model), str(place))
+    try:
+        config = clip_config(arguments.checkpoint)
+    except ValueError as error:
+        raise FileNotFoundError(
+            f"{place} is neither a file nor a folder nor a model that can be built: {error}"
+        ) from error
+    if arguments.pretrained:
+        _require_usual_pixels(config, arguments.pretrained)
+        return _filled(config, arguments.pretrained)
+    torch.manual_seed(arguments.seed)
+    require_clip_bpe(config)
+    return Model(
+        clip=build_clip(config).eval(),
+        name=config.name,
+        pretrained=f"random weights, seed {arguments.seed}",
+    )
+
+
+def newest_checkpoint(run_dir: Path) -> Path:
+    """The last checkpoint of a run.
+
+    Raises:
+        FileNotFoundError: it has none.
+    """
+    found = sorted((run_dir / "checkpoints").glob("step_*"))
+    if not found:
+        raise FileNotFoundError(f"{run_dir} has no checkpoint yet")
+    return found[-1]
+
+
+def index_shards(arguments: Arguments, folder: Path) -> dict[str, str]:
+    """Index the shard folders among the data; where each one's index lies.
+
+    An index that an earlier call left in `folder` is brought up to date, which reads only shards
+    that have changed.
+    """
+    places = (*arguments.zero_shot, *arguments.retrieval, *arguments.linear_probe)
+    found: dict[str, str] = {}
+    for place in dict.fromkeys(places):
+        if is_index(place) or not Path(place).is_dir() or not any(Path(place).glob("*.tar")):
+            continue
+        index = folder / Path(place).resolve().as_posix().strip("/").replace("/", "-")
+        report = build_index(
+            list_shards(place), index, options=ScanOptions(captions=arguments.captions)
+        )
+        print(f"indexed {place}: {json.dumps(report.summary())}", file=sys.stderr)
+        found[place] = str(index)
+    return found
+
+
+def with_indexes(arguments: Arguments, indexed: dict[str, str]) -> Suite:
+    """What is to be measured, with indexes in the place of shard folders."""
+    suite = Suite(**{each.name: getattr(arguments, each.name) for each in fields(Suite)})
+    names = ("zero_shot", "retrieval", "linear_probe")
+    return replace(suite, **{n: tuple(indexed.get(p, p) for p in getattr(suite, n)) for n in names})
+
+
+def _filled(config: ClipConfig, weights: str) -> Model:
+    require_clip_bpe(config)
+    clip = build_clip(config).eval()
+    for note in load_pretrained(clip, weights):
+        print(f"{weights}: {note}", file=sys.stderr)
+    return Model(clip=clip, name=config.name, pretrained=weights)
+
+
+def _require_usual_pixels(config: ClipConfig, tag: str) -> None:
+    """Refuse published weights that open_clip evaluates with another resize."""
+    import open_clip
+
+    published = open_clip.get_pretrained_cfg(config.name, tag)
+    usual = {"interpolation": "bicubic", "resize_mode": "shortest"}
+    other = {
+        name: published[name] for name in usual if published.get(name, usual[name]) != usual[name]
+    }
+    if other:
+        raise ValueError(f"open_clip evaluates {tag!r} with {other}, which is not supported")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
