@@ -20,6 +20,7 @@ from pipeline.augment import augment
 from pipeline.batch import PackedBatch
 from pipeline.caption_mix import CaptionMix
 from pipeline.decoding import open_decoder
+from pipeline.embedding_mix import EmbeddingMix
 from pipeline.index import Index
 from pipeline.loader_config import LoaderConfig
 from pipeline.masking import ClusterMask, MaskStrategy, PatchEmbedding
@@ -27,6 +28,7 @@ from pipeline.masking.packing import pack_visible
 from pipeline.order import Visits
 from pipeline.patches import patchify
 from pipeline.plan import Plan
+from pipeline.printable import printable
 from pipeline.reader import ShardReader
 from pipeline.stages import Fetched, Patches, Preview
 from pipeline.stats import BadSample, LoaderStats
@@ -47,6 +49,7 @@ class Assembler:
         config: LoaderConfig,
         plan: Plan,
         stats: LoaderStats,
+        embeddings: EmbeddingMix | None = None,
     ) -> None:
         """Open the reader and the decoder.
 
@@ -56,12 +59,14 @@ class Assembler:
             config: what the batches hold.
             plan: which samples come when, and everything that is drawn for them.
             stats: counted in.
+            embeddings: of the same texts, where the batches hold them.
         """
         self._index = index
         self._captions = captions
         self._config = config
         self._plan = plan
         self._stats = stats
+        self._text_embeddings = embeddings
         self._embedding = _embedding(config)
         self._mask = self._new_mask()
         self._reader = ShardReader(index, config.num_threads, config.cache)
@@ -214,7 +219,7 @@ class Assembler:
                 replaced_by="" if others is None else self._index.keys(others.sample_ids)[number],
             )
             if sample_id not in self._stats.bad_samples:
-                logger.warning("%s", bad)
+                logger.warning("%s", printable(str(bad)))
             self._stats.bad_samples[sample_id] = bad
 
     def _broken_data(self) -> RuntimeError:
@@ -241,13 +246,16 @@ class Assembler:
     ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Token ids of the texts at `rows`, cut to the context length."""
         length = self._config.context_length
-        draws = self._plan.text_draws(visits, self._captions.draws_needed(rows, length))
+        needed = self._captions.draws_needed(rows, length)
+        draws = self._plan.text_draws(visits, needed * self._captions.texts_per_sample)
+        draws = draws.reshape(len(rows), needed)
         return self._captions.pack(rows, length, draws)
 
     def _pack(self, shown: Preview) -> PackedBatch:
         patches, positions, image_offsets = pack_visible(
             shown.patches, shown.visible, self.mask.num_visible(*shown.visible.shape)
         )
+        stored = self._text_embeddings
         return PackedBatch(
             patches=patches,
             positions=positions,
@@ -255,6 +263,7 @@ class Assembler:
             tokens=torch.from_numpy(shown.tokens),
             text_offsets=torch.from_numpy(shown.text_offsets),
             sample_ids=torch.from_numpy(shown.visits.sample_ids),
+            text_embeddings=torch.from_numpy(stored.lookup(shown.caption_rows)) if stored else None,
         )
 
 

@@ -1,7 +1,8 @@
 """The contract between the pipeline and everything behind it: one packed batch.
 
-Legend: B pairs on this rank, N patches of a full image, T visible patches of all B images, U text
-tokens of all B captions, p patch side in pixels.
+Legend: B images on this rank, R captions of each (1 but for losses over several), N patches of a
+full image, T visible patches of all B images, U text tokens of all B*R captions, E length of a
+sentence embedding, p patch side in pixels.
 """
 
 from __future__ import annotations
@@ -25,37 +26,45 @@ class PackedBatch:
     tokens: Tensor
     """[U] int32, text token ids, caption after caption, SOT and EOT included, no padding."""
     text_offsets: Tensor
-    """[B+1] int32, caption i owns tokens[text_offsets[i]:text_offsets[i+1]]."""
+    """[B*R+1] int32, caption i owns tokens[text_offsets[i]:text_offsets[i+1]]; image i owns the
+    captions i*R up to i*R + R."""
     sample_ids: Tensor
     """[B] int64, rows of the index: provenance, per-sample state, audits."""
+    text_embeddings: Tensor | None = None
+    """[B*R, E] float16, stored embeddings of the same captions; None where the loader has none."""
 
     @property
     def num_samples(self) -> int:
-        """B, pairs in this batch."""
+        """B, images in this batch."""
         return len(self.sample_ids)
+
+    @property
+    def texts_per_image(self) -> int:
+        """R."""
+        return (len(self.text_offsets) - 1) // self.num_samples
 
     @property
     def num_bytes(self) -> int:
         """Bytes that cross to the model's device."""
-        return sum(t.numel() * t.element_size() for t in self._tensors().values())
+        return sum(t.numel() * t.element_size() for t in self.tensors().values())
 
     def to(self, device: torch.device | str) -> PackedBatch:
         """The same batch on `device`; from pinned memory to CUDA the host does not wait."""
         # The other way it has to: the host would read what has not come yet.
         ahead = torch.device(device).type == "cuda"
         return PackedBatch(
-            **{name: t.to(device, non_blocking=ahead) for name, t in self._tensors().items()}
+            **{name: t.to(device, non_blocking=ahead) for name, t in self.tensors().items()}
         )
 
     def pin_memory(self) -> PackedBatch:
         """The same batch with all that lies on the CPU in page-locked memory."""
         return PackedBatch(
-            **{n: t if t.is_cuda else t.pin_memory() for n, t in self._tensors().items()}
+            **{n: t if t.is_cuda else t.pin_memory() for n, t in self.tensors().items()}
         )
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
         """Keep the batch's CUDA memory from other uses until what `stream` has queued is done."""
-        for tensor in self._tensors().values():
+        for tensor in self.tensors().values():
             tensor.record_stream(stream)
 
     def check(self) -> None:
@@ -68,17 +77,23 @@ class PackedBatch:
         assert self.patches.ndim == 2
         assert self.patches.shape[1] % 3 == 0
         assert self.sample_ids.dtype == torch.int64
-        for values, offsets in (
-            (self.positions, self.image_offsets),
-            (self.tokens, self.text_offsets),
+        for values, offsets, count in (
+            (self.positions, self.image_offsets, self.num_samples),
+            (self.tokens, self.text_offsets, self.num_samples * self.texts_per_image),
         ):
             assert values.dtype == torch.int32
             assert offsets.dtype == torch.int32
-            assert len(offsets) == self.num_samples + 1
+            assert len(offsets) == count + 1
             assert offsets[0] == 0
             assert offsets[-1] == len(values)
             assert bool((offsets.diff() > 0).all())
         assert len(self.positions) == len(self.patches)
+        if self.text_embeddings is not None:
+            assert self.text_embeddings.dtype == torch.float16
+            assert self.text_embeddings.ndim == 2
+            assert len(self.text_embeddings) == self.num_samples * self.texts_per_image
 
-    def _tensors(self) -> dict[str, Tensor]:
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+    def tensors(self) -> dict[str, Tensor]:
+        """The fields that are there, by name."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}

@@ -5,7 +5,10 @@ With the original and four rewrites, weights 1 and 4 are LaCLIP's uniform draw o
 et al. 2023); equal weights are VeCLIP's mixture of alt text and VeCap (Lai et al. 2023). A sample
 that has no text in the source drawn, or draws one of too few words, gets its original.
 
-Legend: B samples of a batch, U tokens of them.
+With `every_text` nothing is chosen among sources: a visit serves as many texts of each as its
+weight says, all five in that example, for a loss over several texts of an image.
+
+Legend: B samples of a batch, R texts served of each, U tokens of all of them.
 """
 
 from __future__ import annotations
@@ -24,8 +27,6 @@ from pipeline.index import DEFAULT_SOURCE, Index
 from pipeline.text_reduction import TextReductionKind, choose_tokens, draws_needed
 from pipeline.word_classes import read_word_classes
 
-DRAWS_PER_CAPTION = 2
-"""Uniform numbers that `CaptionMix.draw` wants of each sample."""
 _NOT_MISSING, _MISSING, _SHORT = 0, 1, 2
 
 
@@ -34,11 +35,11 @@ class DrawnCaptions:
     """The texts that a batch is served with."""
 
     rows: NDArray[np.int64]
-    """[B] rows of the mix."""
+    """[B*R] rows of the mix, those of a sample behind each other."""
     num_missing: int
-    """Samples without a text in the source drawn for them: they get their original."""
+    """Texts that the source drawn does not have for the sample: the original is served."""
     num_short: int
-    """Samples whose text drawn has too few words: they get their original."""
+    """Texts drawn that have too few words: the original is served."""
 
 
 def parse_weights(captions: Sequence[str]) -> tuple[tuple[str, float], ...]:
@@ -68,6 +69,21 @@ def parse_weights(captions: Sequence[str]) -> tuple[tuple[str, float], ...]:
     return tuple(pairs)
 
 
+def text_counts(weights: Sequence[tuple[str, float]]) -> tuple[int, ...]:
+    """Texts of each source that `every_text` serves.
+
+    Raises:
+        ValueError: a weight is no whole number.
+    """
+    if not all(weight.is_integer() for _, weight in weights):
+        given = " ".join(f"{name}={weight:g}" for name, weight in weights)
+        raise ValueError(
+            f"captions: every_text serves as many texts of a source as its weight says, so weights "
+            f"are whole numbers, got {given}"
+        )
+    return tuple(int(weight) for _, weight in weights)
+
+
 class CaptionMix:
     """Caption sources of an index as one: its rows are those of the first, the second and so on."""
 
@@ -76,6 +92,8 @@ class CaptionMix:
         index: Index,
         weights: Sequence[tuple[str, float]],
         reduction: TextReductionKind = "truncate",
+        *,
+        every_text: bool = False,
     ) -> None:
         """Map the sources.
 
@@ -83,17 +101,19 @@ class CaptionMix:
             index: that has them.
             weights: (name, weight) of each; those of one source do not matter.
             reduction: what is kept of texts that are too long.
+            every_text: serve as many texts of each source as its weight says, in place of one.
 
         Raises:
-            ValueError: the index lacks a source, one belongs to another state of it, or `reduction`
-                is syntax and the words of a source were not tagged.
+            ValueError: the index lacks a source, one belongs to another state of it, `reduction`
+                is syntax and the words of a source were not tagged, or a weight is no number of
+                texts.
         """
         self._index = index
         self.weights = tuple(weights)
         names = [name for name, _ in weights]
-        self._names = names if DEFAULT_SOURCE in names else [*names, DEFAULT_SOURCE]
-        self._original = self._names.index(DEFAULT_SOURCE)
-        self._tables = [index.captions(name) for name in self._names]
+        self.names = names if DEFAULT_SOURCE in names else [*names, DEFAULT_SOURCE]
+        self._original = self.names.index(DEFAULT_SOURCE)
+        self._tables = [index.captions(name) for name in self.names]
         self._reduction: TextReductionKind = reduction
         self._word_classes = [
             read_word_classes(table) if reduction == "syntax" else None for table in self._tables
@@ -101,6 +121,7 @@ class CaptionMix:
         self._first_rows = np.cumsum([0, *(table.num_texts for table in self._tables)])
         totals = np.cumsum([weight for _, weight in weights])
         self._shares = totals / totals[-1]
+        self._counts = text_counts(weights) if every_text else None
         self.fingerprint = _fingerprint(index, names)
         """SHA-256 (hex) of the added sources in use; empty if the original is the only one."""
 
@@ -123,40 +144,56 @@ class CaptionMix:
         """The source named first."""
         return self._tables[0]
 
+    @property
+    def texts_per_sample(self) -> int:
+        """R, texts that a visit serves."""
+        return sum(self._counts) if self._counts else 1
+
+    @property
+    def draws_per_sample(self) -> int:
+        """Uniform numbers that `draw` wants of each sample."""
+        return self.texts_per_sample + 1
+
     def draw(self, ids: NDArray[np.int64], uniforms: NDArray[np.float64]) -> DrawnCaptions:
-        """Choose one text of each sample; a pure function.
+        """Choose the texts of each sample; a pure function.
+
+        One text is drawn by weight. With `every_text`, the c texts that a source has fill its w
+        places in their order; of more than w, w in a row are taken from a drawn one on, and the
+        places that are left are missing.
 
         Args:
             ids: [B] rows of the index.
-            uniforms: [B, 2] float64 in [0, 1): for the text, and for the source.
+            uniforms: [B, `draws_per_sample`] float64 in [0, 1): for each text, and for the source
+                (with `every_text`, for the first text).
 
         Raises:
             ValueError: a sample has no original; no index is like that.
         """
-        chosen = np.searchsorted(self._shares[:-1], uniforms[:, 1], side="right")
-        rows = np.empty(len(ids), dtype=np.int64)
-        fault = np.full(len(ids), _NOT_MISSING)
-        for number, table in enumerate(self._tables[: len(self.weights)]):
-            mine = np.flatnonzero(chosen == number)
-            if number != self._original and len(mine):
-                fault[mine] = table_faults = self._faults(table, ids[mine], uniforms[mine, 0])
-                good = mine[table_faults == _NOT_MISSING]
-                drawn = table.draw(ids[good], uniforms[good, 0])
-                rows[good] = drawn + self._first_rows[number]
-        rest = (chosen == self._original) | (fault != _NOT_MISSING)
-        original = self._tables[self._original].draw(ids[rest], uniforms[rest, 0])
-        rows[rest] = original + self._first_rows[self._original]
+        picks, start = uniforms[:, :-1], uniforms[:, -1]
+        if self._counts is None:
+            wanted = [self._draw_one(ids, picks[:, 0], start)]
+        else:
+            wanted = [
+                self._take(number, ids, start, place, count)
+                for number, count in enumerate(self._counts)
+                for place in range(count)
+            ]
+        rows, faults = (np.stack(parts, axis=1).ravel() for parts in zip(*wanted, strict=True))
+        bad = faults != _NOT_MISSING
+        owners, draws = np.repeat(ids, len(wanted))[bad], picks.ravel()[bad]
+        rows[bad] = self._tables[self._original].draw(owners, draws)
+        rows[bad] += self._first_rows[self._original]
         return DrawnCaptions(
             rows=rows,
-            num_missing=int((fault == _MISSING).sum()),
-            num_short=int((fault == _SHORT).sum()),
+            num_missing=int((faults == _MISSING).sum()),
+            num_short=int((faults == _SHORT).sum()),
         )
 
     def draws_needed(self, rows: NDArray[np.int64], context_length: int) -> int:
-        """Uniform numbers of each sample that `pack` needs to choose the tokens of long texts."""
+        """Uniform numbers of each text that `pack` needs to choose the tokens of long texts."""
         counts = [
             draws_needed(self._reduction, table.lengths(own_rows), context_length - 2)
-            for _, table, _, own_rows in self._by_table(rows)
+            for _, table, _, own_rows in self.by_table(rows)
         ]
         return max(counts)
 
@@ -166,18 +203,18 @@ class CaptionMix:
         """Token ids of the texts at `rows`, end to end, without padding.
 
         Args:
-            rows: [B] rows of the mix.
+            rows: [B*R] rows of the mix.
             context_length: most tokens of one caption, SOT and EOT included.
-            draws: [B, C] in [0, 1), C at least `draws_needed`.
+            draws: [B*R, C] in [0, 1), C at least `draws_needed`.
 
         Returns:
-            tokens [U] int32 and text_offsets [B+1] int32.
+            tokens [U] int32 and text_offsets [B*R+1] int32.
 
         Raises:
             ValueError: `context_length` is below 2 or beyond what the index holds.
         """
         places, parts = [], []
-        for number, table, mine, own_rows in self._by_table(rows):
+        for number, table, mine, own_rows in self.by_table(rows):
             choose = partial(
                 choose_tokens,
                 kind=self._reduction,
@@ -193,7 +230,7 @@ class CaptionMix:
     def texts(self, rows: NDArray[np.int64]) -> list[str]:
         """The texts at `rows` of the mix."""
         texts = [""] * len(rows)
-        for _, table, mine, own_rows in self._by_table(rows):
+        for _, table, mine, own_rows in self.by_table(rows):
             for place, text in zip(mine.tolist(), table.texts(own_rows), strict=True):
                 texts[place] = text
         return texts
@@ -201,9 +238,9 @@ class CaptionMix:
     def sources(self, rows: NDArray[np.int64]) -> list[str]:
         """Names of the sources that the texts at `rows` are of."""
         numbers = np.searchsorted(self._first_rows, rows, side="right") - 1
-        return [self._names[number] for number in numbers]
+        return [self.names[number] for number in numbers]
 
-    def _by_table(
+    def by_table(
         self, rows: NDArray[np.int64]
     ) -> list[tuple[int, CaptionTable, NDArray[np.int64], NDArray[np.int64]]]:
         """Numbers of tables in use, the tables, their places in `rows`, and their own rows."""
@@ -215,19 +252,39 @@ class CaptionMix:
             for mine in [np.flatnonzero(numbers == n)]
         ]
 
-    @staticmethod
-    def _faults(
-        table: CaptionTable, ids: NDArray[np.int64], uniforms: NDArray[np.float64]
-    ) -> NDArray[np.int64]:
-        """[B] what keeps the text that would be drawn from being served."""
-        counts = np.diff(table.rows(ids)[1])
-        there = counts > 0
-        fault = np.where(there, _NOT_MISSING, _MISSING)
-        drawn = table.draw(ids[there], uniforms[there])
-        # Texts of too few words are stored without token ids.
-        empty = table.token_offsets[drawn + 1] == table.token_offsets[drawn]
-        fault[there] = np.where(empty, _SHORT, _NOT_MISSING)
-        return fault
+    def _draw_one(
+        self, ids: NDArray[np.int64], picks: NDArray[np.float64], start: NDArray[np.float64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """[B] rows of the texts drawn by weight, and [B] what keeps them from being served."""
+        chosen = np.searchsorted(self._shares[:-1], start, side="right")
+        rows, faults = np.empty(len(ids), np.int64), np.empty(len(ids), np.int64)
+        for number in np.unique(chosen).tolist():
+            mine = np.flatnonzero(chosen == number)
+            first, count = self._tables[number].span(ids[mine])
+            own = first + np.minimum((picks[mine] * count).astype(np.int64), count - 1)
+            rows[mine], faults[mine] = self._served(number, own, count > 0)
+        return rows, faults
+
+    def _take(
+        self, number: int, ids: NDArray[np.int64], start: NDArray[np.float64], place: int, most: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """As `_draw_one`, of the text in one of the `most` places of a source."""
+        first, count = self._tables[number].span(ids)
+        begin = np.where(count > most, (start * count).astype(np.int64), 0)
+        own = first + (begin + place) % np.maximum(count, 1)
+        return self._served(number, own, place < count)
+
+    def _served(
+        self, number: int, own_rows: NDArray[np.int64], there: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows of the mix, meaningless without a text, and [B] the faults of the texts."""
+        faults = np.where(there, _NOT_MISSING, _MISSING)
+        if number != self._original:
+            # Texts of too few words are stored without token ids.
+            faults[there] = np.where(
+                self._tables[number].lengths(own_rows[there]) == 0, _SHORT, _NOT_MISSING
+            )
+        return own_rows + self._first_rows[number], faults
 
 
 def _interleaved(

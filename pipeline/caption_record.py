@@ -70,6 +70,6 @@ def read_record(captions: Path) -> CaptionRecord | None:
         version = content.pop("format_version")
         if version == _FORMAT_VERSION:
             return CaptionRecord(**{**content, "inputs": tuple(content["inputs"])})
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); {hint}") from error
     raise ValueError(f"{path} has format version {version}, not {_FORMAT_VERSION}; {hint}")

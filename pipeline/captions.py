@@ -105,11 +105,16 @@ class CaptionTable:
         Raises:
             ValueError: a sample has no text in this source.
         """
-        first, count = self._span(ids)
+        first, count = self.span(ids)
         if not count.all():
             sample = np.asarray(ids)[count == 0][0]
             raise ValueError(f"sample {sample} has no text in {self.path}")
         return first + np.minimum((uniforms * count).astype(np.int64), count - 1)
+
+    def span(self, ids: npt.ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """[B] first text and [B] number of texts of each sample; without texts, 0."""
+        first = np.searchsorted(self.sample, ids, side="left")
+        return first, np.searchsorted(self.sample, ids, side="right") - first
 
     def rows(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """All texts of each sample.
@@ -120,7 +125,7 @@ class CaptionTable:
         Returns:
             The text rows of all samples, one sample after the other, and their offsets [B+1].
         """
-        first, count = self._span(ids)
+        first, count = self.span(ids)
         offsets = _offsets(count)
         return np.arange(offsets[-1]) + np.repeat(first - offsets[:-1], count), offsets
 
@@ -158,11 +163,6 @@ class CaptionTable:
     def lengths(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """[B] token ids of the texts at `rows`, SOT and EOT not counted."""
         return self.token_offsets[np.asarray(rows) + 1] - self.token_offsets[rows]
-
-    def _span(self, ids: npt.ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """First text and number of texts of each sample."""
-        first = np.searchsorted(self.sample, ids, side="left")
-        return first, np.searchsorted(self.sample, ids, side="right") - first
 
 
 def pack_tokens(

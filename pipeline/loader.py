@@ -22,6 +22,7 @@ from pipeline.augment import AugmentConfig
 from pipeline.batch import PackedBatch
 from pipeline.caption_mix import CaptionMix
 from pipeline.device_copy import DeviceCopier, Sent
+from pipeline.embedding_mix import EmbeddingMix
 from pipeline.loader_config import LoaderConfig
 from pipeline.masking import MaskConfig, MaskStrategy
 from pipeline.order import Order, SampleOrder
@@ -68,15 +69,20 @@ class Loader(Iterator[PackedBatch]):
             plan: which samples come when.
 
         Raises:
-            ValueError: this machine lacks the decoder or the device that the configuration names.
+            ValueError: this machine lacks the decoder or the device that the configuration names,
+                or the index lacks its embeddings.
         """
         self.dataset = dataset
         self.index = dataset.index
         self.captions = captions
         self.config = config
         self.stats = LoaderStats()
+        name = config.text_embeddings
+        self.embeddings = EmbeddingMix(dataset.index, captions, name) if name else None
         self._copier = DeviceCopier(config.model_device or config.device)
-        self._assembler = Assembler(dataset.index, captions, config, plan, self.stats)
+        self._assembler = Assembler(
+            dataset.index, captions, config, plan, self.stats, self.embeddings
+        )
         self._step = 0
         self._reading: Prefetched[Fetched] | None = None
         self._packing: Prefetched[Sent] | None = None
@@ -212,18 +218,23 @@ def open_loader(index_dir: Path | str, config: LoaderConfig) -> Loader:
 
     Raises:
         FileNotFoundError: no index or selection there, or a shard has gone.
-        ValueError: shards changed since they were indexed, the selection is of another state of
-            the index, or the batch does not fit the data.
+        ValueError: the index is damaged, shards changed since, the selection is of another state of
+            the index, embeddings are missing or of other captions, or the batch does not fit the
+            data.
     """
     dataset = open_dataset(index_dir)
     index = dataset.index
+    if config.rank == 0:  # one reader of whole files is enough
+        index.check_files()
     index.check_shards()
     if config.batch_size > dataset.num_samples:
         raise ValueError(
             f"batch_size {config.batch_size} is more than the {dataset.num_samples} samples of "
             f"{index_dir}: a batch would hold the same pair twice"
         )
-    captions = CaptionMix(index, config.caption_weights, config.text_reduction)
+    captions = CaptionMix(
+        index, config.caption_weights, config.text_reduction, every_text=config.every_text
+    )
     plan = TrainingPlan(
         index=index,
         captions=captions,
@@ -248,7 +259,7 @@ def open_evaluation_loader(index_dir: Path | str, config: LoaderConfig) -> Loade
 
     Args:
         index_dir: `INDEX` or `INDEX@SELECTION`, as for `open_loader`.
-        config: sizes are taken from it; its crop, mask and ranks are not used.
+        config: sizes are taken from it; its crop, mask, embeddings and ranks are not used.
 
     Raises:
         FileNotFoundError: no index or selection there, or a shard has gone.
@@ -256,10 +267,16 @@ def open_evaluation_loader(index_dir: Path | str, config: LoaderConfig) -> Loade
             the index.
     """
     dataset = open_dataset(index_dir)
+    dataset.index.check_files()
     dataset.index.check_shards()
     captions = CaptionMix(dataset.index, config.caption_weights)
     plan = EvaluationPlan(dataset=dataset, captions=captions, batch_size=config.batch_size)
     config = replace(
-        config, mask=MaskConfig(kind="none"), augment=AugmentConfig(), rank=0, world_size=1
+        config,
+        mask=MaskConfig(kind="none"),
+        augment=AugmentConfig(),
+        text_embeddings="",
+        rank=0,
+        world_size=1,
     )
     return Loader(dataset, captions, config, plan)

@@ -7,7 +7,7 @@ from math import gcd
 from typing import Literal
 
 from pipeline.augment import AugmentConfig
-from pipeline.caption_mix import parse_weights
+from pipeline.caption_mix import parse_weights, text_counts
 from pipeline.crops import CropConfig
 from pipeline.decoding import DecoderKind
 from pipeline.masking import ClusterMask, MaskConfig
@@ -41,6 +41,11 @@ class LoaderConfig:
     """Of the order and of every draw made for a sample."""
     captions: tuple[str, ...] = ("caption",)
     """Caption sources that are drawn from, `NAME` or `NAME=WEIGHT`; evaluation takes the first."""
+    every_text: bool = False
+    """Serve as many texts of each source at every visit as its weight says, in place of one drawn;
+    evaluation serves one."""
+    text_embeddings: str = ""
+    """Name of stored embeddings that are served beside the tokens; empty for none."""
     text_reduction: TextReductionKind = "truncate"
     """What a caption keeps that is longer than context_length; evaluation truncates."""
     crop: CropConfig = field(default_factory=CropConfig)
@@ -86,7 +91,9 @@ class LoaderConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         self._check_ranks()
-        parse_weights(self.captions)
+        weights = parse_weights(self.captions)
+        if self.every_text:
+            text_counts(weights)
 
     def _check_ranks(self) -> None:
         if not 0 <= self.rank < self.world_size:

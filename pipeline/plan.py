@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.augment import DRAWS_PER_IMAGE
-from pipeline.caption_mix import DRAWS_PER_CAPTION, CaptionMix, DrawnCaptions
+from pipeline.caption_mix import CaptionMix, DrawnCaptions
 from pipeline.counter_random import Purpose, uniforms
 from pipeline.crops import DRAWS_PER_WINDOW, CropConfig, centre_windows, draw_windows
 from pipeline.index import Index
@@ -47,7 +47,7 @@ class Plan(Protocol):
         ...
 
     def draw_captions(self, visits: Visits) -> DrawnCaptions:
-        """A text for each sample."""
+        """The texts of each sample, one or more."""
         ...
 
     def augmentation(self, visits: Visits) -> NDArray[np.float64]:
@@ -74,7 +74,7 @@ class TrainingPlan:
     index: Index
     """Where widths and heights come from."""
     captions: CaptionMix
-    """One text is drawn from those of each sample at each visit."""
+    """Texts of the samples, and how many of them a visit serves."""
     order: Order
     """Which sample comes when."""
     crop: CropConfig
@@ -114,8 +114,8 @@ class TrainingPlan:
         return draw_windows(self.index.width[ids], self.index.height[ids], draws, self.crop)
 
     def draw_captions(self, visits: Visits) -> DrawnCaptions:
-        """One of each sample's texts."""
-        draws = self._draw(visits, Purpose.CAPTION, DRAWS_PER_CAPTION)
+        """Fresh draws among the texts of each sample."""
+        draws = self._draw(visits, Purpose.CAPTION, self.captions.draws_per_sample)
         return self.captions.draw(visits.sample_ids, draws)
 
     def text_draws(self, visits: Visits, count: int) -> NDArray[np.float64]:
@@ -174,7 +174,7 @@ class EvaluationPlan:
 
     def draw_captions(self, visits: Visits) -> DrawnCaptions:
         """The first text of each sample."""
-        first = np.zeros((len(visits.sample_ids), DRAWS_PER_CAPTION))
+        first = np.zeros((len(visits.sample_ids), self.captions.draws_per_sample))
         return self.captions.draw(visits.sample_ids, first)
 
     def augmentation(self, visits: Visits) -> NDArray[np.float64]:

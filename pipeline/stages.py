@@ -1,7 +1,7 @@
 """A step on its way through the loader.
 
 Legend: B pairs of this rank, S side of an image in pixels, N patches of an image, D values of one,
-U text tokens.
+R texts of an image, U text tokens.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class Preview:
     visits: Visits
     """[B] samples actually served, replacements included."""
     caption_rows: NDArray[np.int64]
-    """[B] rows of the loader's captions, the texts served with them."""
+    """[B*R] rows of the loader's captions, the texts served with them, image after image."""
     tokens: NDArray[np.int32]
     """[U] token ids of those texts as the model gets them, end to end."""
     text_offsets: NDArray[np.int32]
-    """[B+1] text i owns tokens text_offsets[i] up to text_offsets[i+1]."""
+    """[B*R+1] text i owns tokens text_offsets[i] up to text_offsets[i+1]."""

@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from recipes import clip, clipa, cluster_masking, flip
+from recipes import clip, clipa, cluster_masking, fastclip, flip, laclip, llm2clip, veclip
 from recipes.datasets import require_index
 from recipes.demo import demo, draw_demo_data, draw_miniature_data
 from recipes.flickr8k import flickr8k, require_flickr8k
@@ -64,6 +64,15 @@ RECIPES = {
     "clipa-l16": Recipe(build=clipa.clipa_l16),
     "clipa-l16-t8": Recipe(build=clipa.clipa_l16_t8),
     "clipa-h14": Recipe(build=clipa.clipa_h14),
+    "laclip": Recipe(build=laclip.laclip),
+    "laclip-mt": Recipe(build=laclip.laclip_mt),
+    "veclip": Recipe(build=veclip.veclip),
+    "veclip-dfn": Recipe(build=veclip.veclip_dfn),
+    "fastclip": Recipe(build=fastclip.fastclip),
+    "llm2clip": Recipe(build=llm2clip.llm2clip, require_data=llm2clip.require_embeddings),
+    "llm2clip-distilled": Recipe(
+        build=llm2clip.llm2clip_distilled, require_data=llm2clip.require_embeddings
+    ),
 }
 
 

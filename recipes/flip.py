@@ -13,7 +13,7 @@ Where the paper, its code and Tessera differ, besides what recipes/clip.py lists
   `--context-length 16 --data.text-reduction random` is the same thing. The paper does not use it
   in its final models.
 - Masked evaluation and averages over complementary views (table 1d), which the paper does not
-  advise, are not offered: evaluation sees every patch.
+  advise, are options of `tools/evaluate.py` (`--views`); by default evaluation sees every patch.
 
 At CC12M's size and an equal batch random masking costs accuracy (36.1 to 34.4 below); the published
 gain is that of the larger batch. Compare both ways.

@@ -4,7 +4,7 @@
     python tools/recipe_costs.py flip-50 --model ViT-L-16   one of them, as train.py takes it
 
 Floating point operations of all stages by the model of tools/benchmarks/train_flops.py, with
-captions as long as CC12M's (20 tokens in the mean, cut at the context length) and patches by the
+captions of 20 tokens in the mean (assumed, cut at the context length) and patches by the
 mask's own count. A GPU-hour is one at the rate given with --tflops, an assumption and no
 measurement. Needs no data. Prints a table and, last, one JSON line.
 """

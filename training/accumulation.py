@@ -5,7 +5,7 @@ without a graph, the loss over all features gives the gradient of each feature, 
 encoded again with a graph through which its features' gradients flow. The result is the gradient
 of the large batch, for the memory of one chunk and a second forward pass.
 
-Shapes: B pairs of this rank, d length of a feature.
+Shapes: B images of this rank, R texts of each, d length of a feature.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Encoded:
     """What a loss is computed from."""
 
     images: Tensor
-    """[B, d] float32, unit length."""
+    """[B, d] float32, unit length; the teacher's features while an adapter is distilled."""
     texts: Tensor
-    """[B, d] float32, unit length."""
+    """[B*R, d] float32, unit length, the texts of an image behind each other."""
     scale: Tensor
     """[] logit scale, not its logarithm."""
     bias: Tensor | None
@@ -67,7 +67,12 @@ def encode(model: nn.Module, batch: PackedBatch) -> Encoded:
         batch: on its device.
     """
     images, texts, scale = model(
-        batch.patches, batch.positions, batch.image_offsets, batch.tokens, batch.text_offsets
+        batch.patches,
+        batch.positions,
+        batch.image_offsets,
+        batch.tokens,
+        batch.text_offsets,
+        batch.text_embeddings,
     )
     bias = bare(model).logit_bias
     return Encoded(
@@ -114,14 +119,15 @@ def backward_in_chunks(
         encode_chunk: as given to `encode_in_chunks`.
     """
     size = chunks[0].num_samples
+    per_image = len(cached.texts) // len(cached.images)
     for number, chunk in enumerate(chunks):
         is_last = number == len(chunks) - 1
         with nullcontext() if is_last else unsynchronised(model):
             again = encode_chunk(model, chunk)
-            rows = slice(number * size, (number + 1) * size)
+            first, last = number * size, (number + 1) * size
             pairs = [
-                (again.images, _gradient(cached.images)[rows]),
-                (again.texts, _gradient(cached.texts)[rows]),
+                (again.images, _gradient(cached.images)[first:last]),
+                (again.texts, _gradient(cached.texts)[first * per_image : last * per_image]),
             ]
             if is_last:
                 pairs.append((again.scale, _gradient(cached.scale)))
@@ -137,7 +143,10 @@ def _gradient(leaf: Tensor) -> Tensor:
 
 def _part(batch: PackedBatch, first: int, last: int) -> PackedBatch:
     image_offsets, patches = _rows(batch.image_offsets, first, last)
-    text_offsets, tokens = _rows(batch.text_offsets, first, last)
+    per_image = batch.texts_per_image
+    texts = slice(first * per_image, last * per_image)
+    text_offsets, tokens = _rows(batch.text_offsets, texts.start, texts.stop)
+    embeddings = batch.text_embeddings
     return PackedBatch(
         patches=batch.patches[patches],
         positions=batch.positions[patches],
@@ -145,6 +154,7 @@ def _part(batch: PackedBatch, first: int, last: int) -> PackedBatch:
         tokens=batch.tokens[tokens],
         text_offsets=text_offsets,
         sample_ids=batch.sample_ids[first:last],
+        text_embeddings=None if embeddings is None else embeddings[texts],
     )
 
 

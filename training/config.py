@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from evaluation.suite import Suite
 from model.losses import LossConfig
 from pipeline.augment import AugmentConfig
 from pipeline.crops import CropConfig
@@ -14,6 +15,7 @@ from pipeline.masking import MaskConfig
 from pipeline.shard_cache import CacheConfig
 from pipeline.text_reduction import TextReductionKind
 from training.environment import num_cores, processes_here
+from training.tower_config import ImageSideConfig, TextSideConfig, check_sides
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +27,9 @@ class DataConfig:
     captions: tuple[str, ...] = ("caption",)
     """Caption sources that are trained on, `NAME` or `NAME=WEIGHT`; one text is drawn per visit.
     LaCLIP's draw from four rewrites: `caption=1 laclip=4`; VeCLIP's: `caption vecap`."""
+    every_text: bool = False
+    """Serve as many texts of each source at every visit as its weight says, in place of one drawn;
+    for `loss.multi_text`."""
     text_reduction: TextReductionKind = "truncate"
     """What a caption keeps that is longer than the model reads; syntax needs tagged captions."""
     crop: CropConfig = field(default_factory=CropConfig)
@@ -103,6 +108,9 @@ class OptimConfig:
     """Lower bound of the (exponentiated) logit scale."""
     max_logit_scale: float = 100.0
     """Upper bound of the (exponentiated) logit scale."""
+    layer_decay: float = 1.0
+    """Each block of the image tower learns at so many times the rate of the block behind it; the
+    embeddings before the first block count as one. 1 gives all the same rate."""
     ema_samples: int = 0
     """Half-life, in pairs, of a running average of the weights (training/ema.py); 0 keeps none."""
 
@@ -113,6 +121,8 @@ class OptimConfig:
                      "weight_decay", "max_grad_norm", "ema_samples"):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} cannot be negative, got {getattr(self, name)}")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay must lie in (0, 1], got {self.layer_decay}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"beta1 and beta2 must be at least 0 and below 1, got {self.betas}")
         if self.schedule == "cooldown" and (self.cooldown_samples < 1 or self.cooldown_power <= 0):
@@ -142,16 +152,14 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
-    """What is measured when training has ended, without masking."""
+class EvaluationConfig(Suite):
+    """What is measured every `evaluate_every` steps and at the end, without masking."""
 
-    zero_shot: tuple[str, ...] = ()
-    """Indexes with class labels whose shard folders hold classnames.txt and templates, or
-    INDEX@SELECTION."""
-    retrieval: tuple[str, ...] = ()
-    """Indexes of image-caption pairs, or INDEX@SELECTION."""
     batch_size: int = 128
     """Images encoded at once."""
+    text_encoder: str = ""
+    """Folder of the language model that embeds prompts and captions whose embeddings are stored
+    nowhere; only for models that read embeddings."""
     ema: bool = False
     """Measure the average of the weights (`optim.ema_samples`) in place of the last ones."""
 
@@ -190,8 +198,12 @@ class StageConfig:
     """Side of the crop, pixels; 0 is the run's. Image positions are resized."""
     context_length: int = 0
     """Most text tokens of a caption; 0 is the run's. Text positions are resized."""
+    text_reduction: TextReductionKind | None = None
+    """What a caption keeps that is longer than the model reads; None is the run's."""
     crop_scale: tuple[float, float] | None = None
     """Least and largest share of the picture's area in a crop; None is the run's."""
+    image_positions: Literal["", "learnable"] = ""
+    """learnable: positions that were fixed so far are trained from this stage on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,6 +246,10 @@ class TrainConfig:
     """Which patches the model does not see in training."""
     loss: LossConfig = field(default_factory=LossConfig)
     """What the features of a batch are scored by."""
+    text_side: TextSideConfig = field(default_factory=TextSideConfig)
+    """A language model's embeddings in place of the text tower (docs/llm2clip.md)."""
+    image_side: ImageSideConfig = field(default_factory=ImageSideConfig)
+    """How far the image tower may move."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimiser and schedule."""
     stages: tuple[StageConfig, ...] = ()
@@ -247,6 +263,11 @@ class TrainConfig:
     """Side of the crop, pixels; 0 is the model's own."""
     context_length: int = 0
     """Most text tokens of a caption; 0 is the model's own."""
+    image_positions: Literal["", "learnable", "sin_cos_2d"] = ""
+    """Positions of patches: trained, or fixed sines and cosines; empty is the model's own."""
+    image_pool: Literal["", "tok", "avg"] = ""
+    """What becomes an image's feature: the class token, or the mean of the patches with the last
+    layer norm behind it; empty is the model's own."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs; auto takes a GPU if there is one."""
     precision: Literal["auto", "float32", "bfloat16", "pure_bfloat16"] = "auto"
@@ -268,6 +289,8 @@ class TrainConfig:
     """Steps between two log lines."""
     save_every: int = 200
     """Steps between two checkpoints."""
+    evaluate_every: int = 0
+    """Steps of a stage between two evaluations on the way; 0 evaluates at the end only."""
     keep_checkpoints: int = 2
     """Newest checkpoints that stay on disk."""
     log_sample_ids: bool = False
@@ -281,10 +304,22 @@ class TrainConfig:
             raise ValueError(
                 f"total_samples {self.total_samples} is less than one batch of {self.batch_size}"
             )
-        for name in ("num_threads", "seed", "image_size", "context_length"):
+        for name in ("num_threads", "seed", "image_size", "context_length", "evaluate_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} cannot be negative, got {getattr(self, name)}")
+        if self.data.every_text and self.loss.kind != "clip":
+            raise ValueError(
+                f"data.every_text serves several texts of an image, and loss.kind {self.loss.kind} "
+                "takes one: choose clip"
+            )
         last = self.stages[-1].optim if self.stages else self.optim
+        check_sides(
+            self.text_side,
+            self.image_side,
+            loss_kind=self.loss.kind,
+            ema_samples=last.ema_samples,
+            strategy=self.distributed.strategy,
+        )
         if self.compile:
             self._check_totals()
         if self.evaluation.ema and not last.ema_samples:
@@ -309,6 +344,7 @@ _FREE_TO_CHANGE = (
     "log_every",
     "save_every",
     "keep_checkpoints",
+    "evaluate_every",
     "evaluation",
     "watch",
     "data.num_threads",

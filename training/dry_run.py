@@ -28,14 +28,19 @@ def describe_run(config: TrainConfig) -> list[str]:
     loader = loader_config(config, architecture)
     with torch.device("meta"):
         clip = Clip(architecture)
-    num_image, num_text = (sum(p.numel() for p in t.parameters()) for t in (clip.image, clip.text))
+    parts = {"image tower": clip.image, "text tower": clip.text, "adapter": clip.adapter}
+    sizes = {
+        name: sum(p.numel() for p in part.parameters()) / 1e6
+        for name, part in parts.items()
+        if part
+    }
     share = 0.0 if config.mask.kind == "none" else config.mask.mask_ratio
     visible = round(config.batch_size * loader.num_patches * (1 - share))
     lines = [f"--{name} {value}" for name, value in flatten(to_json(config)).items()]
     lines += [
         "",
-        f"parameters       {(num_image + num_text) / 1e6:.1f} M "
-        f"(image tower {num_image / 1e6:.1f} M, text tower {num_text / 1e6:.1f} M)",
+        f"parameters       {sum(sizes.values()):.1f} M "
+        f"({', '.join(f'{name} {size:.1f} M' for name, size in sizes.items())})",
         f"steps            {config.num_steps:,} of {config.batch_size} pairs: "
         f"{config.num_steps * config.batch_size:,} pairs",
         f"tokens per step  {visible:,} visible patches of "

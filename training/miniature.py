@@ -12,19 +12,26 @@ from math import ceil, gcd
 from pathlib import Path
 
 from model.config import clip_config
+from pipeline.selection import parse_reference
 from training.config import OptimConfig, StageConfig, TrainConfig
+from training.tower_config import TextSideConfig
 
 ROOT = Path("data/mini")
 """Where recipes draw the pictures of a miniature."""
 TRAIN = ROOT / "index" / "train"
-"""Index that miniatures train on."""
+"""Index that miniatures train on, or a selection of which where the run has one."""
 HELDOUT = ROOT / "index" / "heldout"
 """Index that they are evaluated on."""
+
+ENCODER = ROOT / "encoder"
+"""Language model with random weights that embeds the captions of miniatures."""
+ENCODER_DIM = 32
+"""Length of its embeddings."""
 
 _MODEL = "tessera-demo"
 _BATCH = 32
 _LEAST_BATCH = 8
-_STEPS = 12
+_STEPS = 8
 """Of each stage."""
 _PEAK = 1e-3
 """Learning rate of the first stage."""
@@ -47,7 +54,7 @@ def miniature(config: TrainConfig) -> TrainConfig:
         accumulation=gcd(config.accumulation, _LEAST_BATCH),
         image_size=_pixels(config.image_size, full_size),
         context_length=_length(config.context_length),
-        data=replace(config.data, train=str(TRAIN)),
+        data=replace(config.data, train=_train_data(config.data.train)),
         mask=replace(config.mask, grid=None, group_size=0, embedding_every=_STEPS // 4),
         optim=_small_optim(
             config.optim,
@@ -56,10 +63,28 @@ def miniature(config: TrainConfig) -> TrainConfig:
             share=_STEPS * _BATCH / config.total_samples,
         ),
         stages=stages,
-        evaluation=replace(config.evaluation, zero_shot=(str(HELDOUT),), retrieval=(str(HELDOUT),)),
+        init_from="",
+        text_side=_small_text_side(config.text_side),
+        evaluation=replace(
+            config.evaluation,
+            zero_shot=(str(HELDOUT),),
+            retrieval=(str(HELDOUT),),
+            text_encoder=str(ENCODER) if config.text_side.embeddings else "",
+        ),
         log_every=_STEPS // 2,
         save_every=_STEPS,
     )
+
+
+def _small_text_side(text_side: TextSideConfig) -> TextSideConfig:
+    """The random encoder's embeddings, where the run has any."""
+    return replace(text_side, dim=ENCODER_DIM, embed_dim=0) if text_side.embeddings else text_side
+
+
+def _train_data(reference: str) -> str:
+    """The miniatures' index, or a selection of it by the name that the run's has."""
+    selection = parse_reference(reference).selection
+    return f"{TRAIN}@{selection}" if selection else str(TRAIN)
 
 
 def _small_stage(stage: StageConfig, run: TrainConfig, full_size: int) -> StageConfig:
@@ -70,7 +95,8 @@ def _small_stage(stage: StageConfig, run: TrainConfig, full_size: int) -> StageC
         stage,
         total_samples=_STEPS * batch_size,
         batch_size=batch_size,
-        accumulation=gcd(stage.accumulation, _LEAST_BATCH),
+        # 0 is the run's own, which is made small itself.
+        accumulation=stage.accumulation and gcd(stage.accumulation, _LEAST_BATCH),
         image_size=_pixels(stage.image_size, full_size),
         context_length=_length(stage.context_length),
         mask=replace(stage.mask, grid=None, group_size=0, embedding_every=_STEPS // 4),

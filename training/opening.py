@@ -9,10 +9,12 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from evaluation.text_features import check_text_features
 from model import Clip, build_clip, load_pretrained, open_clip_weights
 from model.config import ClipConfig
 from model.execution import configure
-from model.losses import ContrastiveLoss, build_loss
+from model.losses import ContrastiveLoss, DistillationLoss, build_loss
+from model.losses.ranks import Ranks as LossRanks
 from pipeline import Loader, LoaderConfig, open_loader
 from training import checkpoint
 from training.checkpoint import Checkpoint, CheckpointError, CheckpointWriter
@@ -25,7 +27,8 @@ from training.overlap import overlap_warnings
 from training.parallel import parallelise
 from training.run_folder import RunFolder
 from training.sample_ids import SampleIdLog
-from training.session import EMA, LOSS, MASK, Session, decoder_kind, fingerprints
+from training.session import EMA, LORA, LOSS, MASK, Session, decoder_kind, fingerprints
+from training.sides import set_trained, with_encoder
 from training.stages import architecture as stage_architecture
 from training.stages import fit_positions, stage_at, stages_of
 from training.timeline import Timeline
@@ -61,6 +64,10 @@ def open_session(
     config, step = stage.config, run_step - stage.first_step
     architecture = architecture_of(config)
     loader = open_loader(config.data.train, _rank_config(config, architecture, ranks, device))
+    architecture = with_encoder(architecture, loader)
+    adapter, measured = architecture.adapter, config.evaluation
+    if adapter:
+        ranks.on_main(lambda: check_text_features(adapter, measured, measured.text_encoder))
     _check_decoder(loader, ranks, found)
     if ranks.is_main:
         for line in overlap_warnings(loader.dataset, config.evaluation):
@@ -69,7 +76,7 @@ def open_session(
             logger.info("%s", line)
     if found:
         trained = config if step else stages_of(run_config)[max(0, stage.number - 2)].config
-        _check_same_run(found, loader, architecture_of(trained))
+        _check_same_run(found, loader, with_encoder(architecture_of(trained), loader))
     with timeline.during("building the model"):
         clip, model, loss, optimizer = _build(
             config, architecture, ranks, device, loader, found, resumed=step > 0
@@ -147,12 +154,7 @@ def _build(
         checkpoint_blocks=config.checkpoint_blocks,
         compile_blocks=config.compile,
     )
-    num_samples = loader.index.num_samples
-    loss = build_loss(
-        config.loss,
-        num_samples=num_samples,
-        steps_per_pass=max(1, loader.dataset.num_samples // config.batch_size),
-    ).to(device)
+    loss = _loss(config, loader).to(device)
     # A parameter that gets no gradient would keep the ranks waiting for it.
     clip.logit_scale.requires_grad_(not loss.owns_temperature)
     if clip.logit_bias is not None:
@@ -162,12 +164,24 @@ def _build(
             logger.info("%s: %s", config.init_from, note)
     if found:
         open_clip_weights.load(clip, fit_positions(found.part(checkpoint.WEIGHTS), architecture))
-        loss.load_state_tensors(found.part(LOSS))
+        if not found.state["config"].get("text_side", {}).get("distill") or resumed:
+            loss.load_state_tensors(found.part(LOSS))
+    set_trained(clip, config, found.part(LORA) if found and resumed else None)
     model = parallelise(clip, ranks, device, config.distributed.strategy)
     optimizer = build_optimizer(clip, config.optim)
     if found and resumed:
         checkpoint.restore_optimizer(clip, optimizer, found.part(checkpoint.OPTIMIZER))
     return clip, model, loss, optimizer
+
+
+def _loss(config: TrainConfig, loader: Loader) -> ContrastiveLoss:
+    if config.text_side.distill:
+        return DistillationLoss(LossRanks.of(None))
+    return build_loss(
+        config.loss,
+        num_samples=loader.index.num_samples,
+        steps_per_pass=max(1, loader.dataset.num_samples // config.batch_size),
+    )
 
 
 def _average(config: TrainConfig, clip: Clip, found: Checkpoint | None) -> WeightAverage | None:
@@ -208,6 +222,8 @@ def loader_config(config: TrainConfig, architecture: ClipConfig) -> LoaderConfig
         context_length=architecture.text.context_length,
         seed=config.seed,
         captions=config.data.captions,
+        every_text=config.data.every_text,
+        text_embeddings=config.text_side.embeddings,
         text_reduction=config.data.text_reduction,
         crop=config.data.crop,
         mask=config.mask,
@@ -245,6 +261,14 @@ def _check_decoder(loader: Loader, ranks: Ranks, found: Checkpoint | None) -> No
 
 
 def _check_same_run(found: Checkpoint, loader: Loader, architecture: ClipConfig) -> None:
+    before = found.architecture["model_cfg"].get("tessera_adapter")
+    adapter = architecture.adapter
+    if before and adapter and before["encoder"] != adapter.encoder:
+        raise CheckpointError(
+            f"the checkpoint of step {found.step} was trained on embeddings of "
+            f"{before['encoder']}, and those of this run are of {adapter.encoder}: training cannot "
+            "go on. Restore those embeddings, or begin again with --restart"
+        )
     for what, now in fingerprints(loader, architecture).items():
         # Checkpoints older than a fingerprint do not have it; the index one is always there.
         before = found.state.get(f"{what}_fingerprint", None if what == "selection" else now)

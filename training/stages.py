@@ -12,9 +12,11 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from model.config import ClipConfig, clip_config, require_clip_bpe
+from model.config import AdapterConfig, ClipConfig, clip_config, require_clip_bpe
+from model.open_clip_weights import is_text_name
 from model.positions import resize_image_positions, resize_text_positions, sin_cos_table
 from training.config import StageConfig, TrainConfig
+from training.tower_config import ImageSideConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +83,9 @@ def stage_at(config: TrainConfig, steps: int) -> Stage:
 
 
 def architecture(config: TrainConfig) -> ClipConfig:
-    """The model of a stage, at its image size and caption length.
+    """The model of a stage, with its image size, caption length, positions, pooling and text side.
+
+    Who made the embeddings of its text side is known once the data are at hand.
 
     Raises:
         ValueError: the model is unknown, reads another tokenizer's ids than the index holds, or its
@@ -94,20 +98,37 @@ def architecture(config: TrainConfig) -> ClipConfig:
         vision = replace(vision, image_size=config.image_size)
     if config.context_length:
         text = replace(text, context_length=config.context_length)
-    return replace(model, vision=vision, text=text)
+    if config.image_positions:
+        vision = replace(vision, positions=config.image_positions)
+    if config.image_pool:
+        vision = replace(vision, pool=config.image_pool, pool_before_ln=config.image_pool == "avg")
+    side = config.text_side
+    if not side.embeddings:
+        return replace(model, vision=vision, text=text)
+    adapter = AdapterConfig(
+        embedding_dim=side.dim,
+        layers=side.layers,
+        mlp_ratio=side.mlp_ratio,
+        replaces_text=not (side.keep_text or side.distill),
+    )
+    dim = side.embed_dim or model.embed_dim
+    return replace(model, vision=vision, text=text, adapter=adapter, embed_dim=dim)
 
 
 def fit_positions(weights: Mapping[str, Tensor], model: ClipConfig) -> dict[str, Tensor]:
-    """Weights of the stage before, their position tables resized for this one's model.
+    """Weights of the stage before as this one's model has them: of other sizes, or without text.
 
-    Learned tables are resized as open_clip does it (bicubic with antialiasing for images, linear
-    for text); a fixed table is computed anew.
+    A text tower that only taught the adapter is left behind. Learned tables are resized as
+    open_clip does it (bicubic with antialiasing for images, linear for text), and so is one that
+    was fixed and is learned from now on; one that stays fixed is computed anew.
 
     Args:
         weights: in open_clip's names.
         model: of the stage that begins.
     """
     fitted = dict(weights)
+    if not model.has_text_tower:
+        fitted = {name: value for name, value in fitted.items() if not is_text_name(name)}
     text = "text.positional_embedding" if model.custom_text else "positional_embedding"
     image, rows = "visual.positional_embedding", model.vision.num_patches + 1
     if len(weights[image]) != rows:
@@ -116,22 +137,35 @@ def fit_positions(weights: Mapping[str, Tensor], model: ClipConfig) -> dict[str,
             if model.vision.positions == "sin_cos_2d"
             else resize_image_positions(weights[image], model.vision.num_patches)
         )
-    if len(weights[text]) != model.text.context_length:
+    if text in fitted and len(weights[text]) != model.text.context_length:
         fitted[text] = resize_text_positions(weights[text], model.text.context_length)
     return fitted
 
 
 def _as_runs(config: TrainConfig) -> list[TrainConfig]:
-    # What is measured at the end, with or without the average, is the last stage's affair.
-    on_the_way = replace(config, stages=(), evaluation=replace(config.evaluation, ema=False))
     if not config.stages:
         return [config]
-    *between, last = [_as_run(on_the_way, s, n) for n, s in enumerate(config.stages, 1)]
-    return [on_the_way, *between, replace(last, evaluation=config.evaluation)]
+    image_side = config.image_side
+    if config.text_side.distill:  # the image tower rests while the adapter learns
+        image_side = replace(image_side, self_distillation=0.0)
+    # What is measured at the end, with or without the average, is the last stage's affair.
+    unmeasured = replace(config.evaluation, ema=False)
+    first = replace(config, stages=(), evaluation=unmeasured, image_side=image_side)
+    *between, last = [
+        _as_run(first, stage, number, config.image_side)
+        for number, stage in enumerate(config.stages, 1)
+    ]
+    return [first, *between, replace(last, evaluation=config.evaluation)]
 
 
-def _as_run(run: TrainConfig, stage: StageConfig, number: int) -> TrainConfig:
-    crop = replace(run.data.crop, scale=stage.crop_scale) if stage.crop_scale else run.data.crop
+def _as_run(
+    run: TrainConfig, stage: StageConfig, number: int, image_side: ImageSideConfig
+) -> TrainConfig:
+    data = run.data
+    if stage.crop_scale:
+        data = replace(data, crop=replace(data.crop, scale=stage.crop_scale))
+    if stage.text_reduction:
+        data = replace(data, text_reduction=stage.text_reduction)
     return replace(
         run,
         stages=(),
@@ -143,5 +177,8 @@ def _as_run(run: TrainConfig, stage: StageConfig, number: int) -> TrainConfig:
         accumulation=stage.accumulation or run.accumulation,
         image_size=stage.image_size or run.image_size,
         context_length=stage.context_length or run.context_length,
-        data=replace(run.data, crop=crop),
+        image_positions=stage.image_positions or run.image_positions,
+        text_side=replace(run.text_side, distill=False),
+        image_side=image_side,
+        data=data,
     )

@@ -1,8 +1,9 @@
 """What to keep of a data set: criteria, applied one after the other and counted.
 
-In this order: the conditions of `where`; values that occur too often; repeated values; the parts of
-a split; a limit. Each step sees only what those before it kept, except for `drop_repeated`, which
-counts over the whole index, so that a value does not become rare by another condition.
+In this order: a list of ids; the conditions of `where`; values that occur too often; repeated
+values; the parts of a split; a limit. Each step sees only what those before it kept, except for
+`drop_repeated`, which counts over the whole index, so that a value does not become rare by another
+condition.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pipeline.selection import duplicates
 from pipeline.selection.columns import Columns
 from pipeline.selection.expression import Condition, compile_expression
 from pipeline.selection.joined import JoinCounts, JoinedTable
+from pipeline.selection.listed import PURPOSE, IdList, read_ids
 from pipeline.selection.reference import Dataset
 from pipeline.selection.split import parse_parts, part_numbers
 from pipeline.selection.values import Numbers, Truth, Values
@@ -36,8 +38,11 @@ class Criteria:
     """Which texts `text`, `num_captions` and the lengths are of."""
     join: str = ""
     """Parquet file whose columns `where` may name."""
+    listed: str = ""
+    """File of ids to keep: text with one a line, DataComp's .npy, or a parquet column."""
     on: str = ""
-    """Column by which its rows are matched to samples: key, url, or another that both have."""
+    """Column by which the rows of `join` and the ids of `listed` are matched to samples: key, url,
+    or another that both have."""
     drop_repeated: str = ""
     """Column: drop ALL samples whose value occurs more than `more_than` times in the index."""
     more_than: int = 1
@@ -58,8 +63,10 @@ class Criteria:
     """Of the draw for `limit`."""
 
     def __post_init__(self) -> None:
-        if bool(self.join) != bool(self.on):
-            raise ValueError("a join needs both: --join TABLE.parquet and --on COLUMN")
+        if bool(self.join or self.listed) != bool(self.on):
+            raise ValueError(
+                "a join needs both: --join TABLE.parquet (or --listed IDS) and --on COLUMN"
+            )
         if self.more_than < 1 or self.limit < 0:
             raise ValueError("--more-than must be at least 1, and --limit not negative")
         if not 0 <= self.max_distance <= duplicates.MAX_DISTANCE:
@@ -127,7 +134,7 @@ def choose(dataset: Dataset, criteria: Criteria) -> Chosen:
     """Apply criteria to a data set.
 
     Raises:
-        FileNotFoundError: there is no table to join.
+        FileNotFoundError: there is no table to join, or no list.
         ValueError: a criterion is wrong, or nothing is kept.
     """
     columns = open_columns(dataset, criteria)
@@ -137,6 +144,9 @@ def choose(dataset: Dataset, criteria: Criteria) -> Chosen:
         if name:
             _check_column(columns, name, "--unique, --drop-repeated and --split-by")
     chooser = _Chooser(dataset, columns)
+    if criteria.listed:
+        _check_column(columns, criteria.on, "--on")
+        chooser.listed(read_ids(Path(criteria.listed), criteria.on), criteria.on)
     chooser.where(conditions)
     if criteria.drop_repeated:
         chooser.drop_repeated(criteria.drop_repeated, criteria.more_than)
@@ -162,6 +172,22 @@ class _Chooser:
         self._all = np.arange(dataset.index.num_samples)
         self._ids = dataset.sample_ids(0, dataset.num_samples)
         self.steps: list[Step] = []
+
+    def listed(self, wanted: IdList, name: str) -> None:
+        """Keep the samples whose value of a column is in a list.
+
+        Raises:
+            ValueError: none is.
+        """
+        hashes, gone = duplicates.hash_column(self._columns, name, self._ids, PURPOSE)
+        there = np.isin(hashes, wanted.hashes) & ~gone
+        if not there.any():
+            raise ValueError(
+                f"no {name!r} of the samples is in {wanted.path}, whose first of "
+                f"{wanted.num_ids:,} is {wanted.example!r}: is {name!r} the column that it lists?"
+            )
+        condition = f"{name} in {wanted.path.name} ({wanted.num_ids:,} ids)"
+        self._drop(~there, condition, (name,))
 
     def where(self, conditions: list[Condition]) -> None:
         """Keep where all hold; each is tried on all rows, so that its own count is known."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pipeline.caption_mix import parse_weights
 from pipeline.crops import CropConfig
 from pipeline.masking import MaskConfig
 from pipeline.selection import parse_reference
@@ -64,14 +65,21 @@ def draw_demo_data(config: TrainConfig) -> None:
 
 
 def draw_miniature_data(config: TrainConfig) -> None:
-    """Draw, index and tag the pictures of a miniature, unless the run uses other data.
+    """Draw and index the pictures of a miniature, unless the run uses other data.
+
+    Caption sources and the selection that the run names are made with them.
 
     Args:
         config: of the run.
     """
-    if parse_reference(config.data.train).index_dir != miniature.TRAIN:
+    train = parse_reference(config.data.train)
+    if train.index_dir != miniature.TRAIN:
         return
-    from recipes.demo.drawing import draw_data, tag_captions
+    from recipes.demo.drawing import draw_data, select_half, tag_captions, write_captions_again
 
     draw_data(miniature.ROOT, num_train=_NUM_MINI_TRAIN, num_heldout=_NUM_MINI_HELDOUT)
+    for name, _ in parse_weights(config.data.captions):
+        write_captions_again(miniature.ROOT, name)
     tag_captions(miniature.ROOT)
+    if train.selection:
+        select_half(miniature.ROOT, train.selection)

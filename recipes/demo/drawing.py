@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 from tqdm import tqdm
 
+from pipeline.caption_sources import ImportOptions, TableReader, ValueJoin, import_captions
 from pipeline.index import open_index
 from pipeline.indexing import ScanOptions, build_index
+from pipeline.selection import list_selections, open_dataset, write_selection
+from pipeline.selection.criteria import Criteria, choose
 from pipeline.word_classes import read_word_classes, write_word_classes
-from recipes.demo.captions import BACKGROUND_PHRASES, SIZE_WORDS, TEXTURE_WORDS
+from recipes.demo.captions import (
+    BACKGROUND_PHRASES,
+    SIZE_WORDS,
+    TEXTURE_WORDS,
+    VARIED,
+    write_captions,
+)
 from recipes.demo.objects import COLOURS, SHAPE_BY_NAME
+from recipes.demo.scenes import describe, sample_rng
 from recipes.demo.shards import demo_shards_ready, write_demo_shards
+
+_SEED = 0
+_TEXTS_AGAIN = 4
+"""Texts of a picture in an added source, as many as LaCLIP's rewrites."""
 
 
 def draw_data(root: Path, *, num_train: int, num_heldout: int) -> None:
@@ -23,7 +38,7 @@ def draw_data(root: Path, *, num_train: int, num_heldout: int) -> None:
         num_train: pictures to train on.
         num_heldout: pictures of colours on backgrounds that no training picture has.
     """
-    size = {"num_train": num_train, "num_heldout": num_heldout, "seed": 0}
+    size = {"num_train": num_train, "num_heldout": num_heldout, "seed": _SEED}
     num_workers = len(os.sched_getaffinity(0))
     if not demo_shards_ready(root / "shards", **size):
         with tqdm(total=num_train + num_heldout, desc="drawing", disable=None) as bar:
@@ -32,16 +47,57 @@ def draw_data(root: Path, *, num_train: int, num_heldout: int) -> None:
         _index_if_needed(root, split, num_workers)
 
 
+def write_captions_again(root: Path, name: str) -> None:
+    """Add four further wordings of each training caption as a source, unless it is there.
+
+    The texts go through a file and `import_captions`, as rewrites by a language model do.
+
+    Args:
+        root: as for `draw_data`, which must have been called.
+        name: of the source.
+    """
+    index = open_index(root / "index" / "train")
+    if name in index.sources:
+        return
+    path = root / f"{name}.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for key in index.keys(range(index.num_samples)):
+            scene = describe(_SEED, "train", int(key))
+            rng = sample_rng(_SEED, "train", int(key), name)
+            texts = write_captions(rng, scene, VARIED, _TEXTS_AGAIN)
+            file.write(json.dumps({"key": key, "caption": texts}) + "\n")
+    reader = TableReader(files=(path,), text_columns=("caption",), key_column="key", stem=False)
+    join = ValueJoin(index.table.column("key"), "key")
+    import_captions(index, name, reader, join, "key", ImportOptions())
+
+
+def select_half(root: Path, name: str) -> None:
+    """Store a selection of half of the training pictures, unless it is there.
+
+    Args:
+        root: as for `draw_data`, which must have been called.
+        name: of the selection.
+    """
+    dataset = open_dataset(root / "index" / "train")
+    if name not in list_selections(dataset.index):
+        half = dataset.num_samples // 2
+        rows = choose(dataset, Criteria(limit=half)).rows[""]
+        command = ["--out", name, "--limit", str(half)]
+        write_selection(dataset.index, name, rows, {"command": command})
+
+
 def tag_captions(root: Path) -> None:
     """Find the word classes of the training captions, by a lexicon of the words that are drawn."""
-    table = open_index(root / "index" / "train").captions()
-    try:
-        read_word_classes(table)
-    except ValueError:
-        lexicon = root / "words.tsv"
-        lines = [f"{word}\t{tag}\n" for word, tag in _word_classes().items()]
-        lexicon.write_text("".join(lines), encoding="utf-8")
-        write_word_classes(table, str(lexicon), num_workers=1)
+    index = open_index(root / "index" / "train")
+    for source in index.sources:
+        table = index.captions(source)
+        try:
+            read_word_classes(table)
+        except ValueError:
+            lexicon = root / "words.tsv"
+            lines = [f"{word}\t{tag}\n" for word, tag in _word_classes().items()]
+            lexicon.write_text("".join(lines), encoding="utf-8")
+            write_word_classes(table, str(lexicon), num_workers=1)
 
 
 def _word_classes() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
     torchrun --nproc-per-node W losses_on_ranks.py INDEX FOLDER STRATEGY ACCUMULATION KIND...
 
+A KIND is a loss, or the definition of CLIP's loss over several texts: both captions of each sample.
 Prints one JSON line from rank 0: by loss, the losses of an unbroken run, and those of the steps
 behind its first checkpoint done again by a second session that starts from there.
 """
@@ -13,11 +14,14 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
+from model import LossConfig
+from model.losses.config import MultiText
 from pipeline.masking import MaskConfig
 from training.config import DataConfig, DistributedConfig, OptimConfig, TrainConfig
 from training.distributed import Ranks, join_ranks
@@ -50,7 +54,11 @@ def main(index: str, folder: str, strategy: str, accumulation: str, *kinds: str)
                 num_threads=1,
                 log_sample_ids=True,
             )
-            config = replace(config, loss=replace(config.loss, kind=kind))
+            if kind in get_args(MultiText):
+                data = replace(config.data, captions=("caption=2",), every_text=True)
+                config = replace(config, data=data, loss=LossConfig(multi_text=kind))  # pyright: ignore[reportArgumentType]
+            else:
+                config = replace(config, loss=LossConfig(kind=kind))  # pyright: ignore[reportArgumentType]
             folder_of_kind = RunFolder(Path(config.run_dir))
             ranks.on_main(partial(folder_of_kind.claim, config))
             whole = steps(config, folder_of_kind, ranks, save_at=NUM_SAVED)

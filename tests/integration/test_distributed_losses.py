@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import get_args
 
@@ -19,7 +19,7 @@ import torch.distributed as dist
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # of the processes it starts
 
 from model import LossConfig, build_loss
-from model.losses.config import LossKind
+from model.losses.config import LossKind, MultiText
 from tests.unit.model.losses.linear_towers import (
     NUM_SAMPLES,
     STEPS_PER_PASS,
@@ -29,13 +29,17 @@ from tests.unit.model.losses.linear_towers import (
 )
 
 ROOT = Path(__file__).resolve().parents[2]
-KINDS = get_args(LossKind)
+MULTI_TEXT = get_args(MultiText)
+KINDS = (*get_args(LossKind), *MULTI_TEXT)
+"""Losses, and CLIP's of three texts an image by their definitions."""
 TILES = (0, 3)
 FIRST, SECOND = range(7), range(7, 12)
 """Steps before and after a checkpoint; the second pass of three steps begins at 3."""
 
 
 def config_of(kind: str, tile_size: int) -> LossConfig:
+    if kind in MULTI_TEXT:
+        return replace(config_of("clip", tile_size), multi_text=kind)
     return LossConfig(
         kind=kind,  # pyright: ignore[reportArgumentType]
         tile_size=tile_size,
@@ -56,7 +60,7 @@ def run(
     if before is not None:
         towers.load_state_dict(before.parameters)
         loss.load_state_tensors(before.state)
-    return train(loss, steps, towers, **ranks)
+    return train(loss, steps, towers, num_texts=3 if kind in MULTI_TEXT else 1, **ranks)
 
 
 def work(out: Path, start: Path | None) -> None:

@@ -33,7 +33,10 @@ LOSSES = [
     "fastclip_v1",
     "fastclip_v2",
     "fastclip_v3",
+    "per_version",
+    "all_texts",
 ]
+"""Losses, and CLIP's of two texts an image by their definitions."""
 LONG = LOSSES if NUM_KILLS > 2 else []
 """All losses on several ranks take minutes; test_distributed_losses.py has all of them."""
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
@@ -158,8 +161,10 @@ def on_one_rank(coloured_index: Path, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.mark.parametrize(
     ("num_ranks", "strategy", "kinds"),
     [
-        pytest.param(2, "fsdp", LONG or ["clip", "fastclip_v3"], id="2 ranks, FSDP2"),
-        pytest.param(4, "ddp", LONG or ["siglip", "isogclr", "fastclip_v3"], id="4 ranks, DDP"),
+        pytest.param(2, "fsdp", LONG or ["clip", "fastclip_v3", "all_texts"], id="2 ranks, FSDP2"),
+        pytest.param(
+            4, "ddp", LONG or ["siglip", "isogclr", "fastclip_v3", "per_version"], id="4 ranks, DDP"
+        ),
     ],
 )
 def test_ranks_and_chunks_change_a_loss_by_rounding_only(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pipeline.caption_mix import parse_weights, text_counts
 from tools.benchmarks.train_flops import Work, step_flops
 from tools.benchmarks.train_lengths import cc12m_captions
 from training.config import TrainConfig
@@ -63,10 +64,16 @@ def flops_per_pair(config: TrainConfig) -> float:
     work = Work(
         image_tokens=[kept + 2] * rest + [kept + 1] * (_SAMPLE - rest),
         embedded_patches=visible,
-        text_tokens=_captions(model.text.context_length),
+        text_tokens=_captions(model.text.context_length) * _texts_per_image(config),
         pooled_only=True,
     )
     return step_flops(model, work) / _SAMPLE
+
+
+def _texts_per_image(config: TrainConfig) -> int:
+    if not config.data.every_text:
+        return 1
+    return sum(text_counts(parse_weights(config.data.captions)))
 
 
 def _captions(context_length: int) -> tuple[int, ...]:

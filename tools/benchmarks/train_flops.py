@@ -27,14 +27,16 @@ class Work:
     text_tokens: Sequence[int]
     """Tokens of each caption, padding included where it is computed."""
     pooled_only: bool
-    """Whether the last block computes only the rows that become features, as ours does."""
+    """Whether the last block computes only the rows that become features, as ours does; a tower
+    that takes the mean of its patches computes all."""
 
 
 def step_flops(config: ClipConfig, work: Work) -> int:
     """Operations of one step, forward and backward, without loss and optimiser."""
     vision, text = config.vision, config.text
     projection = 2 * work.embedded_patches * vision.patch_dim * vision.width
-    images = _tower(vision, work.image_tokens, config.embed_dim, work.pooled_only)
+    one_row = work.pooled_only and vision.pool == "tok"
+    images = _tower(vision, work.image_tokens, config.embed_dim, one_row)
     texts = _tower(text, work.text_tokens, config.embed_dim, work.pooled_only)
     return 2 * projection + 3 * (images + texts)
 

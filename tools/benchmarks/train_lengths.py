@@ -17,7 +17,8 @@ from pipeline.selection import open_dataset
 CC12M_MEAN_TOKENS = 20.0
 """Mean tokens of a caption, start and end included, as the project's budget takes CC12M's."""
 _CC12M_SD_TOKENS = 16.3
-"""Changpinyo et al. 2021 (CC12M) give 20.2 +- 16.3 words a caption; taken over for tokens."""
+"""Spread of the tokens, assumed: as a caption's words are said to spread in CC12M (20.2 +- 16.3),
+which our notes do not confirm. `captions_of` has the lengths of an index itself."""
 _FEWEST_TOKENS = 3
 _MASK_SPREAD = 0.4
 """Counts of visible patches go this far below and above their mean: at 50% they are 59 to 137 of

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline.arrow_file import write_batch
-from pipeline.caption_mix import DRAWS_PER_CAPTION, CaptionMix, parse_weights
+from pipeline.caption_mix import CaptionMix, parse_weights, text_counts
 from pipeline.caption_record import CaptionRecord, write_record
 from pipeline.captions import caption_batch
 from pipeline.counter_random import Purpose, uniforms
@@ -43,8 +43,8 @@ def index(coloured_index: Path, tmp_path: Path) -> Index:
     return index
 
 
-def draws(ids: np.ndarray, passes: int | np.ndarray = 0) -> np.ndarray:
-    return uniforms(7, passes, ids, Purpose.CAPTION, DRAWS_PER_CAPTION)
+def draws(ids: np.ndarray, passes: int | np.ndarray = 0, num_draws: int = 2) -> np.ndarray:
+    return uniforms(7, passes, ids, Purpose.CAPTION, num_draws)
 
 
 @pytest.mark.parametrize(
@@ -98,6 +98,55 @@ def test_missing_and_short_texts_become_originals_and_are_counted(index: Index) 
     originals = index.captions()
     assert texts[1] == originals.texts(originals.draw(np.array([1]), np.array([0.6])))[0]
     assert (drawn.num_missing, drawn.num_short) == (2, 1)
+
+
+def every_text(index: Index, *captions: str) -> CaptionMix:
+    return CaptionMix(index, parse_weights(captions), every_text=True)
+
+
+def test_every_text_comes_in_its_place(index: Index) -> None:
+    mix = every_text(index, "caption=1", "four=4")
+    assert mix.texts_per_sample == 5
+    ids = np.array([2, 4])
+    drawn = mix.draw(ids, draws(ids, num_draws=mix.draws_per_sample))
+    texts = np.array(mix.texts(drawn.rows)).reshape(2, 5)
+    for sample, row in zip(ids, texts, strict=True):
+        assert row[1:].tolist() == [f"text {place} of sample {sample}" for place in range(4)]
+    assert mix.sources(drawn.rows) == ["caption", "four", "four", "four", "four"] * 2
+    assert (drawn.num_missing, drawn.num_short) == (0, 0)
+
+
+def test_of_more_texts_than_places_all_come_in_turn(index: Index) -> None:
+    """Two in a row of four, from a drawn one on; one of both originals."""
+    mix = every_text(index, "four=2", "caption=1")
+    passes = np.arange(400)
+    ids = np.full(len(passes), 2)
+    drawn = mix.draw(ids, draws(ids, passes, num_draws=mix.draws_per_sample))
+    rows = np.array(mix.texts(drawn.rows)).reshape(-1, 3)
+    pairs, counts = np.unique(rows[:, :2], axis=0, return_counts=True)
+    numbers = [(int(one.split()[1]), int(other.split()[1])) for one, other in pairs]
+    assert numbers == [(0, 1), (1, 2), (2, 3), (3, 0)]
+    assert counts.min() > 60
+    assert len(set(rows[:, 2])) == 2
+
+
+def test_places_without_a_text_get_drawn_originals(index: Index) -> None:
+    """Sample 0 has no rewrites, sample 1 a short one, and nobody has five."""
+    mix = every_text(index, "four=5")
+    ids = np.array([0, 1, 2])
+    drawn = mix.draw(ids, draws(ids, num_draws=mix.draws_per_sample))
+    sources = np.array(mix.sources(drawn.rows)).reshape(3, 5).tolist()
+    assert sources[0] == ["caption"] * 5
+    assert sources[1] == ["four", "four", "caption", "four", "caption"]
+    assert sources[2] == ["four"] * 4 + ["caption"]
+    assert len(set(mix.texts(drawn.rows[:5]))) == 2, "both originals, each place by its own draw"
+    assert (drawn.num_missing, drawn.num_short) == (5 + 1 + 1, 1)
+
+
+def test_weights_that_count_no_texts_are_refused(index: Index) -> None:
+    with pytest.raises(ValueError, match=r"whole numbers, got caption=1 four=1\.5"):
+        every_text(index, "caption", "four=1.5")
+    assert text_counts(parse_weights(["caption", "four=4"])) == (1, 4)
 
 
 def test_a_draw_does_not_depend_on_the_batch(index: Index) -> None:

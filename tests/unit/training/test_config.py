@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from model import LossConfig
 from pipeline.crops import CropConfig
 from pipeline.masking import MaskConfig
 from recipes import RECIPES, find_recipe
@@ -72,3 +73,10 @@ def test_only_what_changes_the_run_counts_as_a_difference() -> None:
         "mask.kind: was 'cluster', now 'none'",
         "seed: was 0, now 3",
     ]
+
+
+def test_several_texts_need_a_loss_that_takes_them() -> None:
+    data = DataConfig(captions=("caption=1", "laclip=4"), every_text=True)
+    assert replace(small(), data=data).data.every_text
+    with pytest.raises(ValueError, match=r"loss\.kind siglip takes one"):
+        replace(small(), data=data, loss=LossConfig(kind="siglip"))

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from model import build_clip, open_clip_weights
+from model.positions import resize_image_positions
 from pipeline.masking import MaskConfig
 from training.config import (
     EvaluationConfig,
@@ -38,6 +39,7 @@ FLIP = TrainConfig(
             image_size=128,
             context_length=40,
             crop_scale=(0.4, 1.0),
+            text_reduction="block",
         ),
     ),
     evaluation=EvaluationConfig(ema=True),
@@ -53,6 +55,7 @@ def test_each_stage_is_a_run_that_starts_where_the_last_one_ended() -> None:
     assert (tuned.config.batch_size, tuned.config.num_steps) == (32, 10)
     assert tuned.config.optim.learning_rate == 4e-8
     assert larger.config.data.crop.scale == (0.4, 1.0)
+    assert [s.config.data.text_reduction for s in stages_of(FLIP)] == ["truncate"] * 2 + ["block"]
     assert larger.config.data.crop.ratio == FLIP.data.crop.ratio
     assert larger.config.batch_size == 96
     assert larger.config.evaluation.ema
@@ -119,3 +122,25 @@ def test_a_fixed_table_is_computed_anew_for_the_larger_image() -> None:
     fitted = fit_positions(open_clip_weights.dump(build_clip(fixed)), larger)
     fresh = open_clip_weights.dump(build_clip(larger))["visual.positional_embedding"]
     assert torch.equal(fitted["visual.positional_embedding"], fresh)
+
+
+def test_fixed_positions_are_learned_from_a_later_stage_on() -> None:
+    """CLIPA-v1's way: the resized table is where learning starts."""
+    small, large = FLIP.stages
+    learned = replace(large, image_positions="learnable")
+    run = replace(FLIP, image_positions="sin_cos_2d", image_pool="avg", stages=(small, learned))
+    fixed, still_fixed, trained = (architecture(stage.config) for stage in stages_of(run))
+    assert fixed.vision.positions == still_fixed.vision.positions == "sin_cos_2d"
+    assert trained.vision.positions == "learnable"
+    assert {m.vision.pool for m in (fixed, still_fixed, trained)} == {"avg"}
+    assert trained.vision.pool_before_ln
+    before = build_clip(still_fixed)
+    assert not before.image.positional_embedding.requires_grad
+    weights = open_clip_weights.dump(before)
+    after = build_clip(trained)
+    open_clip_weights.load(after, fit_positions(weights, trained))
+    assert after.image.positional_embedding.requires_grad
+    resized = resize_image_positions(
+        weights["visual.positional_embedding"], trained.vision.num_patches
+    )
+    assert torch.equal(after.image.positional_embedding.detach(), resized)
