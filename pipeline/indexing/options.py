@@ -23,7 +23,7 @@ class ScanOptions:
     """How samples are read and checked."""
 
     captions: str = "txt"
-    """`txt`: the sample's .txt. `lines`: each line of it, as CLIP_benchmark stores several captions.
+    """`txt`: the sample's .txt. `lines`: each line of it, as CLIP_benchmark stores several texts.
     `json:FIELD`: a string or a list of strings in its .json."""
     full_decode: bool = True
     """Decode every image. Otherwise only its header, and a JPEG's end marker, are checked."""
