@@ -90,7 +90,7 @@ def _train_data(reference: str) -> str:
 def _small_stage(stage: StageConfig, run: TrainConfig, full_size: int) -> StageConfig:
     full_batch = stage.batch_size or run.batch_size
     batch_size = _BATCH * full_batch // run.batch_size
-    batch_size = max(_LEAST_BATCH, batch_size // _LEAST_BATCH * _LEAST_BATCH)
+    batch_size = min(_BATCH, max(_LEAST_BATCH, batch_size // _LEAST_BATCH * _LEAST_BATCH))
     return replace(
         stage,
         total_samples=_STEPS * batch_size,

@@ -6,7 +6,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.caption_mix import parse_weights, text_counts
-from tools.benchmarks.train_flops import Work, step_flops
+from tools.benchmarks.train_flops import (
+    Work,
+    adapter_forward,
+    image_forward,
+    step_flops,
+    text_forward,
+)
 from tools.benchmarks.train_lengths import cc12m_captions
 from training.config import TrainConfig
 from training.stages import architecture, stages_of
@@ -67,7 +73,12 @@ def flops_per_pair(config: TrainConfig) -> float:
         text_tokens=_captions(model.text.context_length) * _texts_per_image(config),
         pooled_only=True,
     )
-    return step_flops(model, work) / _SAMPLE
+    if config.text_side.distill:  # the adapter learns what the text tower says; no image is read
+        return (text_forward(model, work) + 3 * adapter_forward(model, work)) / _SAMPLE
+    flops = step_flops(model, work)
+    if config.image_side.self_distillation:
+        flops += image_forward(model, work)
+    return flops / _SAMPLE
 
 
 def _texts_per_image(config: TrainConfig) -> int:

@@ -33,12 +33,36 @@ class Work:
 
 def step_flops(config: ClipConfig, work: Work) -> int:
     """Operations of one step, forward and backward, without loss and optimiser."""
-    vision, text = config.vision, config.text
-    projection = 2 * work.embedded_patches * vision.patch_dim * vision.width
-    one_row = work.pooled_only and vision.pool == "tok"
-    images = _tower(vision, work.image_tokens, config.embed_dim, one_row)
-    texts = _tower(text, work.text_tokens, config.embed_dim, work.pooled_only)
-    return 2 * projection + 3 * (images + texts)
+    texts = adapter_forward(config, work)
+    if config.adapter is None or not config.adapter.replaces_text:
+        texts += text_forward(config, work)
+    return 3 * (image_forward(config, work) + texts) - _projection(config, work)
+
+
+def image_forward(config: ClipConfig, work: Work) -> int:
+    """Operations of the image tower's forward pass."""
+    one_row = work.pooled_only and config.vision.pool == "tok"
+    blocks = _tower(config.vision, work.image_tokens, config.embed_dim, one_row)
+    return _projection(config, work) + blocks
+
+
+def text_forward(config: ClipConfig, work: Work) -> int:
+    """Operations of the text tower's forward pass."""
+    return _tower(config.text, work.text_tokens, config.embed_dim, work.pooled_only)
+
+
+def adapter_forward(config: ClipConfig, work: Work) -> int:
+    """Operations of the forward pass of what reads sentence embeddings, if there is such a part."""
+    adapter = config.adapter
+    if adapter is None:
+        return 0
+    block = 4 * adapter.embedding_dim * adapter.hidden_width
+    projection = 2 * adapter.embedding_dim * config.embed_dim
+    return len(work.text_tokens) * (adapter.layers * block + projection)
+
+
+def _projection(config: ClipConfig, work: Work) -> int:
+    return 2 * work.embedded_patches * config.vision.patch_dim * config.vision.width
 
 
 def _tower(
