@@ -54,9 +54,11 @@ def llm2clip() -> TrainConfig:
     folder at data/imagenet/val, and an index of Flickr30k's test pairs at data/flickr30k/index.
     Command: `torchrun --nproc-per-node 8 train.py llm2clip --accumulation 4`
     Hardware: 16 A100 (40 GB) for 1.3 hours with stored embeddings, at a batch of 16,384.
-    Cost: not computed; the image tower is trained and no text tower runs.
-    Published (15 M pairs, 8B model): R@1 Flickr30k 93.0 / 83.5, COCO 67.4 / 56.4, from 85.2 / 65.0
-    and 56.3 / 36.5; ImageNet 73.2 from 73.7. ProCLIP's own runs of it: ImageNet 52.8 from 74.5.
+    Cost: 20.6 EFLOP, 19 GPU-hours at 300 TFLOP/s; the image tower is trained and no text tower
+    runs. The language model reads the captions once before, which is not counted.
+    Published: with 15 M pairs and the 8B model, R@1 Flickr30k 93.0 / 83.5, COCO 67.4 / 56.4, from
+    85.2 / 65.0 and 56.3 / 36.5; ImageNet 73.2 from 73.7. ProCLIP's own runs of it: ImageNet 52.8
+    from 74.5.
     Measured: not yet at this size; a small comparison is in docs/results/llm2clip-cpu.md.
     Differs: see the module.
     """
@@ -90,9 +92,10 @@ def llm2clip_distilled() -> TrainConfig:
     Data: as `llm2clip`.
     Command: `torchrun --nproc-per-node 8 train.py llm2clip-distilled --accumulation 4`
     Hardware: not known to us.
-    Cost: not computed. Stage 1 decodes pictures that it does not look at.
-    Published (ProCLIP, 3 M pairs, ViT-L/14): ImageNet 62.5 (52.8 without, 74.5 of CLIP), retrieval
-    over six sets 83.0 / 80.5.
+    Cost: 27.6 EFLOP, 26 GPU-hours at 300 TFLOP/s. Stage 1 decodes pictures that it does not
+    look at.
+    Published: by ProCLIP, 3 M pairs, ViT-L/14, ImageNet 62.5 (52.8 without, 74.5 of CLIP),
+    retrieval over six sets 83.0 / 80.5.
     Measured: not yet.
     Differs: see the module. The features keep CLIP's own length, so that its projections stay. The
     rate of stage 1, the average's half-life and the sum of the two terms of the distillation are
