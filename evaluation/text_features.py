@@ -169,5 +169,6 @@ def _open_live(adapter: AdapterConfig, path: str, device: torch.device) -> TextE
 def _no_live_encoder(adapter: AdapterConfig, what: str) -> str:
     return (
         f"{what} have no stored embeddings of {adapter.encoder}: name that encoder's folder with "
-        "--evaluation.text-encoder, store them with tools/embed_captions.py, or leave the set out"
+        "--evaluation.text-encoder (in tools, --text-encoder), store them with "
+        "tools/embed_captions.py, or leave the set out"
     )

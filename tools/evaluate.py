@@ -38,6 +38,7 @@ from evaluation.encoder import Encoder
 from evaluation.labelled import is_index
 from evaluation.records import RETRIEVAL_DEFINITION, lines, records, table
 from evaluation.suite import Suite, evaluate
+from evaluation.text_features import check_text_features, open_text_features
 from evaluation.views import ViewConfig, Views
 from model import Clip, build_clip
 from model.config import ClipConfig, clip_config, require_clip_bpe
@@ -49,6 +50,7 @@ from pipeline.storage import list_shards
 from tools.export import named
 from training.distributed import RankError, Ranks, join_ranks
 from training.environment import machine, num_cores, processes_here
+from training.run_folder import newest_checkpoint
 from training.session import EMA
 
 _TIMEOUT_S = 600.0
@@ -68,6 +70,9 @@ class Arguments(Suite):
     empty takes random weights."""
     seed: int = 0
     """Of random weights, and of the masks."""
+    text_encoder: str = ""
+    """Of a model that reads a language model's embeddings: the folder of what embeds texts that are
+    stored nowhere, or MODEL+LORA."""
     ema: bool = False
     """Take the average of the weights that the run kept (`optim.ema_samples`)."""
     captions: str = "txt"
@@ -154,13 +159,17 @@ def run(arguments: Arguments, ranks: Ranks) -> dict[str, Any]:
         indexed = ranks.on_main(lambda: index_shards(arguments, folder))
         suite = with_indexes(arguments, indexed)
         suite.check()
+        if model.clip.config.adapter:
+            check_text_features(model.clip.config.adapter, suite, arguments.text_encoder)
         with tqdm(unit=" pictures and texts", disable=None if ranks.is_main else True) as bar:
+            clip = model.clip.to(device)
             encoder = Encoder(
-                clip=model.clip.to(device),
+                clip=clip,
                 batch_size=arguments.batch_size,
                 num_threads=arguments.num_threads or max(1, num_cores() // processes_here()),
                 views=arguments.view_config,
                 ranks=ranks,
+                texts=open_text_features(clip, arguments.text_encoder),
                 progress=bar.update,
             )
             outcome = evaluate(encoder, suite)
@@ -199,8 +208,7 @@ def load_model(arguments: Arguments) -> Model:
     """
     place = Path(arguments.checkpoint)
     if place.is_dir():
-        if (place / "checkpoints").is_dir():
-            place = newest_checkpoint(place)
+        place = newest_checkpoint(place)
         weights = place / f"{EMA}.safetensors" if arguments.ema else place
         return _filled(named(read_config(place), place), str(weights))
     if arguments.ema:
@@ -225,18 +233,6 @@ def load_model(arguments: Arguments) -> Model:
         name=config.name,
         pretrained=f"random weights, seed {arguments.seed}",
     )
-
-
-def newest_checkpoint(run_dir: Path) -> Path:
-    """The last checkpoint of a run.
-
-    Raises:
-        FileNotFoundError: it has none.
-    """
-    found = sorted((run_dir / "checkpoints").glob("step_*"))
-    if not found:
-        raise FileNotFoundError(f"{run_dir} has no checkpoint yet")
-    return found[-1]
 
 
 def index_shards(arguments: Arguments, folder: Path) -> dict[str, str]:

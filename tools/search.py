@@ -28,9 +28,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie
 from evaluation.search.engine import Search, open_search
 from evaluation.search.pictures import open_pictures
 from evaluation.search.server import ADDRESS, make_server
+from evaluation.text_features import open_text_features
 from model import Clip, build_clip
 from model.pretrained import load_pretrained, read_config
 from training.environment import num_cores
+from training.run_folder import newest_checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +51,9 @@ class Arguments:
     """Pictures to find."""
     port: int = 8765
     """Of the page; 0 takes a free one."""
+    text_encoder: str = ""
+    """Of a model that reads a language model's embeddings: the folder of what embeds the queries,
+    or MODEL+LORA. Without it, only pictures can be looked for."""
     device: str = "cpu"
     """Where the model runs, such as cuda."""
     cache: Path = Path.home() / ".cache" / "tessera" / "search"
@@ -67,7 +72,7 @@ def main() -> int:
     """Run the tool; returns its exit status."""
     try:
         arguments = tyro.cli(Arguments, description=__doc__)
-        folder = checkpoint_folder(arguments.model)
+        folder = newest_checkpoint(arguments.model)
         search = _open(arguments, folder)
         if arguments.image:
             hits = search.by_file(arguments.image.read_bytes(), arguments.count)
@@ -91,22 +96,6 @@ def main() -> int:
     return 0
 
 
-def checkpoint_folder(place: Path) -> Path:
-    """The last checkpoint of a run, or the folder itself.
-
-    Raises:
-        FileNotFoundError: there is no such folder, or the run has no checkpoint yet.
-    """
-    if not place.is_dir():
-        raise FileNotFoundError(f"there is no run and no checkpoint at {place}")
-    if not (place / "checkpoints").is_dir():
-        return place
-    found = sorted((place / "checkpoints").glob("step_*"))
-    if not found:
-        raise FileNotFoundError(f"the run {place} has no checkpoint yet")
-    return found[-1]
-
-
 def _open(arguments: Arguments, folder: Path) -> Search:
     clip: Clip = build_clip(read_config(folder))
     for note in load_pretrained(clip, folder):
@@ -115,6 +104,7 @@ def _open(arguments: Arguments, folder: Path) -> Search:
     pictures = open_pictures(arguments.pictures)
     with tqdm(unit=" pictures", desc="encoding", disable=None) as bar:
         search, was_there = open_search(clip, pictures, arguments.cache, num_cores(), bar.update)
+    search.texts = open_text_features(clip, arguments.text_encoder)
     kept = "features from the cache" if was_there else "features made"
     print(f"{search.size} pictures of {pictures.name}, {kept}, {search.num_bad} not decodable")
     return search

@@ -149,3 +149,20 @@ class RunFolder:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON file whole or not at all."""
     write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def newest_checkpoint(place: Path) -> Path:
+    """The last checkpoint of a run's folder; any other folder is a checkpoint itself.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or the run has no checkpoint yet.
+    """
+    if not place.is_dir():
+        raise FileNotFoundError(f"there is no run and no checkpoint at {place}")
+    checkpoints = RunFolder(place).checkpoints
+    if not checkpoints.is_dir():
+        return place
+    found = sorted(checkpoints.glob("step_*"))
+    if not found:
+        raise FileNotFoundError(f"the run {place} has no checkpoint yet")
+    return found[-1]

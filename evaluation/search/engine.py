@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from evaluation.encoder import Encoder, Progress
+from evaluation.encoder import Encoder, Progress, TextFeatures
 from evaluation.search.pictures import Pictures, UploadedImage
 from model import Clip
 
@@ -50,6 +50,8 @@ class Search:
             places: [M] of the pictures in the collection.
         """
         self.pictures = pictures
+        self.texts: TextFeatures | None = None
+        """How queries become features; None takes the model's text tower."""
         self._clip = clip
         self._features = features
         self._places = places
@@ -69,7 +71,7 @@ class Search:
     def by_text(self, text: str, count: int) -> list[Hit]:
         """The pictures nearest to a text, best first; what the model does not read is cut off."""
         with self._lock:
-            (query,) = Encoder(clip=self._clip).prompts([text])
+            (query,) = Encoder(clip=self._clip, texts=self.texts).prompts([text])
         return self._nearest(query, count)
 
     def by_file(self, data: bytes, count: int) -> list[Hit]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +16,11 @@ from safetensors.torch import load_file
 import train
 from pipeline.index import open_index
 from pipeline.text_embeddings import EncoderRecord, write_text_embeddings
+from tests.tiny_models import save_llama
+from tools import embed_captions, evaluate
 from training.metrics import read_records
 
+ROOT = Path(__file__).resolve().parents[2]
 E = 24
 ENCODER = EncoderRecord(
     id="hashes", path="nowhere", revision="1" * 64, pooling="mean", dim=E, dtype="float32"
@@ -43,7 +49,7 @@ def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "set_up_logging", lambda *_args, **_options: None)
 
 
-def run(index: Path, run_dir: Path, *more: str, steps: int = 4) -> int:
+def command(index: Path, run_dir: Path, *more: str, steps: int = 4) -> list[str]:
     fixed = {
         "--data.train": index,
         "--evaluation.retrieval": index,
@@ -59,8 +65,11 @@ def run(index: Path, run_dir: Path, *more: str, steps: int = 4) -> int:
         "--device": "cpu",
         "--precision": "float32",
     }
-    flat = [str(word) for pair in fixed.items() for word in pair]
-    return train.main(["flickr8k", *flat, *more])
+    return ["flickr8k", *(str(word) for pair in fixed.items() for word in pair), *more]
+
+
+def run(index: Path, run_dir: Path, *more: str, steps: int = 4) -> int:
+    return train.main(command(index, run_dir, *more, steps=steps))
 
 
 def losses(run_dir: Path) -> list[float]:
@@ -154,3 +163,62 @@ def test_a_checkpoint_refuses_the_embeddings_of_another_encoder(
     message = capsys.readouterr().err
     assert "hashes@1111111111111111 (mean)" in message
     assert "others@1111111111111111 (mean)" in message
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--distributed.strategy", "ddp", "--text-side.keep-text", "--accumulation", "2"),
+        ("--distributed.strategy", "fsdp", "--optim.layer-decay", "0.7"),
+    ],
+    ids=["ddp", "fsdp"],
+)
+def test_two_ranks_learn_what_one_does(more: tuple[str, ...], index: Path, tmp_path: Path) -> None:
+    assert run(index, tmp_path / "one", *more) == 0
+    starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*starter, "train.py", *command(index, tmp_path / "two", *more)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), atol=1e-3)
+
+
+def test_the_tool_measures_such_a_model_with_its_encoder_alive(
+    coloured_index: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Prompts need the encoder; captions come out the same whether stored or embedded anew."""
+    llama = save_llama(tmp_path / "llama")
+    folder = tmp_path / "coloured"
+    shutil.copytree(coloured_index.parent, folder)
+    words = [str(folder / "index"), "--encoder", str(llama), "--name", "fake"]
+    monkeypatch.setattr(sys, "argv", ["embed_captions.py", *words])
+    assert embed_captions.main() == 0
+    run_dir = tmp_path / "run"
+    live = ("--evaluation.text-encoder", str(llama), "--evaluation.zero-shot", str(folder / "index"))
+    assert run(folder / "index", run_dir, "--text-side.dim", "32", *live) == 0
+    scores = json.loads((run_dir / "evaluation.json").read_text())
+    asked = [str(run_dir), "--zero-shot", str(folder / "index"), "--retrieval"]
+    # The first index has stored embeddings, the second, of the same pictures, has none.
+    asked += [str(folder / "index"), str(coloured_index)]
+    capsys.readouterr()
+    assert evaluate.main(asked) == 2
+    assert "--text-encoder" in capsys.readouterr().err
+    assert evaluate.main([*asked, "--text-encoder", str(llama)]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])["results"]
+    by_task = [(each["task"], each["metrics"]) for each in found]
+    assert by_task[0][1]["acc1"] == pytest.approx(scores["zero_shot"][0]["acc1"])
+    stored, embedded = (metrics for task, metrics in by_task if task == "zeroshot_retrieval")
+    assert stored["image_retrieval_recall@5"] == pytest.approx(
+        scores["retrieval"][0]["text_to_image"]["5"]
+    )
+    for name, value in stored.items():
+        assert embedded[name] == pytest.approx(value, abs=0.02), name

@@ -161,3 +161,19 @@ def test_gradients_are_shortened_together_and_their_length_told() -> None:
 def test_settings_that_cannot_be_are_refused(wrong: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong)).split("_")[0]):
         OptimConfig(**wrong)
+
+
+def test_layer_decay_slows_the_image_tower_from_its_end_to_its_start() -> None:
+    clip = build_clip("tessera-demo")
+    count = clip.config.vision.layers
+    optimizer = build_optimizer(clip, OptimConfig(layer_decay=0.5))
+    set_learning_rate(optimizer, 1.0)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    by_name = {name: rates[id(p)] for name, p in clip.named_parameters()}
+    assert by_name["image.patch_embed.weight"] == 0.5 ** (count + 1)
+    assert by_name["image.positional_embedding"] == 0.5 ** (count + 1)
+    for layer in range(count):
+        own = {rate for n, rate in by_name.items() if n.startswith(f"image.blocks.{layer}.")}
+        assert own == {0.5 ** (count - layer)}
+    text = {rate for n, rate in by_name.items() if n.startswith("text.")}
+    assert text == {1.0} == {by_name["logit_scale"], by_name["image.ln_post.weight"]}
