@@ -24,6 +24,7 @@ from evaluation.report.data import GalleryItem, Picture
 from evaluation.report.pictures import cluster_panel, crop_panel, data_uri, visible_panel
 from pipeline.counter_random import Purpose, uniforms
 from pipeline.crops import DRAWS_PER_WINDOW, draw_windows
+from pipeline.indexing.image_check import IMAGE_FORMATS
 from pipeline.loader import Loader
 from pipeline.reader import ShardReader
 from pipeline.stages import Preview
@@ -211,7 +212,8 @@ def _windows(loader: Loader, shown: Preview) -> NDArray[np.int32]:
 
 
 def _row(item: GalleryItem, data: bytes, window: NDArray[np.int32]) -> SheetRow:
-    image = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as picture:
+        image = ImageOps.exif_transpose(picture).convert("RGB")
     width, height = image.size
     y, x, window_h, window_w = map(int, window)
     image.thumbnail((2 * _SIDE, 2 * _SIDE))

@@ -72,6 +72,13 @@ def open_session(
     if ranks.is_main:
         for line in overlap_warnings(loader.dataset, config.evaluation):
             logger.warning("%s", line)
+        if config.mask.uses_embedding and config.num_steps <= config.mask.embedding_every:
+            logger.warning(
+                "mask.embedding_every is %d steps, and these are %d: the mask compares patches by "
+                "the weights of the first step to the end",
+                config.mask.embedding_every,
+                config.num_steps,
+            )
         for line in loader.captions.describe():
             logger.info("%s", line)
     if found:

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.decoding.decoder import Decoded
-from pipeline.indexing.image_check import exif_orientation
+from pipeline.indexing.image_check import IMAGE_FORMATS, exif_orientation
 
-_FORMATS = ("JPEG", "PNG", "WEBP")
 _REASON_LENGTH = 200
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -77,7 +76,7 @@ def decode_window(data: bytes, window: NDArray[np.int32], size: int) -> NDArray[
         ValueError: the window lies outside, or the pixels have more than 8 bits.
         OSError: Pillow cannot decode the file.
     """
-    image = Image.open(BytesIO(data), formats=_FORMATS)
+    image = Image.open(BytesIO(data), formats=IMAGE_FORMATS)
     if image.mode.startswith(("I", "F")):
         raise ValueError(f"pixels of mode {image.mode}, more than 8 bits a channel")
     exif = image.info.get("exif", b"")

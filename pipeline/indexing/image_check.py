@@ -20,10 +20,11 @@ MAX_IMAGE_PIXELS = 100_000_000
 """Pixels that a picture may claim unless another limit is given."""
 MAX_IMAGE_BYTES = 256 * 1024**2
 """Bytes that an image file may have unless another limit is given."""
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
+"""Names by Pillow of the formats that an index lets in."""
 _ORIENTATION_TAG = 0x0112
 _EXIF_SHORT = 3
 _PNG_DEPTH_PLACE = 24
-_IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
 _OTHER_FORMATS = {
     b"GIF8": "GIF",
     b"BM": "BMP",
@@ -62,7 +63,7 @@ def check_image(
     """
     _check_format(data)
     try:
-        image = Image.open(BytesIO(data), formats=_IMAGE_FORMATS)
+        image = Image.open(BytesIO(data), formats=IMAGE_FORMATS)
     except Image.DecompressionBombError as error:
         raise RejectedSampleError(Reason.TOO_LARGE, str(error)) from None
     except Exception as error:

@@ -203,7 +203,8 @@ def test_the_tool_measures_such_a_model_with_its_encoder_alive(
     monkeypatch.setattr(sys, "argv", ["embed_captions.py", *words])
     assert embed_captions.main() == 0
     run_dir = tmp_path / "run"
-    live = ("--evaluation.text-encoder", str(llama), "--evaluation.zero-shot", str(folder / "index"))
+    live = ("--evaluation.text-encoder", str(llama))
+    live = (*live, "--evaluation.zero-shot", str(folder / "index"))
     assert run(folder / "index", run_dir, "--text-side.dim", "32", *live) == 0
     scores = json.loads((run_dir / "evaluation.json").read_text())
     asked = [str(run_dir), "--zero-shot", str(folder / "index"), "--retrieval"]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from pipeline.index import Index
+from pipeline.indexing.image_check import IMAGE_FORMATS
 from pipeline.reader import ShardReader
 from tools.captioning.judging import Fault, fault_of, tidied
 from tools.captioning.language_model import Completion, TextModel
@@ -125,7 +126,7 @@ def _decoded(data: bytes | OSError) -> Image.Image | None:
     if isinstance(data, OSError):
         return None
     try:
-        with Image.open(BytesIO(data)) as picture:
+        with Image.open(BytesIO(data), formats=IMAGE_FORMATS) as picture:
             return ImageOps.exif_transpose(picture).convert("RGB")
     except Exception:
         # Pillow raises many kinds (OSError, SyntaxError, ValueError, struct.error, ...).

@@ -229,22 +229,25 @@ class _Supervisor:
         """Run img2dataset once, until it ends or must be ended; return why it ended."""
         self._check_space()
         log_path = self._folder / _LOG
-        with log_path.open("ab") as log:
-            tail = _LogTail(log_path)
-            process = subprocess.Popen(
-                self._command,
-                cwd=_ROOT,
-                env=self._environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        process = None
         try:
+            with log_path.open("ab") as log:
+                tail = _LogTail(log_path)
+                process = subprocess.Popen(
+                    self._command,
+                    cwd=_ROOT,
+                    env=self._environment(),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
             return self._watch(process, tail)
         finally:
-            # Also on the way out of this program: whatever ends the watching ends the group.
-            _kill_group(process)
+            # Also on the way out of this program: whatever ends the watching ends the group. A
+            # signal may come before Popen returns; the process is then found by its mark.
+            if process:
+                _kill_group(process)
             kill_all_of(self._folder)
 
     def _environment(self) -> dict[str, str]:
