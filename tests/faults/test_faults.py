@@ -72,7 +72,8 @@ def test_wrong_use_of_the_driver_ends_with_2(
 ) -> None:
     words = ["tests.faults", "--out", str(tmp_path / "new"), "--only", "earthquake"]
     monkeypatch.setattr(sys, "argv", words)
-    assert main() == 2
+    with pytest.raises(SystemExit, match="2"):
+        main()
     assert "SIGKILL of training" in capsys.readouterr().err
 
 

@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import resource
+import signal
 import tempfile
 import time
 import traceback
@@ -124,6 +125,10 @@ def _feed(
     with (folder / "stderr").open("w") as errors:
         os.dup2(errors.fileno(), 2)
         faulthandler.enable()
+        # An alarm ends the process with a traceback, even from within C code that never returns.
+        # faulthandler's own watchdog is a thread, which a fork of a process with one waits for.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        faulthandler.register(signal.SIGALRM, chain=True)
         work = folder / "work"
         work.mkdir()
         try:
@@ -140,8 +145,7 @@ def _feed(
         for number in range(int(counts[_NEXT]), num_inputs):
             counts[_NEXT] = number
             data = mutated(files, seed, number, parser.repair)
-            # Ends the process with a traceback, even from within C code that never returns.
-            faulthandler.dump_traceback_later(limits.seconds, exit=True)
+            signal.setitimer(signal.ITIMER_REAL, limits.seconds)
             start = time.perf_counter()
             try:
                 parse(data)
@@ -151,7 +155,7 @@ def _feed(
             except Exception:
                 _note(log, number, traceback.format_exc()[-1500:])
             seconds = time.perf_counter() - start
-            faulthandler.cancel_dump_traceback_later()
+            signal.setitimer(signal.ITIMER_REAL, 0)
             if seconds > counts[_SLOWEST_S]:
                 counts[_SLOWEST_S], counts[_SLOWEST] = seconds, number
             counts[_PEAK_MIB] = max(counts[_PEAK_MIB], (_status_kib("VmHWM") - before) / 1024)

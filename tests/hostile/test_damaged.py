@@ -71,7 +71,7 @@ def test_the_harness_sees_signals_and_time() -> None:
         if data != b"sound":
             time.sleep(60)
 
-    for parse, word in ((die, "signal 11"), (hang, "Timeout")):
+    for parse, word in ((die, "signal 11"), (hang, f"signal {signal.SIGALRM:d}")):
         parser = Parser(
             name="bad", files=lambda _: [b"sound"], open=lambda _, parse=parse: parse, refusals=()
         )
