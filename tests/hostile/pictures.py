@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,8 +20,8 @@ from tests.decoder_pictures import encode, photo, with_orientation
 from tests.hostile.harness import Parser
 from tests.hostile.mutate import png_checksums
 from tools.download.image_header import ImageError, read_header
-from tools.download.upright import UprightResizer
 
+_MAX_PIXELS = 10**6
 _WINDOWS = np.array([[0, 0, 40, 40], [3, 5, 20, 40]], dtype=np.int32)
 
 
@@ -80,8 +81,16 @@ def _packed(_: Path) -> Callable[[bytes], object]:
 
 
 def _downloaded(_: Path) -> Callable[[bytes], object]:
+    # As the download's processes have it; OpenCV reads it when it is loaded.
+    os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(_MAX_PIXELS)
+    from tools.download.upright import UprightResizer
+
     resizer = UprightResizer(
-        image_size=32, encode_quality=90, min_image_size=8, max_aspect_ratio=10, max_pixels=10**6
+        image_size=32,
+        encode_quality=90,
+        min_image_size=8,
+        max_aspect_ratio=10,
+        max_pixels=_MAX_PIXELS,
     )
 
     def store(data: bytes) -> None:
