@@ -114,6 +114,30 @@ def test_a_mask_that_follows_the_model_goes_on_bit_for_bit(
     assert not all(same)
 
 
+def test_evaluating_on_the_way_changes_nothing_of_the_training(
+    unbroken: Path, coloured_index: Path, tmp_path: Path
+) -> None:
+    """Also where the run is killed on the way: each evaluation is kept once."""
+    more = ("--evaluate-every", "4", "--evaluation.linear-probe", *(str(coloured_index),) * 2)
+    command = arguments(coloured_index, tmp_path / "run", *more)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    wait_for(tmp_path / "run" / "checkpoints" / "step_000000006", process)
+    process.kill()
+    process.communicate()
+    resumed = run(command)
+    assert resumed.returncode == 0, resumed.stderr
+    assert losses(tmp_path / "run") == losses(unbroken)
+    lines = (tmp_path / "run" / "evaluations.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    assert [each["step"] for each in found] == [4, 8, STEPS]
+    assert all(each["linear_probe"][0]["num_images"] == 96 for each in found)
+    last = json.loads((unbroken / "evaluation.json").read_text())
+    assert found[-1]["retrieval"] == last["retrieval"]
+    assert found[0]["retrieval"] != last["retrieval"]
+
+
 def test_the_same_command_again_says_that_it_is_finished(
     unbroken: Path, coloured_index: Path
 ) -> None:
