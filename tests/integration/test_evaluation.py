@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from evaluation.compositional import SUGARCREPE_FILES
 from evaluation.encoder import Encoder
 from evaluation.gallery import mask_gallery, retrieval_examples
 from evaluation.image_sets import ImageFiles, IndexedImages, decode, evaluation_transform
@@ -29,6 +30,8 @@ from pipeline.indexing import ScanOptions, build_index
 from pipeline.masking import MaskConfig
 from pipeline.selection import open_dataset
 from pipeline.storage import folder_of, list_shards
+from tests.compositional_sets import write_sugarcrepe, write_winoground
+from tools import evaluate as evaluate_tool
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -279,3 +282,37 @@ def test_the_gallery_of_a_random_mask_has_no_clusters(coloured_index: Path) -> N
     with open_loader(coloured_index, config) as loader:
         items, _ = mask_gallery(loader, 2)
     assert all(len(item.anchors) == 0 and (item.cluster == -1).all() for item in items)
+
+
+def test_compositional_sets_are_measured_as_open_clip_measures(
+    clip: Clip, theirs: open_clip.CLIP, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights drawn by --seed 0 are those of the fixture."""
+    sugar = write_sugarcrepe(tmp_path / "sugarcrepe")
+    winoground = write_winoground(tmp_path / "winoground")
+    words = ["tessera-demo", "--sugarcrepe", str(sugar), "--winoground", str(winoground)]
+    assert evaluate_tool.main(words) == 0
+    results = json.loads(capsys.readouterr().out.splitlines()[-1])["results"]
+    found = {each["dataset"].removeprefix(f"{tmp_path}/"): each["metrics"] for each in results}
+
+    def similarity(pictures: list[Path], texts: list[str]) -> torch.Tensor:
+        images = [Image.open(path) for path in pictures]
+        features = open_clip_image_features(theirs, images, clip.config.vision.image_size)
+        with torch.inference_mode():
+            tokens = open_clip.SimpleTokenizer(context_length=32)(texts)
+            return features @ theirs.encode_text(tokens, normalize=True).T
+
+    for kind in SUGARCREPE_FILES:
+        hits = []
+        for each in json.loads((sugar / f"{kind}.json").read_text()).values():
+            texts = [each["caption"], each["negative_caption"]]
+            (right, wrong) = similarity([sugar / "val2017" / each["filename"]], texts)[0]
+            hits.append(bool(right > wrong))
+        assert found[f"sugar_crepe/{kind}"]["acc"] == pytest.approx(np.mean(hits))
+    group = []
+    for line in (winoground / "data" / "examples.jsonl").read_text().splitlines():
+        each = json.loads(line)
+        pictures = [winoground / "images" / f"{each[f'image_{n}']}.png" for n in (0, 1)]
+        (a, b), (c, d) = similarity(pictures, [each["caption_0"], each["caption_1"]]).tolist()
+        group.append(a > b and d > c and a > c and d > b)
+    assert found["winoground"]["acc"] == pytest.approx(np.mean(group))
