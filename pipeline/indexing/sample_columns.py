@@ -28,12 +28,13 @@ def parquet_fields(location: str, options: ScanOptions) -> dict[str, dict[str, A
         return {}
     try:
         with open_binary(location.removesuffix(".tar") + ".parquet") as file:
-            table = pq.ParquetFile(file)
-            known = set(table.schema_arrow.names)
-            wanted = [name for name in options.fields if name in known]
-            if KEY_FIELD not in known or not wanted:
-                return {}
-            rows = table.read([KEY_FIELD, *wanted]).to_pylist()
+            content = pa.BufferReader(file.read())
+        table = pq.ParquetFile(content)
+        known = set(table.schema_arrow.names)
+        wanted = [name for name in options.fields if name in known]
+        if KEY_FIELD not in known or not wanted:
+            return {}
+        rows = table.read([KEY_FIELD, *wanted]).to_pylist()
     except FileNotFoundError:
         return {}
     except pa.ArrowException as error:

@@ -523,7 +523,7 @@ def test_interrupt_gives_status_130_and_leaves_nothing(tmp_path: Path) -> None:
         text=True,
     )
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".out.partial-*/*.tar")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob(".out.partial/content/*.tar")) and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     printed, told = process.communicate(timeout=60)

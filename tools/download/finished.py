@@ -194,7 +194,9 @@ class ShardBook:
     def outcomes(self, number: int, columns: Sequence[str] = OUTCOME_COLUMNS) -> pa.Table:
         """The metadata of a shard that is done, one row for each of its rows of the table."""
         with self._files.open(f"{self._root}/{shard_name(number, 'parquet')}", "rb") as file:
-            return pq.read_table(file, columns=list(columns))
+            content = pa.BufferReader(file.read())
+        # Python files that Arrow's threads read may abort the process as it ends (apache/arrow 50482).
+        return pq.read_table(content, columns=list(columns), use_threads=False)
 
     def _remove(self, name: str) -> None:
         path = f"{self._root}/{name}"
