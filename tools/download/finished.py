@@ -195,7 +195,7 @@ class ShardBook:
         """The metadata of a shard that is done, one row for each of its rows of the table."""
         with self._files.open(f"{self._root}/{shard_name(number, 'parquet')}", "rb") as file:
             content = pa.BufferReader(file.read())
-        # Python files that Arrow's threads read may abort the process as it ends (apache/arrow 50482).
+        # Python files that Arrow's threads read can abort a process as it ends: apache/arrow 50482.
         return pq.read_table(content, columns=list(columns), use_threads=False)
 
     def _remove(self, name: str) -> None:
