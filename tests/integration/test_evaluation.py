@@ -19,6 +19,7 @@ from evaluation.encoder import Encoder
 from evaluation.gallery import mask_gallery, retrieval_examples
 from evaluation.image_sets import ImageFiles, IndexedImages, decode, evaluation_transform
 from evaluation.labelled import read_prompts
+from evaluation.linear_probe import Split, fit
 from evaluation.retrieval import evaluate_retrieval
 from evaluation.suite import Suite, evaluate
 from evaluation.views import ViewConfig
@@ -200,6 +201,29 @@ def test_retrieval_is_that_of_open_clip_on_real_photos(
         assert run.scores.image_to_text[k] == pytest.approx(found.double().mean().item())
         found = (similarity.T.topk(k, dim=1).indices == owner[:, None]).any(1)
         assert run.scores.text_to_image[k] == pytest.approx(found.double().mean().item())
+
+
+@pytest.mark.parametrize("decay", [1e-3, 1e-5])
+def test_a_probe_on_real_photos_is_that_of_scikit_learn(
+    clip: Clip, real_data: Path, tmp_path: Path, decay: float
+) -> None:
+    """Features of random weights, 5 photos a class to learn from and 5 to be asked."""
+    sklearn = pytest.importorskip("sklearn.linear_model")
+    shards = list_shards(real_data / "caltech101-dev")
+    build_index(shards, tmp_path / "index", options=ScanOptions(full_decode=False))
+    dataset = open_dataset(str(tmp_path / "index"))
+    encoded = Encoder(clip=clip, num_threads=2).images("caltech", IndexedImages(dataset, 2))
+    labels = torch.from_numpy(dataset.index.label[encoded.sample_ids].astype(np.int64))
+    known = torch.argsort(labels, stable=True)[::2]
+    asked = torch.argsort(labels, stable=True)[1::2]
+    features = encoded.features
+    theirs = sklearn.LogisticRegression(C=1 / (decay * len(known)), max_iter=5000, tol=1e-8).fit(
+        features[known].double().numpy(), labels[known].numpy()
+    )
+    expected = theirs.score(features[asked].double().numpy(), labels[asked].numpy())
+    found = fit(Split(features=features[known], labels=labels[known]), 101, decay)
+    assert found.score(features[asked], labels[asked]).acc1 == pytest.approx(expected, abs=0.002)
+    assert expected > 3 / 101, "even random weights tell something"
 
 
 def run_tool(*words: object, ranks: int = 1) -> dict:
