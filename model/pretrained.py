@@ -120,16 +120,17 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             `state_dict` as open_clip's trainer writes it.
 
     Raises:
-        ValueError: The file is damaged, holds no state dict, or needs code to be run.
+        OSError: The file is missing or cannot be opened.
+        ValueError: It is damaged, holds no state dict, or needs code to be run.
     """
+    with path.open("rb"):  # what is missing or forbidden says so itself
+        pass
     try:
         if path.suffix == ".safetensors":
             content: Any = load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # a damaged pickle raises KeyError, IndexError, MemoryError ...
+    except Exception as error:  # a damaged file raises KeyError, OSError, MemoryError ...
         raise ValueError(
             f"{path} is damaged, or holds more than tensors (a TorchScript archive or a pickle "
             "that runs code): save its state_dict() alone, best as .safetensors"

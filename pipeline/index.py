@@ -287,10 +287,11 @@ def open_index(index_dir: Path) -> Index:
             table=table,
             **{name: column_view(table, name) for name in SAMPLE_SCHEMA.names if name != "key"},
         )
+        expected = manifest["num_samples"]
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(_damaged(directory, f"{INDEX_FILE} lacks {error}")) from error
     counted = sum(record.num_samples for record in shards)
-    if not index.num_samples == manifest["num_samples"] == counted:
+    if not index.num_samples == expected == counted:
         found = f"{index.num_samples} rows, {counted} samples in {len(shards)} shards"
         raise ValueError(_damaged(directory, found))
     ends = np.cumsum([0, *index.shard_sizes])

@@ -247,8 +247,8 @@ def load(path: Path) -> Checkpoint:
             architecture=json.loads((path / _ARCHITECTURE).read_text(encoding="utf-8")),
             state=state,
         )
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError,
-            SafetensorError) as error:  # fmt: skip
+    except (OSError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError,
+            RecursionError, SafetensorError) as error:  # fmt: skip
         raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from error
 
 

@@ -21,7 +21,8 @@ from pipeline.indexing.rejection import Reason
 from pipeline.indexing.scan_shard import ShardScan, scan_shard
 from pipeline.tokenizer import encode_captions
 from tests.decoder_pictures import encode, photo
-from tests.hostile.mutate import tar_checksums
+from tests.hostile import stores
+from tests.hostile.mutate import mutated, tar_checksums
 from tests.hostile.stores import tar_of
 from tests.hostile_pictures import pixel_bomb
 from tools import index_shards
@@ -269,3 +270,15 @@ def test_a_name_that_changes_its_address_is_connected_to_where_it_was_checked(
     assert raised.value.cause is Cause.CONNECTION
     assert tried == ["8.8.8.8"]
     assert len(answers) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [("weights: .pt", 563), ("weights: .pt", 1980), ("checkpoint: state.json", 1163)],
+)
+def test_what_the_harness_once_found_is_refused(name: str, number: int, tmp_path: Path) -> None:
+    (parser,) = (each for each in stores.parsers() if each.name == name)
+    files = parser.files(tmp_path)
+    parse = parser.open(tmp_path)
+    with pytest.raises(parser.refusals):
+        parse(mutated(files, 1, number, parser.repair))

@@ -159,6 +159,10 @@ def _png(data: bytes) -> Header:
         if name == b"eXIf":
             orientation = exif_orientation(data[place + 8 : place + 8 + length])
         place += 12 + length
+        if place > len(data):  # the codec would make room for the whole of it before it reads
+            raise ImageError(Cause.DAMAGED_IMAGE, "a chunk of the png is longer than the file")
+        if name == b"IEND":
+            break
     return Header(kind="png", width=width, height=height, orientation=orientation)
 
 

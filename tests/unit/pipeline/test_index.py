@@ -115,6 +115,14 @@ def test_index_of_other_samples_is_told(index_dir: Path) -> None:
         open_index(index_dir)
 
 
+def test_an_index_without_its_number_of_samples_is_damaged(index_dir: Path) -> None:
+    path = index_dir / "index.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({n: v for n, v in content.items() if n != "num_samples"}))
+    with pytest.raises(ValueError, match="lacks 'num_samples'"):
+        open_index(index_dir)
+
+
 def test_unknown_caption_source_lists_those_there_are(index_dir: Path) -> None:
     with pytest.raises(ValueError, match="no caption source 'llava'; it has: caption"):
         open_index(index_dir).captions("llava")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import random
+import struct
 
 import cv2
 import numpy as np
@@ -195,6 +196,15 @@ def test_an_ordinary_jpeg_is_stored_as_img2dataset_stores_it(
         assert RESIZER(io.BytesIO(jpeg_of(number))) == resizer(io.BytesIO(jpeg_of(number)))
 
 
+def test_a_png_that_claims_a_chunk_longer_than_itself_is_damaged() -> None:
+    """The codec would take the memory for it first: half a gigabyte was seen."""
+    data = encoded(Image.fromarray(pixels_of(42)), "PNG")
+    claimed = data[:33] + struct.pack(">I", 1 << 29) + data[37:]
+    with pytest.raises(ImageError, match="longer than the file"):
+        read_header(claimed)
+    assert read_header(data + b"behind the end") == read_header(data)
+
+
 def test_an_ordinary_jpeg_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     decodes: list[int] = []
     real = cv2.imdecode
@@ -204,7 +214,9 @@ def test_an_ordinary_jpeg_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_messages_of_codecs_stay_out_of_the_log(capfd: pytest.CaptureFixture[str]) -> None:
-    data = encoded(Image.fromarray(pixels_of(42)), "PNG")[:-40]
+    data = encoded(Image.fromarray(pixels_of(42)), "PNG")
+    middle = len(data) // 2
+    data = data[:middle] + bytes(20) + data[middle + 20 :]
     with pytest.raises(ImageError):
         decode_upright(data, read_header(data))
     print("after")
