@@ -212,7 +212,7 @@ def finish(session: Session, outcome: Outcome, argv: list[str]) -> None:
         f"checkpoint  {max(folder.checkpoints.iterdir())}",
         f"metrics     {folder.metrics}",
         f"next        open the report, then compare: `{comparison(session.config)}`",
-        "            or train on your own photos: docs/recipes.md",
+        "            or train on your own photos: docs/data.md",
     ]
     for line in lines:
         logger.info("%s", line)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shlex
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from numpy.typing import NDArray
 from pipeline.arrow_file import column_view, map_batch
 from pipeline.caption_record import CaptionRecord, read_record
 from pipeline.captions import CaptionTable
+from pipeline.indexing.options import ScanOptions
 from pipeline.storage import file_crc32, file_state, folder_of, head_tail_crc32, is_remote
 
 FORMAT_VERSION = 2
@@ -107,8 +109,8 @@ class Index:
     """SHA-256 (hex) over keys, shard names, offsets, sizes and token ids: the data set's name."""
     tokenizer: str
     """Which tokenizer made the token ids."""
-    caption_spec: str
-    """Where the default captions came from: `txt`, `lines` or `json:FIELD`."""
+    scan_options: ScanOptions
+    """How the samples were read and checked."""
     shards: tuple[ShardRecord, ...]
     """Shards with at least one usable sample, sorted by location."""
     rejections: dict[str, int]
@@ -254,9 +256,9 @@ class Index:
 
     def _how_to_reindex(self) -> str:
         folders = sorted({folder_of(record.location) for record in self.shards})
-        captions = "" if self.caption_spec == "txt" else f" --captions {self.caption_spec}"
-        command = f"python tools/index_shards.py {' '.join(folders)} --out {self.directory}"
-        return f"index again with `{command}{captions}`"
+        words = ["tools/index_shards.py", *folders, "--out", str(self.directory)]
+        words += self.scan_options.command_line
+        return f"index again with `python {shlex.join(words)}`"
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Map the files again in the process that unpickles this."""
@@ -281,7 +283,7 @@ def open_index(index_dir: Path) -> Index:
             directory=directory,
             fingerprint=manifest["fingerprint"],
             tokenizer=manifest["tokenizer"],
-            caption_spec=manifest["captions"],
+            scan_options=ScanOptions.from_json(manifest["options"]),
             shards=shards,
             rejections=dict(manifest["rejections"]),
             table=table,

@@ -66,7 +66,7 @@ class Arguments(Suite):
     model: str = ""
     """Of a weights file: the architecture, an open_clip name."""
     pretrained: str = ""
-    """Of an open_clip name: a tag of published weights in open_clip's cache, or a weights file;
+    """Of an open_clip name: a tag of published weights (cached or downloaded), or a weights file;
     empty takes random weights."""
     seed: int = 0
     """Of random weights, and of the masks."""

@@ -1,6 +1,6 @@
 """Give a trained model to open_clip or to Hugging Face transformers.
 
-    python tools/export.py runs/demo/checkpoints/step_000000400 --format open_clip --out model
+    python tools/export.py runs/demo/checkpoints/step_000000250 --format open_clip --out model
     python tools/export.py CHECKPOINT --format open_clip --out model.safetensors
     python tools/export.py CHECKPOINT --format hugging-face --out model
     python tools/export.py CHECKPOINT --format open_clip-image --out visual.safetensors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -233,7 +234,7 @@ class TrainConfig:
     """Architecture: an open_clip name such as ViT-B-16, or one of Tessera's own."""
     init_from: str = ""
     """Weights to start from: a checkpoint folder of Tessera or open_clip, a file, or the tag of
-    published weights that open_clip has in its cache. Empty for fresh ones."""
+    published weights, which open_clip loads from its cache or downloads. Empty for fresh ones."""
     total_samples: int
     """Length of the run in pairs, repeats counted; rounded down to whole steps."""
     batch_size: int
@@ -379,7 +380,8 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return [
         f"{name}: was {old.get(name)!r}, now {new.get(name)!r}"
         for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and not name.startswith(_FREE_TO_CHANGE)
+        if old.get(name) != new.get(name)
+        and not re.sub(r"^stages\.\d+\.", "", name).startswith(_FREE_TO_CHANGE)
     ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import pyarrow as pa
@@ -82,6 +82,32 @@ class ScanOptions:
         if self.dhash:
             types[DHASH] = pa.uint64()
         return types
+
+    @property
+    def command_line(self) -> list[str]:
+        """Words of tools/index_shards.py that ask for these options, where they are not usual."""
+        words: list[str] = []
+        for each in fields(self):
+            value, option = getattr(self, each.name), each.name.replace("_", "-")
+            if value == each.default:
+                continue
+            if isinstance(value, bool):
+                words.append(f"--{option}" if value else f"--no-{option}")
+            elif isinstance(value, tuple):
+                words += [f"--{option}", *value]
+            else:
+                words += [f"--{option}", str(value)]
+        return words
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> ScanOptions:
+        """The options of `to_json`.
+
+        Raises:
+            TypeError: there are others.
+            ValueError: a value is out of its range.
+        """
+        return cls(**{**values, "columns": tuple(values["columns"])})
 
     def to_json(self) -> dict[str, Any]:
         """These options as plain JSON values."""

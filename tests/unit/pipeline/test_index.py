@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from pipeline.index import open_index
-from pipeline.indexing import build_index
+from pipeline.indexing import ScanOptions, build_index
 from pipeline.storage import head_tail_crc32
 
 
@@ -151,6 +151,18 @@ def test_vanished_shards_are_named(index_dir: Path) -> None:
     Path(index.shards[1].location).unlink()
     with pytest.raises(FileNotFoundError, match=r"1 of 2 shards .* are gone: .*1\.tar"):
         index.check_shards()
+
+
+def test_indexing_again_is_told_with_the_options_of_the_first_time(tmp_path: Path) -> None:
+    shard = write_shard(tmp_path / "0.tar", "a")
+    options = ScanOptions(columns=("url",), sha256=True, full_decode=False, max_image_pixels=10**6)
+    build_index([shard], tmp_path / "index", options=options)
+    assert ScanOptions.from_json(options.to_json()) == options
+    shard.unlink()
+    with pytest.raises(FileNotFoundError, match="gone") as caught:
+        open_index(tmp_path / "index").check_shards()
+    words = "--no-full-decode --columns url --sha256 --max-image-pixels 1000000`"
+    assert str(caught.value).endswith(words)
 
 
 def test_index_survives_pickling(index_dir: Path) -> None:

@@ -14,6 +14,7 @@ from training.config import (
     DataConfig,
     EvaluationConfig,
     OptimConfig,
+    StageConfig,
     TrainConfig,
     differences,
     to_json,
@@ -69,6 +70,9 @@ def test_only_what_changes_the_run_counts_as_a_difference() -> None:
     assert differences(before, to_json(small())) == []
     free = replace(small(), log_every=7, data=DataConfig(num_threads=5), num_threads=1)
     assert differences(before, to_json(free)) == []
+    staged = replace(small(), stages=(StageConfig(total_samples=200, optim=OptimConfig()),))
+    chunked = replace(staged, stages=(replace(staged.stages[0], accumulation=2),))
+    assert differences(to_json(staged), to_json(chunked)) == []
     other = replace(small(), seed=3, mask=MaskConfig(kind="none"))
     assert differences(before, to_json(other)) == [
         "mask.kind: was 'cluster', now 'none'",
