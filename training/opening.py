@@ -70,17 +70,7 @@ def open_session(
         ranks.on_main(lambda: check_text_features(adapter, measured, measured.text_encoder))
     _check_decoder(loader, ranks, found)
     if ranks.is_main:
-        for line in overlap_warnings(loader.dataset, config.evaluation):
-            logger.warning("%s", line)
-        if config.mask.uses_embedding and config.num_steps <= config.mask.embedding_every:
-            logger.warning(
-                "mask.embedding_every is %d steps, and these are %d: the mask compares patches by "
-                "the weights of the first step to the end",
-                config.mask.embedding_every,
-                config.num_steps,
-            )
-        for line in loader.captions.describe():
-            logger.info("%s", line)
+        _tell_what_is_odd(config, loader)
     if found:
         trained = config if step else stages_of(run_config)[max(0, stage.number - 2)].config
         _check_same_run(found, loader, with_encoder(architecture_of(trained), loader))
@@ -201,6 +191,21 @@ def _average(config: TrainConfig, clip: Clip, found: Checkpoint | None) -> Weigh
         open_clip_weights.load(stored, found.part(EMA))
         average.load(clip, stored.state_dict())
     return average
+
+
+def _tell_what_is_odd(config: TrainConfig, loader: Loader) -> None:
+    """Log the captions, and what a person may not have meant."""
+    for line in overlap_warnings(loader.dataset, config.evaluation):
+        logger.warning("%s", line)
+    if config.mask.uses_embedding and config.num_steps <= config.mask.embedding_every:
+        logger.warning(
+            "mask.embedding_every is %d steps, and these are %d: the mask compares patches by the "
+            "weights of the first step to the end",
+            config.mask.embedding_every,
+            config.num_steps,
+        )
+    for line in loader.captions.describe():
+        logger.info("%s", line)
 
 
 def _rank_config(

@@ -19,18 +19,19 @@ ROOT = Path(__file__).resolve().parents[2]
 def visit(*words: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "tools/gpu_acceptance.py", *map(str, words)]
     return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=230, check=False
+        command, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False
     )
 
 
 GROUPS = (
     ("tests-gpu", "sanitizer", "profile", "masks", "loss"),
-    ("step-vit-s-32-alt", "end-to-end-cpu-decode", "decode-cpu"),
+    ("step-vit-s-32-alt",),
+    ("end-to-end-cpu-decode", "decode-cpu"),
     ("comparison",),
 )
 
 
-@pytest.mark.parametrize("names", GROUPS, ids=("parts", "wholes", "runs"))
+@pytest.mark.parametrize("names", GROUPS, ids=("parts", "step", "end to end", "runs"))
 def test_every_command_works(names: tuple[str, ...], tmp_path: Path) -> None:
     done = visit("--dry", "--out", tmp_path, "--only", *names)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -55,9 +56,10 @@ def check_records(records: dict[str, Any]) -> None:
         assert records["profile"]["matrix_work_share"] > 0.2
         assert records["masks"]["masks"]
         assert records["loss"]["loss"]
-    else:
+    elif "step-vit-s-32-alt" in records:
         ratios = records["step-vit-s-32-alt"]["ratios"]
         assert ratios["ours_50"]["open_clip"]["median"] > 0
+    else:
         assert records["end-to-end-cpu-decode"]["pairs_per_s"] > 0
         assert records["decode-cpu"]["sides"]["loader"]["images_per_s"]["median"] > 0
 

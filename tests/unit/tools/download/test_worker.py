@@ -36,7 +36,8 @@ sys.modules["torch"] = None  # webdataset would import it in every process
 
 from tools.download.img2dataset_job import Job, run_job
 
-print("wandb is", __import__("wandb").__file__ if __name__ == "__mp_main__" else "not looked at")
+place = __import__("wandb").__file__ if __name__ == "__mp_main__" else "not looked at"
+sys.stdout.write(f"wandb is {place}\\n")  # at once: other processes write there too
 
 if __name__ == "__main__":
     run_job(Job.from_json(sys.stdin.read()))
