@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def pictures(index_dir: str) -> list[Image.Image]:
 
 
 def open_clip_image_features(
-    theirs: open_clip.CLIP, images: list[Image.Image], size: int
+    theirs: open_clip.CLIP, images: Sequence[Image.Image], size: int
 ) -> torch.Tensor:
     transform: Any = open_clip.image_transform(size, is_train=False)
     batches = torch.stack([transform(image) for image in images]).split(128)
