@@ -119,7 +119,7 @@ def read_prompts(folder: str | Path) -> Prompts:
         if text is None:
             msg = f"zero-shot evaluation needs {folder}/{name}, one entry a line"
             raise FileNotFoundError(msg)
-        lines.append([line for line in text.splitlines() if line])
+        lines.append(_entries(text))
     return Prompts(class_names=lines[0], templates=lines[1])
 
 
@@ -161,9 +161,13 @@ def _labels(dataset: Dataset) -> NDArray[np.int64]:
 def _prompts_of_folders(folder: Path, folders: tuple[str, ...]) -> Prompts:
     names, templates = (_first_of([f"{folder}/{name}"]) for name in (CLASS_NAMES, TEMPLATES))
     return Prompts(
-        class_names=names.splitlines() if names else _known_names(folders),
-        templates=templates.splitlines() if templates else imagenet_templates(),
+        class_names=_entries(names) if names else _known_names(folders),
+        templates=_entries(templates) if templates else imagenet_templates(),
     )
+
+
+def _entries(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line]
 
 
 def _known_names(folders: tuple[str, ...]) -> list[str]:

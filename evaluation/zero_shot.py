@@ -143,7 +143,7 @@ def accuracies(
         ]
     )
     hits = best == labels[:, None]
-    per_class = torch.zeros(num_classes, dtype=torch.float64).scatter_reduce(
+    per_class = torch.zeros(num_classes, dtype=torch.float64, device=labels.device).scatter_reduce(
         0, labels, hits[:, 0].double(), "mean", include_self=False
     )
     return Accuracies(

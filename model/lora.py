@@ -29,8 +29,12 @@ class LowRankUpdate(nn.Module):
         nn.init.kaiming_uniform_(self.down, a=5**0.5)
 
     def forward(self, weight: Tensor) -> Tensor:
-        """[O, I] to [O, I]."""
-        return torch.addmm(weight, self.up, self.down, alpha=self.scale)
+        """[O, I] to [O, I], in the weight's type also under autocast.
+
+        In bfloat16 a weight has no place for the small updates of a run's start.
+        """
+        with torch.autocast(weight.device.type, enabled=False):
+            return torch.addmm(weight, self.up, self.down, alpha=self.scale)
 
 
 def add_lora(tower: ImageTower, rank: int, alpha: float) -> None:

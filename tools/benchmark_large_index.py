@@ -33,6 +33,7 @@ from pipeline.caption_mix import CaptionMix
 from pipeline.captions import CAPTION_SCHEMA
 from pipeline.crops import CropConfig
 from pipeline.index import open_index
+from pipeline.indexing import ScanOptions
 from pipeline.order import Order, SampleOrder
 from pipeline.window_order import WindowOrder
 from tools.benchmark_index import private_mib
@@ -147,6 +148,7 @@ def write_index(directory: Path, num_samples: int, samples_per_shard: int) -> No
         "fingerprint": "0" * 64,
         "tokenizer": "clip",
         "captions": "txt",
+        "options": ScanOptions().to_json(),
         "num_samples": num_samples,
         "rejections": {},
         "files": {

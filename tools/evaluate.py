@@ -18,8 +18,10 @@ Prints a table, and one JSON line last. Exit status: 0 done, 1 failed, 2 wrong u
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -246,7 +248,8 @@ def index_shards(arguments: Arguments, folder: Path) -> dict[str, str]:
     for place in dict.fromkeys(places):
         if is_index(place) or not Path(place).is_dir() or not any(Path(place).glob("*.tar")):
             continue
-        index = folder / Path(place).resolve().as_posix().strip("/").replace("/", "-")
+        path = Path(place).resolve()
+        index = folder / f"{path.name}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:12]}"
         report = build_index(
             list_shards(place), index, options=ScanOptions(captions=arguments.captions)
         )

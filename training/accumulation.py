@@ -118,16 +118,14 @@ def backward_in_chunks(
         cached: its result, behind the loss's backward pass.
         encode_chunk: as given to `encode_in_chunks`.
     """
-    size = chunks[0].num_samples
-    per_image = len(cached.texts) // len(cached.images)
+    num_images, num_texts = (len(each) // len(chunks) for each in (cached.images, cached.texts))
     for number, chunk in enumerate(chunks):
         is_last = number == len(chunks) - 1
         with nullcontext() if is_last else unsynchronised(model):
             again = encode_chunk(model, chunk)
-            first, last = number * size, (number + 1) * size
             pairs = [
-                (again.images, _gradient(cached.images)[first:last]),
-                (again.texts, _gradient(cached.texts)[first * per_image : last * per_image]),
+                (again.images, _gradient(cached.images).split(num_images)[number]),
+                (again.texts, _gradient(cached.texts).split(num_texts)[number]),
             ]
             if is_last:
                 pairs.append((again.scale, _gradient(cached.scale)))

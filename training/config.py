@@ -321,6 +321,11 @@ class TrainConfig:
             ema_samples=last.ema_samples,
             strategy=self.distributed.strategy,
         )
+        if self.evaluation.text_encoder and not self.text_side.embeddings:
+            raise ValueError(
+                "evaluation.text_encoder is for models that read embeddings, and this one reads "
+                "tokens: leave it out, or set text_side.embeddings"
+            )
         if self.compile:
             self._check_totals()
         if self.evaluation.ema and not last.ema_samples:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
@@ -32,6 +33,7 @@ class WeightAverage:
             model: on its device, and spread over its ranks if it is; each keeps its part.
             half_life: samples after which a weight counts half as much.
         """
+        self._model = model
         self._half_life = half_life
         self._weights = [_own_part(p) for p in model.parameters()]
         self._names = [name for name, _ in model.named_parameters()]
@@ -73,17 +75,19 @@ class WeightAverage:
         try:
             yield
         finally:
-            _copy(trained, self._weights)
+            self._give_model(trained)
 
     @torch.no_grad()
     def copy_into_model(self) -> None:
         """Give the model the average for good."""
-        _copy(self._average, self._weights)
+        self._give_model(self._average)
 
-
-def _copy(sources: list[Tensor], targets: list[Tensor]) -> None:
-    for source, target in zip(sources, targets, strict=True):
-        target.copy_(source)
+    def _give_model(self, weights: list[Tensor]) -> None:
+        for source, target in zip(weights, self._weights, strict=True):
+            target.copy_(source)
+        if isinstance(self._model, FSDPModule):
+            # What a forward pass gathered outside the blocks stays, and would be taken again.
+            self._model.reshard()
 
 
 def _own_part(tensor: Tensor) -> Tensor:

@@ -143,11 +143,11 @@ def fit_positions(weights: Mapping[str, Tensor], model: ClipConfig) -> dict[str,
 
 
 def _as_runs(config: TrainConfig) -> list[TrainConfig]:
-    if not config.stages:
-        return [config]
     image_side = config.image_side
     if config.text_side.distill:  # the image tower rests while the adapter learns
         image_side = replace(image_side, self_distillation=0.0)
+    if not config.stages:
+        return [replace(config, image_side=image_side)]
     # What is measured at the end, with or without the average, is the last stage's affair.
     unmeasured = replace(config.evaluation, ema=False)
     first = replace(config, stages=(), evaluation=unmeasured, image_side=image_side)

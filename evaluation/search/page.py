@@ -74,10 +74,15 @@ def thumbnail(data: bytes, side: int = _SIDE) -> NDArray[np.uint8]:
     Raises:
         OSError: it cannot be decoded.
     """
-    image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
-    image.draft("RGB", (2 * side, 2 * side))
-    image = ImageOps.exif_transpose(image).convert("RGB")
-    image.thumbnail((side, side))
+    try:
+        image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+        image.draft("RGB", (2 * side, 2 * side))
+        image = ImageOps.exif_transpose(image).convert("RGB")
+        image.thumbnail((side, side))
+    except OSError:
+        raise
+    except Exception as error:  # Pillow raises many kinds, of a damaged EXIF block SyntaxError
+        raise OSError(str(error) or repr(error)) from error
     return np.asarray(image)
 
 

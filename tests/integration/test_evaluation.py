@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -262,6 +263,20 @@ def test_two_processes_measure_what_one_does(coloured_index: Path, tmp_path: Pat
     }
     assert "image_retrieval_recall@5" in tasks["zeroshot_retrieval"]["metrics"]
     assert tasks["linear_probe"]["metrics"]["lp_acc1"] > 0.5, "colours are easy"
+
+
+def test_every_folder_of_shards_has_an_index_of_its_own(
+    coloured_index: Path, tmp_path: Path
+) -> None:
+    places = [tmp_path / "flickr" / "test", tmp_path / "flickr-test"]
+    for place in places:
+        shutil.copytree(coloured_index.parent / "shards", place)
+    asked = evaluate_tool.Arguments(
+        checkpoint="", retrieval=tuple(map(str, places)), captions="json:captions"
+    )
+    indexed = evaluate_tool.index_shards(asked, tmp_path / "indexes")
+    for place in places:
+        assert open_index(Path(indexed[str(place)])).shards[0].location.startswith(f"{place}/")
 
 
 def test_an_evaluation_that_cannot_be_ends_before_any_work(

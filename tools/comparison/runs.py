@@ -6,10 +6,12 @@ Shape legend: L points of a curve.
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -102,11 +104,12 @@ def make_runs(
     under_way: set[subprocess.Popen[bytes]] = set()
     pool = ThreadPoolExecutor(jobs)
     try:
-        reasons = pool.map(lambda run: _make(run, under_way), waiting)
-        for number, (run, reason) in enumerate(zip(waiting, reasons, strict=True), 1):
-            say(f"[{number}/{len(waiting)}] {run.folder.name}: {reason or 'finished'}")
-            if reason:
-                failures[run.folder] = reason
+        with _interrupted_by_any_signal():
+            reasons = pool.map(lambda run: _make(run, under_way), waiting)
+            for number, (run, reason) in enumerate(zip(waiting, reasons, strict=True), 1):
+                say(f"[{number}/{len(waiting)}] {run.folder.name}: {reason or 'finished'}")
+                if reason:
+                    failures[run.folder] = reason
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in list(under_way):
@@ -161,6 +164,21 @@ def _scores_on_the_way(folder: RunFolder) -> dict[str, tuple[Floats, Floats]]:
     }
 
 
+@contextmanager
+def _interrupted_by_any_signal() -> Iterator[None]:
+    """SIGTERM and a closed terminal end the block as Ctrl-C does, where nobody handles them."""
+    chosen = [
+        each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is signal.SIG_DFL
+    ]
+    for each in chosen:
+        signal.signal(each, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for each in chosen:
+            signal.signal(each, signal.SIG_DFL)
+
+
 def _make(run: PlannedRun, under_way: set[subprocess.Popen[bytes]]) -> str:
     """Make one run; the reason why it failed, or ""."""
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -169,6 +187,9 @@ def _make(run: PlannedRun, under_way: set[subprocess.Popen[bytes]]) -> str:
             [sys.executable, str(_ROOT / "train.py"), *run.words],
             stdout=output,
             stderr=subprocess.STDOUT,
+            # Ctrl-C reaches the terminal's whole group, and of a second signal, that of
+            # `make_runs`, a run ends at once, without a checkpoint.
+            start_new_session=True,
         )
         under_way.add(process)
         status = process.wait()

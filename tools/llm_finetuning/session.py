@@ -114,7 +114,8 @@ class FineTuning:
         """
         settings, ranks = self.settings, self._ranks
         # Dropout of a step follows from its number, so a resumed run needs no random state.
-        torch.manual_seed((settings.seed << 40) + self.step * ranks.world_size + ranks.rank)
+        number = (settings.seed << 40) + self.step * ranks.world_size + ranks.rank
+        torch.manual_seed(number % 2**64)
         pairs = self._draw.step(self.step, settings.batch_size, ranks.rank, ranks.world_size)
         loss = self._loss(pairs)
         self._optimizer.zero_grad(set_to_none=True)

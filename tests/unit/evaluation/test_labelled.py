@@ -31,9 +31,10 @@ def test_class_folders_are_taken_in_the_order_of_their_names(tmp_path: Path) -> 
 
 def test_a_folder_may_bring_its_own_names_and_templates(tmp_path: Path) -> None:
     write_class_folders(tmp_path, ["a", "b"])
-    (tmp_path / "classnames.txt").write_text("alpha\nbeta\n", encoding="utf-8")
+    (tmp_path / "classnames.txt").write_text("alpha\nbeta\n\n", encoding="utf-8")
     (tmp_path / "zeroshot_classification_templates.txt").write_text("one {c}\n", encoding="utf-8")
     prompts = open_labelled(str(tmp_path)).prompts()
+    assert prompts.class_names == ["alpha", "beta"], "an empty line is no class"
     assert prompts.of_class(1) == ["one beta"]
     (tmp_path / "classnames.txt").write_text("alpha\n", encoding="utf-8")
     with pytest.raises(ValueError, match="label 1, but"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -36,10 +38,12 @@ def test_the_gradient_vanishes_at_the_answer(decay: float) -> None:
 
 def test_chunks_and_the_start_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     train = clusters(40, 0)
+    train = replace(train, features=train.features.double())
     whole = fit(train, 6, 1e-3)
     monkeypatch.setattr(linear_probe, "_CHUNK", 32)
     again = fit(train, 6, 1e-3, start=fit(train, 6, 1.0))
-    torch.testing.assert_close(again.weight, whole.weight, atol=1e-4, rtol=1e-4)
+    # Each ends at a gradient of at most 1e-7, where no direction bends by less than 1e-3.
+    torch.testing.assert_close(again.weight, whole.weight, atol=2e-4, rtol=0)
 
 
 def test_scores_are_those_of_scikit_learn() -> None:

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from evaluation import retrieval
 from evaluation.labelled import read_prompts
 from evaluation.retrieval import score_retrieval
-from evaluation.zero_shot import score_zero_shot
+from evaluation.zero_shot import accuracies, score_zero_shot
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -104,6 +105,14 @@ def test_accuracies_are_the_definition() -> None:
     assert run.result.mean_per_class_recall == pytest.approx((0.5 + 1 + 0) / 3)
     assert run.result.chance == pytest.approx(1 / 7)
     assert sorted(run.confusions) == [("a", "f", 1), ("c", "b", 1)]
+
+
+def test_accuracies_of_features_on_a_gpu_are_counted_there() -> None:
+    """Made-up CUDA tensors: another device raises, and so does the first number that is read."""
+    with FakeTensorMode():
+        features, labels = torch.zeros(6, 4, device="cuda"), torch.zeros(6, device="cuda").long()
+        with pytest.raises(DataDependentOutputException):
+            accuracies(features, features[:3], labels)
 
 
 def test_missing_class_names_are_named(tmp_path) -> None:

@@ -1,10 +1,14 @@
 """Cut into chunks, a batch gives the gradients that it gives whole."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from model import build_clip
-from model.losses import LossConfig, build_loss
+from model.config import AdapterConfig, clip_config
+from model.losses import DistillationLoss, LossConfig, build_loss
+from model.losses.ranks import Ranks
 from pipeline import PackedBatch
 from tests.unit.training.test_config import small
 from training.accumulation import backward_in_chunks, encode, encode_in_chunks, split
@@ -46,8 +50,6 @@ def test_chunks_hold_the_pairs_of_the_batch() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_are_those_of_the_whole_batch(kind: str) -> None:
-    from dataclasses import replace
-
     config = small()
     config = replace(config, model="tessera-demo", loss=replace(LossConfig(), kind=kind))
     torch.manual_seed(0)
@@ -80,3 +82,34 @@ def test_gradients_are_those_of_the_whole_batch(kind: str) -> None:
     for name, gradient in whole.items():
         error = (cut[name] - gradient).norm() / (gradient.norm() + 1e-12)
         assert error < 1e-5, name
+
+
+def test_chunks_of_several_texts_teach_an_adapter_as_the_whole_batch_does() -> None:
+    """A teacher has a feature for every text, where an image has one."""
+    adapter = AdapterConfig(embedding_dim=8, layers=1, mlp_ratio=2.0, replaces_text=False)
+    torch.manual_seed(0)
+    clip = build_clip(replace(clip_config("tessera-demo"), adapter=adapter))
+    assert clip.adapter is not None
+    clip.distilling = True
+    clip.requires_grad_(False)
+    clip.adapter.requires_grad_(True)
+    patch_dim, num_patches = clip.config.vision.patch_dim, clip.config.vision.num_patches
+    images, texts = (batch(count, patch_dim, num_patches) for count in (4, 8))
+    pairs = replace(
+        images,
+        tokens=texts.tokens,
+        text_offsets=texts.text_offsets,
+        text_embeddings=torch.randn(8, 8),
+    )
+    found = []
+    for num_chunks in (1, 2):
+        chunks = split(pairs, num_chunks)
+        clip.zero_grad()
+        features = (
+            encode(clip, pairs) if num_chunks == 1 else encode_in_chunks(clip, chunks, encode)
+        )
+        DistillationLoss(Ranks())(features.images, features.texts, features.scale).backward()
+        if num_chunks > 1:
+            backward_in_chunks(clip, chunks, features, encode)
+        found.append([p.grad for p in clip.adapter.parameters()])
+    torch.testing.assert_close(found[1], found[0])

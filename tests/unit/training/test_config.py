@@ -85,3 +85,9 @@ def test_several_texts_need_a_loss_that_takes_them() -> None:
     assert replace(small(), data=data).data.every_text
     with pytest.raises(ValueError, match=r"loss\.kind siglip takes one"):
         replace(small(), data=data, loss=LossConfig(kind="siglip"))
+
+
+def test_a_model_that_reads_tokens_takes_no_text_encoder() -> None:
+    """Told at the start, and not by the evaluation at the end of the run."""
+    with pytest.raises(ValueError, match=r"evaluation\.text_encoder is for models"):
+        replace(small(), evaluation=EvaluationConfig(text_encoder="llm"))

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from training.ema import WeightAverage
 
@@ -62,3 +67,23 @@ def test_what_goes_wrong_inside_does_not_leave_the_average_in_the_model() -> Non
     with pytest.raises(RuntimeError, match="disk"), average.in_place():
         raise RuntimeError("disk")
     assert torch.equal(layer.weight, trained)
+
+
+def test_a_gathered_average_does_not_stay_in_a_sharded_model(tmp_path: Path) -> None:
+    """FSDP2 keeps what a forward pass gathered of the outermost module until a backward pass."""
+    layer, ones = nn.Linear(4, 3), torch.ones(1, 4)
+    trained = layer(ones).detach()
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        fully_shard(layer, mesh=init_device_mesh("cpu", (1,)))
+        average = WeightAverage(layer, half_life=500)
+        with torch.no_grad():
+            for weight in layer.parameters():
+                weight.zero_()
+            with average.in_place():
+                torch.testing.assert_close(layer(ones), trained)
+            assert not layer(ones).any()
+            with average.in_place():
+                torch.testing.assert_close(layer(ones), trained)
+    finally:
+        dist.destroy_process_group()

@@ -20,6 +20,7 @@ from training.config import (
     to_json,
 )
 from training.stages import architecture, fit_positions, stage_at, stages_of
+from training.tower_config import ImageSideConfig, TextSideConfig
 
 FLIP = TrainConfig(
     recipe="demo",
@@ -144,3 +145,18 @@ def test_fixed_positions_are_learned_from_a_later_stage_on() -> None:
         weights["visual.positional_embedding"], trained.vision.num_patches
     )
     assert torch.equal(after.image.positional_embedding.detach(), resized)
+
+
+@pytest.mark.parametrize("stages", [FLIP.stages[-1:], ()])
+def test_an_image_tower_that_rests_is_held_to_nothing(stages: tuple[StageConfig, ...]) -> None:
+    """While the adapter learns, text features stand where those of images would be compared."""
+    config = replace(
+        FLIP,
+        stages=stages,
+        optim=replace(FLIP.optim, ema_samples=50),
+        text_side=TextSideConfig(embeddings="llm", dim=8, distill=True),
+        image_side=ImageSideConfig(self_distillation=0.5),
+    )
+    first = stages_of(config)[0].config
+    assert first.text_side.distill
+    assert first.image_side.self_distillation == 0

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import http.client
+import io
 import json
 import shutil
 import sys
@@ -10,10 +11,12 @@ from threading import Thread
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from evaluation.encoder import Encoder
 from evaluation.search.engine import Search, open_search
+from evaluation.search.page import thumbnail
 from evaluation.search.pictures import open_pictures
 from evaluation.search.server import ADDRESS, make_server
 from model import Clip, build_clip, open_clip_weights
@@ -101,6 +104,14 @@ def test_undecodable_files_are_counted_and_refused_as_queries(search: Search) ->
         search.by_file(b"no picture at all", COUNT)
     with pytest.raises(ValueError, match="there is no picture 99"):
         search.by_place(99, COUNT)
+
+
+def test_a_damaged_exif_block_spoils_its_own_thumbnail_only() -> None:
+    """Such a picture is found, as the model's transform does not look at EXIF."""
+    file = io.BytesIO()
+    Image.new("RGB", (40, 30)).save(file, "PNG", exif=b"Exif\0\0garbage!!")
+    with pytest.raises(OSError, match="not a TIFF"):
+        thumbnail(file.getvalue())
 
 
 def test_an_index_and_its_keys_are_found(clip: Clip, coloured_index: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pipeline import index as layout
 from pipeline.arrow_file import write_batch
 from pipeline.captions import caption_batch
 from pipeline.index import Index, open_index
+from pipeline.indexing import ScanOptions
 from pipeline.tokenizer import encode_captions
 
 
@@ -48,7 +49,8 @@ def write_index(directory: Path, num_samples: int) -> Index:
     shard = {"location": "0.tar", "size_bytes": 1, "mtime_ns": 0, "version": "",
              "head_tail_crc32": 0, "num_samples": num_samples}  # fmt: skip
     manifest = {"format_version": layout.FORMAT_VERSION, "fingerprint": "f" * 64,
-                "tokenizer": "open_clip.SimpleTokenizer", "captions": "txt", "rejections": {},
+                "tokenizer": "open_clip.SimpleTokenizer", "captions": "txt",
+                "options": ScanOptions().to_json(), "rejections": {},
                 "num_samples": num_samples, "shards": [shard], "files": {}}  # fmt: skip
     (directory / "index.json").write_text(json.dumps(manifest), encoding="utf-8")
     return open_index(directory)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +24,19 @@ if folder.name.startswith("flip-50"):
     sys.exit(1)
 if folder.name.startswith("cluster"):
     sys.exit(3)
+"""
+
+
+STOPPED_TRAIN = """
+import os, pathlib, signal, sys, time
+folder = pathlib.Path(sys.argv[sys.argv.index("--run-dir") + 1])
+got = []
+signal.signal(signal.SIGTERM, lambda number, _: got.append(number))
+(folder / "group").write_text(str(os.getpgid(0)))
+os.kill(os.getppid(), signal.SIGTERM)
+while not got:
+    time.sleep(0.01)
+(folder / "stopped").write_text(str(got))
 """
 
 
@@ -53,6 +68,19 @@ def test_runs_are_made_once_and_failures_are_told(
     assert set(failures) == {runs[1].folder, runs[2].folder}
     assert failures[runs[1].folder] == "exit status 1, failed: the disk is full"
     assert failures[runs[2].folder].startswith("exit status 3, see ")
+
+
+def test_a_signal_reaches_a_run_once_so_that_it_leaves_a_checkpoint(
+    runs: list[PlannedRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that shared the terminal's group would get Ctrl-C as well, and end at once."""
+    (tmp_path / "train.py").write_text(STOPPED_TRAIN, "utf-8")
+    monkeypatch.setattr(module, "_ROOT", tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        make_runs(runs[:1], 1, lambda _: None)
+    assert (runs[0].folder / "stopped").read_text("utf-8") == f"[{int(signal.SIGTERM)}]"
+    assert int((runs[0].folder / "group").read_text("utf-8")) != os.getpgid(0)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_a_folder_with_another_configuration_is_not_taken(

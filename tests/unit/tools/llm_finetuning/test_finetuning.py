@@ -123,3 +123,8 @@ def test_two_ranks_do_what_one_does(settings: Settings, tmp_path: Path) -> None:
         torch.testing.assert_close(tensor, expected[name], rtol=2e-2, atol=2e-4)
     log = (tmp_path / "two" / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in log] == [1, 2, 3, 4]
+
+
+def test_a_seed_may_be_a_date(settings: Settings) -> None:
+    run = FineTuning(replace(settings, seed=20_261_123), Ranks())
+    assert torch.isfinite(run.update())
