@@ -8,7 +8,8 @@ import torch
 from model import Clip
 from pipeline.caption_mix import parse_weights
 from pipeline.selection import Dataset, open_dataset
-from training.config import TrainConfig, flatten, to_json
+from training.config import TrainConfig, to_json
+from training.config_differences import flatten
 from training.opening import loader_config
 from training.overlap import overlap_warnings
 from training.stages import architecture as stage_architecture

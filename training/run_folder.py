@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from pipeline.durable import remove_partials, write_text
-from training.config import TrainConfig, differences, to_json
+from training.config import TrainConfig, to_json
+from training.config_differences import differences
 
 
 class RunFolder:

@@ -6,7 +6,8 @@ import logging
 import sys
 from pathlib import Path
 
-from training.config import TrainConfig, flatten, to_json
+from training.config import TrainConfig, to_json
+from training.config_differences import flatten
 from training.session import Session
 
 

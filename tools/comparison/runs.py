@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from evaluation.report.series import trend
 from tools.comparison.plan import PlannedRun, flops_of
 from tools.comparison.scores import Score, scores_of
-from training.config import differences, to_json
+from training.config import to_json
+from training.config_differences import differences
 from training.metrics import read_records
 from training.run_folder import RunFolder
 

@@ -11,7 +11,8 @@ from typing import Any
 from pipeline.masking import MaskConfig
 from recipes import find_recipe
 from recipes.clip import clip
-from training.config import differences, to_json
+from training.config import to_json
+from training.config_differences import differences
 
 _FILLED = {
     "fill-03": ("cluster-rgb-03", ("--mask.mode", "fill")),

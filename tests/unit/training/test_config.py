@@ -16,9 +16,9 @@ from training.config import (
     OptimConfig,
     StageConfig,
     TrainConfig,
-    differences,
     to_json,
 )
+from training.config_differences import differences
 
 ALL = (TrainConfig, DataConfig, OptimConfig, EvaluationConfig, MaskConfig, CropConfig)
 

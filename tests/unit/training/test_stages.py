@@ -16,9 +16,9 @@ from training.config import (
     OptimConfig,
     StageConfig,
     TrainConfig,
-    differences,
     to_json,
 )
+from training.config_differences import differences
 from training.stages import architecture, fit_positions, stage_at, stages_of
 from training.tower_config import ImageSideConfig, TextSideConfig
 

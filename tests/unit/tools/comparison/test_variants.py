@@ -8,7 +8,8 @@ from pipeline.masking import MaskConfig
 from recipes import find_recipe
 from tools.comparison.variants import find_variant, read_variants
 from training.command_line import parse
-from training.config import TrainConfig, differences, to_json
+from training.config import TrainConfig, to_json
+from training.config_differences import differences
 
 
 def config_of(recipe: str, words: tuple[str, ...]) -> TrainConfig:
