@@ -6,7 +6,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _PARTIAL = ".partial-"
@@ -22,13 +22,19 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OSError: it could not be written; an older file is as it was.
     """
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
+    """As `write_text`, of any content."""
     partial = path.with_name(f".{path.name}{_PARTIAL}{os.getpid()}")
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with partial.open("wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # shows that somebody is writing it
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
+            partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
     sync_folder(path.parent)
@@ -43,14 +49,17 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def remove_partials(folder: Path) -> None:
+def remove_partials(folder: Path, name: str = "*") -> None:
     """Remove what killed processes left of files that they were writing into a folder.
 
     Args:
-        folder: this process alone may write into it.
+        folder: it need not be there.
+        name: of the files, as a pattern.
     """
-    for path in folder.glob(f".*{_PARTIAL}*"):
-        path.unlink(missing_ok=True)
+    for path in folder.glob(f".{name}{_PARTIAL}*"):
+        with suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
 
 
 @contextmanager

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict
 from functools import cached_property
@@ -24,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.durable import sync_folder
+from pipeline.durable import remove_partials, write_bytes
 from pipeline.embedding_record import (
     DTYPE,
     EMBEDDINGS_DIR,
@@ -174,6 +173,7 @@ class EmbeddingWriter:
             encoder=encoder,
         )
         if (self._folder / RECORD_FILE).is_file():
+            remove_partials(self._folder, RECORD_FILE)
             self._take_up(read_store_record(self._folder, name, source), index)
         else:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -216,16 +216,8 @@ class EmbeddingWriter:
                 f"{first + bad[0]} of {self._record.source!r}"
             )
         path = part_path(self._folder, part)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with partial.open("wb") as file:
-                file.write(stored.data)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.rename(path)
-        finally:
-            partial.unlink(missing_ok=True)
-        sync_folder(self._folder)
+        remove_partials(self._folder, path.name)
+        write_bytes(path, stored.data)
 
     def _take_up(self, found: StoreRecord, index: Index) -> None:
         """Go on with a store that was begun, if it is of the same captions and encoder."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import random
+import shlex
 import shutil
 import subprocess
 import sys
@@ -90,6 +91,8 @@ def main() -> int:
         shutil.rmtree(arguments.out / "work", ignore_errors=True)
     words = f"--minutes {arguments.minutes:g}" if arguments.minutes else ""
     words = words or f"--rounds {arguments.rounds}"
+    if arguments.only:
+        words += f" --only {shlex.join(arguments.only)}"
     record = {
         "command": f"python -m tests.faults --out FAULTS {words} --seed {arguments.seed}",
         "environment": machine(torch.device("cpu")),

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -20,6 +22,7 @@ from safetensors.torch import load_file
 from pipeline.indexing import ScanOptions, build_index
 from tests.conftest import caption_of, jpeg_bytes, sample_members, write_tar
 from tests.faults.processes import ROOT
+from tests.tiny_models import save_llama
 from training.checkpoint import CheckpointError, load
 from training.sample_ids import read_sample_ids
 
@@ -112,6 +115,18 @@ class Bench:
         self.captions_seconds = undisturbed(self.add_captions(self.big_index))
         return self.big_index / "captions" / "more.arrow"
 
+    @cached_property
+    def encoder(self) -> Path:
+        """A language model of a few thousand weights."""
+        return save_llama(self.folder / "llama")
+
+    @cached_property
+    def embeddings(self) -> Path:
+        """The folder of the captions' embeddings."""
+        index = Path(shutil.copytree(self.big_index, self.folder / "embedded"))
+        self.embeddings_seconds = undisturbed(self.embed_captions(index))
+        return index / "embeddings"
+
     def training(self, run_dir: Path, *more: object, index: object = None) -> list[object]:
         """`train.py` as every fault disturbs it."""
         fixed = {
@@ -147,6 +162,12 @@ class Bench:
         words = [index, "more", self.texts, *columns, "--workers", 2, *more]
         return [sys.executable, "tools/add_captions.py", *words]
 
+    def embed_captions(self, index: Path) -> list[object]:
+        """`tools/embed_captions.py` on the captions of the shards."""
+        words = [index, "--encoder", self.encoder, "--name", "tiny", "--sources", "caption"]
+        parts = ["--rows-per-part", 100, "--batch-size", 10]
+        return [sys.executable, "tools/embed_captions.py", *words, *parts]
+
 
 def undisturbed(command: list[object]) -> float:
     """Run a command to its end, which must be good; returns the seconds."""
@@ -154,6 +175,7 @@ def undisturbed(command: list[object]) -> float:
     done = subprocess.run(
         list(map(str, command)),
         cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # as of the jobs that are disturbed
         capture_output=True,
         text=True,
         timeout=LIMIT_S,

@@ -1,4 +1,4 @@
-"""Faults under the tools that prepare data: download, packing, indexing, caption import."""
+"""Faults under the tools that prepare data: download, packing, indexing, captions, embeddings."""
 
 from __future__ import annotations
 
@@ -138,6 +138,29 @@ def captions_killed(bench: Bench, choose: random.Random, folder: Path) -> Outcom
     return outcome
 
 
+def embedding_killed(bench: Bench, choose: random.Random, folder: Path) -> Outcome:
+    """embed_captions is killed; it goes on with the parts that are missing, to the same numbers."""
+    expected = hashes(bench.embeddings)
+    index = Path(shutil.copytree(bench.big_index, folder / "index"))
+
+    def check() -> None:
+        found = hashes(index, "[!.]*.f16")
+        assert found.items() <= {f"embeddings/{n}": h for n, h in expected.items()}.items(), (
+            "half written under its final name"
+        )
+
+    outcome = killed(
+        bench.embed_captions(index),
+        choose,
+        began=lambda: any(index.rglob("*.f16")),
+        length_s=bench.embeddings_seconds,
+        check=check,
+    )
+    assert hashes(index / "embeddings") == expected, "other embeddings than without the fault"
+    check_nothing_left(index)
+    return outcome
+
+
 def index_worker_killed(bench: Bench, choose: random.Random, folder: Path) -> Outcome:
     """One of the processes that scan is killed, as the system does when memory is short."""
     out = folder / "index"
@@ -248,4 +271,5 @@ FAULTS = {
     "SIGKILL of one indexing worker": index_worker_killed,
     "SIGKILL of caption import": captions_killed,
     "SIGKILL of one caption worker": captions_worker_killed,
+    "SIGKILL of embedding": embedding_killed,
 }

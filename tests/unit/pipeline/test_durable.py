@@ -1,5 +1,6 @@
 """A file is never seen half written, and a failed write leaves the old one."""
 
+import fcntl
 import os
 from pathlib import Path
 
@@ -51,6 +52,13 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
 def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
     for name in (".metrics.jsonl.partial-123", "metrics.jsonl", ".hidden"):
         (tmp_path / name).write_text("x")
+    under_way = tmp_path / ".other.partial-124"
+    with under_way.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        remove_partials(tmp_path)
+        assert under_way.exists(), "somebody is writing it"
+    remove_partials(tmp_path, "metrics.*")
+    assert under_way.exists(), "it has another name"
     remove_partials(tmp_path)
     assert sorted(each.name for each in tmp_path.iterdir()) == [".hidden", "metrics.jsonl"]
 
