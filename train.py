@@ -37,12 +37,15 @@ from training.report import evaluate_session, report_session
 from training.run_folder import RunFolder
 from training.session import Session
 from training.stages import stages_of
-from training.terminal import brief, comparison, set_up_logging
+from training.terminal import brief, comparison, failure, set_up_logging
 from training.timeline import Timeline
 from training.watch import check_watch
 from training.watch_steps import DATA, RANKS
 
 logger = logging.getLogger("tessera")
+
+_MISHAPS = (OSError, RuntimeError, MemoryError)
+"""What the machine and its libraries raise."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -64,9 +67,9 @@ def main(argv: Sequence[str]) -> int:
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (CheckpointError, NonFiniteLossError, RankError, OSError, RuntimeError) as error:
+    except (CheckpointError, NonFiniteLossError, RankError, *_MISHAPS) as error:
         logger.debug("where it failed", exc_info=True)
-        print(f"failed: {error}", file=sys.stderr)
+        print(f"failed: {failure(error)}", file=sys.stderr)
         return 1
 
 

@@ -6,9 +6,24 @@ import logging
 import sys
 from pathlib import Path
 
+import torch
+
 from training.config import TrainConfig, to_json
 from training.config_differences import flatten
 from training.session import Session
+
+_OUT_OF_MEMORY = (
+    "could not create a primitive",  # all that oneDNN says of it
+    "DefaultCPUAllocator",
+    "std::bad_alloc",
+    "Cannot allocate memory",
+    "can't start new thread",
+)
+_LESS_MEMORY = (
+    "Less is needed with a larger --accumulation N (the same batch and loss, in N chunks), with "
+    "--checkpoint-blocks, or with a smaller --batch-size; the same command continues from the last "
+    "checkpoint"
+)
 
 
 def set_up_logging(path: Path | None = None, rank: int = 0) -> None:
@@ -38,3 +53,12 @@ def brief(session: Session) -> dict[str, object]:
         "device": session.device,
         "from step": session.step,
     }
+
+
+def failure(error: BaseException) -> str:
+    """Why a run failed, in words for its user: what ran out of memory also says what needs less."""
+    said = str(error) or type(error).__name__
+    out_of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    if out_of_memory or any(words in said for words in _OUT_OF_MEMORY):
+        return f"memory ran out: {said}. {_LESS_MEMORY}"
+    return said
