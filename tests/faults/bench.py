@@ -112,8 +112,9 @@ class Bench:
     @cached_property
     def captions(self) -> Path:
         """The file of a caption source made of them."""
-        self.captions_seconds = undisturbed(self.add_captions(self.big_index))
-        return self.big_index / "captions" / "more.arrow"
+        index = Path(shutil.copytree(self.big_index, self.folder / "captioned"))
+        self.captions_seconds = undisturbed(self.add_captions(index))
+        return index / "captions" / "more.arrow"
 
     @cached_property
     def encoder(self) -> Path:

@@ -115,10 +115,7 @@ def index_killed(bench: Bench, choose: random.Random, folder: Path) -> Outcome:
 def captions_killed(bench: Bench, choose: random.Random, folder: Path) -> Outcome:
     """add_captions is killed; the index stays as it was, or has the whole source."""
     expected = hashes(bench.captions.parent)
-    index = folder / "index"
-    shutil.copytree(bench.big_index, index)
-    for path in (index / "captions").glob("more.*"):
-        path.unlink()
+    index = Path(shutil.copytree(bench.big_index, folder / "index"))
 
     def check() -> None:
         arrow = index / "captions" / "more.arrow"
@@ -181,10 +178,7 @@ def index_worker_killed(bench: Bench, choose: random.Random, folder: Path) -> Ou
 def captions_worker_killed(bench: Bench, choose: random.Random, folder: Path) -> Outcome:
     """One of the processes that tokenise is killed."""
     expected = hashes(bench.captions.parent)
-    index = folder / "index"
-    shutil.copytree(bench.big_index, index)
-    for path in (index / "captions").glob("more.*"):
-        path.unlink()
+    index = Path(shutil.copytree(bench.big_index, folder / "index"))
     command = bench.add_captions(index)
     with running(command) as job:
         job.wait_for(lambda: len(_workers(job)) >= 2, LIMIT_S)
