@@ -25,6 +25,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from evaluation.records import lines as score_lines
 from evaluation.suite import Outcome
+from pipeline import PackedBatch
 from recipes import find_recipe, list_recipes
 from training.checkpoint import CheckpointError
 from training.command_line import Command, parse
@@ -138,7 +139,7 @@ def train(session: Session, stops: StopRequests) -> None:
     with bar, stops.deferred(), ranks.explained(lambda: session.run_step):
         session.clock.restart()
         while session.step < config.num_steps:
-            take_step(session)
+            take_step(session, stops)
             bar.update(config.batch_size)
             with session.timeline.during(RANKS):
                 stopping = ranks.vote(stops.requested, session.run_step)
@@ -174,13 +175,30 @@ def evaluate_now(session: Session) -> Outcome:
         return evaluate_session(session, bar.update)
 
 
-def take_step(session: Session) -> None:
+def await_batch(session: Session, stops: StopRequests) -> PackedBatch:
+    """The next batch. A signal ends the wait for it, however long, with a checkpoint.
+
+    With several ranks it waits for the batch: all have to stop behind the same step.
+    """
+    if session.ranks.world_size > 1:
+        return next(session.loader)
+    try:
+        with stops.at_once():
+            return next(session.loader)
+    except Interrupted:
+        if session.run_step:
+            session.save()
+            session.finish_writing()
+        raise
+
+
+def take_step(session: Session, stops: StopRequests) -> None:
     """One batch in, one update; nothing is read back from the device."""
     timeline = session.timeline
     session.check_writer()
     session.refresh_mask()
     stats_before = session.loader.stats.snapshot()
-    batch = next(session.loader)
+    batch = await_batch(session, stops)
     waited = session.loader.stats.wait_s - stats_before.wait_s
     timeline.add(DATA, waited)
     rate = session.start_step()

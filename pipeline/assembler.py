@@ -148,6 +148,10 @@ class Assembler:
             text_offsets=text_offsets,
         )
 
+    def give_up(self) -> None:
+        """Have reads under way end soon, in an error if need be; `close` follows."""
+        self._reader.give_up()
+
     def close(self) -> None:
         """Close the shards."""
         self._reader.close()

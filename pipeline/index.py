@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -78,25 +79,28 @@ class ShardRecord:
     num_samples: int
     """Usable samples in it."""
 
-    def is_unchanged(self) -> bool:
+    def is_unchanged(self, give_up: Event | None = None) -> bool:
         """Whether the file is still what was indexed.
 
         A file whose time or version alone differs (a copy) passes if its first and last 64 KiB are
         what they were.
 
+        Args:
+            give_up: once it is set, remote storage that failed is not asked again.
+
         Raises:
             FileNotFoundError: it is gone.
             OSError: it cannot be asked for.
         """
-        state = file_state(self.location)
+        state = file_state(self.location, give_up)
         if state.size_bytes != self.size_bytes:
             return False
         if (state.mtime_ns, state.version) == (self.mtime_ns, self.version):
-            return bool(state.mtime_ns or state.version) or self._has_same_edges()
-        return self._has_same_edges()
+            return bool(state.mtime_ns or state.version) or self._has_same_edges(give_up)
+        return self._has_same_edges(give_up)
 
-    def _has_same_edges(self) -> bool:
-        return head_tail_crc32(self.location) == self.head_tail_crc32
+    def _has_same_edges(self, give_up: Event | None) -> bool:
+        return head_tail_crc32(self.location, give_up) == self.head_tail_crc32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -235,18 +239,23 @@ class Index:
         """
         missing: list[str] = []
         changed: list[str] = []
+        give_up = Event()
 
         def check(record: ShardRecord) -> None:
             try:
-                if not record.is_unchanged():
+                if not record.is_unchanged(give_up):
                     changed.append(record.location)
             except FileNotFoundError:
                 missing.append(record.location)
 
         # Each question to a network file system waits, so they wait together.
-        with ThreadPoolExecutor(_NUM_STATE_THREADS) as pool:
+        pool = ThreadPoolExecutor(_NUM_STATE_THREADS)
+        try:
             for _ in pool.map(check, self.shards):
                 pass
+        finally:
+            give_up.set()
+            pool.shutdown(cancel_futures=True)
         if missing:
             msg = f"{len(missing)} of {len(self.shards)} shards of {self.directory} are gone"
             raise FileNotFoundError(f"{msg}: {_listed(missing)}; {self._how_to_reindex()}")

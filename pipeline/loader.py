@@ -158,7 +158,11 @@ class Loader(Iterator[PackedBatch]):
         self._assembler.set_patch_embedding(weight, positions, step)
 
     def close(self) -> None:
-        """End the threads and close the shards."""
+        """End the threads and close the shards; a silent server delays it by half a minute."""
+        for thread in (self._reading, self._packing):
+            if thread is not None:
+                thread.stop()  # what a read that was given up leaves is served to nobody
+        self._assembler.give_up()
         self._stop()
         self._assembler.close()
 
@@ -179,7 +183,8 @@ class Loader(Iterator[PackedBatch]):
         return self._packing
 
     def _stop(self) -> None:
-        for thread in (self._packing, self._reading):
+        # The one that reads goes first: the other one waits for what it reads.
+        for thread in (self._reading, self._packing):
             if thread is not None:
                 thread.close()
         self._packing = self._reading = None

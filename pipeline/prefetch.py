@@ -55,10 +55,14 @@ class Prefetched(Iterator[Item], Generic[Item]):
             raise self._ended.error
         raise StopIteration
 
-    def close(self) -> None:
-        """End the thread and drop what it made. Further items are not to be had."""
+    def stop(self) -> None:
+        """Have the thread end behind the item it is at, without waiting for that."""
         self._closing.set()
         self._ended = self._ended or _End(None)
+
+    def close(self) -> None:
+        """End the thread and drop what it made. Further items are not to be had."""
+        self.stop()
         # A full queue would keep the thread from seeing that it should end.
         with contextlib.suppress(queue.Empty):
             while True:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,7 @@ class ShardReader:
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="read")
         self._files: dict[int, int] = {}
         self._lock = Lock()
+        self._closing = Event()
 
     def read(self, sample_ids: NDArray[np.int64]) -> list[bytes | OSError]:
         """Read the image bytes of some samples.
@@ -72,8 +73,15 @@ class ShardReader:
         if self._cache is not None and remote:
             self._cache.expect(remote)
 
+    def give_up(self) -> None:
+        """Have reads of remote shards fail rather than wait and try again; `close` follows."""
+        self._closing.set()
+        if self._cache is not None:
+            self._cache.give_up()
+
     def close(self) -> None:
         """End the threads and close the shards."""
+        self.give_up()
         if self._cache is not None:
             self._cache.close()
         self._pool.shutdown(cancel_futures=True)
@@ -83,6 +91,8 @@ class ShardReader:
             self._files.clear()
 
     def _read_one(self, sample_id: int, shards: dict[int, int | OSError]) -> bytes | OSError:
+        if self._closing.is_set():
+            return OSError("the loader is closing")
         file = shards[int(self._index.shard[sample_id])]
         if isinstance(file, OSError):
             return file
@@ -91,7 +101,7 @@ class ShardReader:
         try:
             if file == _REMOTE:
                 location = self._index.shards[int(self._index.shard[sample_id])].location
-                data = read_range(location, offset, size)
+                data = read_range(location, offset, size, self._closing)
             else:
                 data = os.pread(file, size, offset)
         except OSError as error:

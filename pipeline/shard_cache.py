@@ -111,9 +111,13 @@ class ShardCache:
             path = future.result()
         return path
 
+    def give_up(self) -> None:
+        """Have fetches end with an error at their next piece or try; `close` follows."""
+        self._closing.set()
+
     def close(self) -> None:
         """End the fetches; what is there stays for the next run."""
-        self._closing.set()
+        self.give_up()
         self._pool.shutdown(cancel_futures=True)
 
     @property

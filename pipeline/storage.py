@@ -6,13 +6,16 @@ or `https://host/00000.tar` whose protocol fsspec knows.
 
 from __future__ import annotations
 
+import logging
 import os
-import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any, BinaryIO, TypeVar, cast
+
+logger = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
 
@@ -21,6 +24,8 @@ _BUFFER_BYTES = 1024**2
 _READ_AHEAD_BYTES = 8 * 1024**2
 _NUM_TRIES = 5
 _FIRST_WAIT_S = 0.2
+_SILENCE_S = 30.0
+"""So long a web server may say nothing, in seconds, before it is asked again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,8 +74,12 @@ def list_shards(place: str | Path) -> list[str]:
     return found
 
 
-def file_state(location: str) -> FileState:
+def file_state(location: str, give_up: Event | None = None) -> FileState:
     """Size and time or version of a file.
+
+    Args:
+        location: of the file.
+        give_up: as for `read_range`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -83,7 +92,7 @@ def file_state(location: str) -> FileState:
         return FileState(size_bytes=status.st_size, mtime_ns=status.st_mtime_ns, version="")
     files, path = _file_system(location)
     try:
-        found = _patiently(lambda: files.info(path))
+        found = _patiently(lambda: files.info(path), give_up)
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no such shard: {location}") from None
     if found.get("size") is None:
@@ -100,14 +109,21 @@ def open_binary(location: str) -> BinaryIO:
     return files.open(path, "rb", block_size=_READ_AHEAD_BYTES, cache_type="readahead")
 
 
-def read_range(location: str, offset: int, num_bytes: int) -> bytes:
+def read_range(location: str, offset: int, num_bytes: int, give_up: Event | None = None) -> bytes:
     """Read part of a remote file in one request; the result is shorter where the file ends.
+
+    Args:
+        location: of the file.
+        offset: of the first byte.
+        num_bytes: wanted.
+        give_up: once it is set, a request that failed is not made again.
 
     Raises:
         OSError: it could not be read in several tries.
     """
     files, path = _file_system(location)
-    return _patiently(lambda: files.cat_file(path, start=offset, end=offset + num_bytes))
+    ask = lambda: files.cat_file(path, start=offset, end=offset + num_bytes)  # noqa: E731
+    return _patiently(ask, give_up)
 
 
 def read_text(location: str) -> str:
@@ -127,12 +143,17 @@ def folder_of(location: str) -> str:
     return location.rpartition("/")[0] if is_remote(location) else str(Path(location).parent)
 
 
-def head_tail_crc32(location: str) -> int:
-    """CRC-32 over the first and the last 64 KiB of a file, which overlap in a short one."""
+def head_tail_crc32(location: str, give_up: Event | None = None) -> int:
+    """CRC-32 over the first and the last 64 KiB of a file, which overlap in a short one.
+
+    Args:
+        location: of the file.
+        give_up: as for `read_range`.
+    """
     if is_remote(location):
-        last = max(0, file_state(location).size_bytes - _EDGE_BYTES)
-        crc = zlib.crc32(read_range(location, 0, _EDGE_BYTES))
-        return zlib.crc32(read_range(location, last, _EDGE_BYTES), crc)
+        last = max(0, file_state(location, give_up).size_bytes - _EDGE_BYTES)
+        crc = zlib.crc32(read_range(location, 0, _EDGE_BYTES, give_up))
+        return zlib.crc32(read_range(location, last, _EDGE_BYTES, give_up), crc)
     with open_binary(location) as file:
         crc = zlib.crc32(file.read(_EDGE_BYTES))
         size_bytes = file.seek(0, os.SEEK_END)
@@ -149,29 +170,40 @@ def file_crc32(path: Path) -> int:
     return crc
 
 
-def _patiently(ask: Callable[[], Answer]) -> Answer:
+def _patiently(ask: Callable[[], Answer], give_up: Event | None = None) -> Answer:
     """Ask remote storage, several times if it fails, with longer and longer waits.
+
+    Args:
+        ask: what is tried.
+        give_up: ends the waits and the tries.
 
     Raises:
         FileNotFoundError: what is asked for is not there.
         OSError: it failed every time.
     """
+    give_up = give_up or Event()
     wait_s = _FIRST_WAIT_S
     for _ in range(_NUM_TRIES - 1):
         try:
             return ask()
         except FileNotFoundError:
             raise
-        except Exception:
-            time.sleep(wait_s)
+        except Exception as error:
+            if give_up.wait(wait_s):
+                raise _as_os_error(error) from error
+            logger.warning("asking remote storage again: %s", error or type(error).__name__)
             wait_s *= 2
     try:
         return ask()
-    except OSError:
-        raise
     except Exception as error:
-        # Clients of remote storage raise errors of their own.
-        raise OSError(f"{type(error).__name__}: {error}") from error
+        raise _as_os_error(error) from error
+
+
+def _as_os_error(error: Exception) -> OSError:
+    """Clients of remote storage raise errors of their own, and time-outs without a word."""
+    if isinstance(error, OSError) and str(error):
+        return error
+    return OSError(f"{type(error).__name__}: {error}")
 
 
 def _list_remote(location: str) -> list[str]:
@@ -189,6 +221,27 @@ def _file_system(location: str) -> tuple[Any, str]:
     import fsspec.core
 
     try:
-        return fsspec.core.url_to_fs(location)
+        return fsspec.core.url_to_fs(location, **_options(location))
     except (ImportError, ValueError) as error:
         raise ValueError(f"{location} cannot be read: {error}") from error
+
+
+def _options(location: str) -> dict[str, Any]:
+    """What a web server's client is told; fsspec's own configuration comes first.
+
+    aiohttp gives a request five minutes in all, which is long for a server that has fallen silent
+    and short for much data over a slow line. Other clients (s3fs, gcsfs) have limits of their own.
+    """
+    protocol = location.partition("://")[0]
+    if protocol not in ("http", "https"):
+        return {}
+    import fsspec.config
+
+    if "client_kwargs" in fsspec.config.conf.get(protocol, {}):
+        return {}
+    try:
+        import aiohttp
+    except ImportError:
+        return {}  # fsspec says what is missing
+    limits = aiohttp.ClientTimeout(total=None, sock_connect=_SILENCE_S, sock_read=_SILENCE_S)
+    return {"client_kwargs": {"timeout": limits}}

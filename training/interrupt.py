@@ -35,6 +35,7 @@ class StopRequests:
 
     def __init__(self) -> None:
         self._deferring = False
+        self._waiting = False
         self._signum: int | None = None
 
     @contextmanager
@@ -56,6 +57,20 @@ class StopRequests:
         finally:
             self._deferring = False
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Inside the block, itself in a `deferred` one, a first signal raises too.
+
+        For waits that may be long, where ending leaves nothing half done.
+        """
+        if self.requested:
+            self.end_run()
+        self._waiting = True
+        try:
+            yield
+        finally:
+            self._waiting = False
+
     @property
     def requested(self) -> bool:
         """Whether a signal came while they were deferred."""
@@ -72,3 +87,5 @@ class StopRequests:
         if not self._deferring or self.requested:
             raise Interrupted(signum)
         self._signum = signum
+        if self._waiting:
+            raise Interrupted(signum)

@@ -149,7 +149,7 @@ def test_broken_off_in_or_between_stages_it_goes_on_bit_for_bit(
     while done < broken_at:
         session = open_session(config, folder, Timeline())
         while session.step < session.config.num_steps and session.run_step < broken_at:
-            train.take_step(session)
+            train.take_step(session, StopRequests())
         session.save()
         session.end_stage()
         done = session.run_step
@@ -219,7 +219,7 @@ def test_a_slow_step_says_why(
     for _ in range(14):
         if session.step == 12:
             stall(monkeypatch)
-        train.take_step(session)
+        train.take_step(session, StopRequests())
     records = session.flush()
     session.close()
     folder.close()

@@ -43,3 +43,19 @@ def test_former_handlers_come_back() -> None:
     with StopRequests().installed():
         assert signal.getsignal(signal.SIGINT) != before
     assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_a_signal_in_a_long_wait_ends_it() -> None:
+    stops = StopRequests()
+    with stops.installed(), stops.deferred():
+        with pytest.raises(Interrupted, match="SIGINT"), stops.at_once():
+            os.kill(os.getpid(), signal.SIGINT)
+        assert stops.requested
+
+
+def test_a_signal_before_a_long_wait_keeps_it_from_beginning() -> None:
+    stops = StopRequests()
+    with stops.installed(), stops.deferred():
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Interrupted, match="SIGTERM"), stops.at_once():
+            pytest.fail("it waits")
