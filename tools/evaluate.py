@@ -24,7 +24,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -48,6 +48,7 @@ from model.pretrained import load_pretrained, read_config
 from pipeline.durable import write_text
 from pipeline.indexing import ScanOptions, build_index
 from pipeline.masking import MaskConfig
+from pipeline.selection import open_dataset
 from pipeline.storage import list_shards
 from tools.export import named
 from training.distributed import RankError, Ranks, join_ranks
@@ -78,8 +79,8 @@ class Arguments(Suite):
     ema: bool = False
     """Take the average of the weights that the run kept (`optim.ema_samples`)."""
     captions: str = "txt"
-    """Captions of shard folders: `txt`; `lines`, as CLIP_benchmark stores several; or `json:FIELD`
-    with a string or a list of strings."""
+    """Captions of shard folders for retrieval: `txt`; `lines`, as CLIP_benchmark stores several; or
+    `json:FIELD` with a string or a list of strings. Other measurements need none."""
     index_dir: Path | None = None
     """Folder for the indexes of shard folders, kept there; left out, they are made in a temporary
     folder of this machine."""
@@ -175,6 +176,7 @@ def run(arguments: Arguments, ranks: Ranks) -> dict[str, Any]:
                 progress=bar.update,
             )
             outcome = evaluate(encoder, suite)
+            rejected = rejected_samples(suite, indexed)
     outcome = outcome.renamed({index: place for place, index in indexed.items()})
     found = records(outcome, model.name, model.pretrained)
     result = {
@@ -191,10 +193,11 @@ def run(arguments: Arguments, ranks: Ranks) -> dict[str, Any]:
                 *(each.scores for each in outcome.retrieval),
             )
         },
+        "rejected_samples": rejected,
         "environment": machine(device),
     }
     if ranks.is_main:
-        print("\n".join([*lines(outcome), "", table(found)]))
+        print("\n".join([*lines(outcome), *_lines_of_rejected(rejected), "", table(found)]))
         if arguments.out:
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
             write_text(arguments.out, json.dumps(result, indent=1) + "\n")
@@ -241,7 +244,8 @@ def index_shards(arguments: Arguments, folder: Path) -> dict[str, str]:
     """Index the shard folders among the data; where each one's index lies.
 
     An index that an earlier call left in `folder` is brought up to date, which reads only shards
-    that have changed.
+    that have changed. Captions are read for retrieval alone: CLIP_benchmark's labelled sets have
+    none.
     """
     places = (*arguments.zero_shot, *arguments.retrieval, *arguments.linear_probe)
     found: dict[str, str] = {}
@@ -250,9 +254,8 @@ def index_shards(arguments: Arguments, folder: Path) -> dict[str, str]:
             continue
         path = Path(place).resolve()
         index = folder / f"{path.name}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:12]}"
-        report = build_index(
-            list_shards(place), index, options=ScanOptions(captions=arguments.captions)
-        )
+        captions = arguments.captions if place in arguments.retrieval else "class"
+        report = build_index(list_shards(place), index, options=ScanOptions(captions=captions))
         print(f"indexed {place}: {json.dumps(report.summary())}", file=sys.stderr)
         found[place] = str(index)
     return found
@@ -263,6 +266,31 @@ def with_indexes(arguments: Arguments, indexed: dict[str, str]) -> Suite:
     suite = Suite(**{each.name: getattr(arguments, each.name) for each in fields(Suite)})
     names = ("zero_shot", "retrieval", "linear_probe")
     return replace(suite, **{n: tuple(indexed.get(p, p) for p in getattr(suite, n)) for n in names})
+
+
+def rejected_samples(suite: Suite, indexed: Mapping[str, str]) -> dict[str, dict[str, int]]:
+    """Samples that the indexes left out when they were made, by data set and reason.
+
+    Args:
+        suite: of indexes and folders of pictures.
+        indexed: the index of each shard folder.
+    """
+    names = {index: place for place, index in indexed.items()}
+    places = (*suite.zero_shot, *suite.retrieval, *suite.linear_probe)
+    found = {
+        names.get(place, place): open_dataset(place).index.rejections
+        for place in places
+        if is_index(place)
+    }
+    return {place: reasons for place, reasons in found.items() if reasons}
+
+
+def _lines_of_rejected(rejected: Mapping[str, Mapping[str, int]]) -> list[str]:
+    return [
+        f"{place}: {sum(reasons.values())} samples were left out when it was indexed "
+        f"({', '.join(f'{count} {reason}' for reason, count in reasons.items())})"
+        for place, reasons in rejected.items()
+    ]
 
 
 def _filled(config: ClipConfig, weights: str) -> Model:

@@ -265,7 +265,8 @@ def _read_texts(
     file: BinaryIO, group: MemberGroup, options: ScanOptions, document: dict[str, Any]
 ) -> tuple[str, list[str]]:
     """The member that holds the texts of a sample, and the texts, checked but not tokenised."""
-    suffix = "json" if options.json_field else "txt"
+    others = "cls" if options.captions == "class" else "txt"
+    suffix = "json" if options.json_field else others
     member = group.members.get(suffix)
     if member is None:
         raise _missing(group, Reason.MISSING_CAPTION, f"the sample has no .{suffix}")

@@ -34,6 +34,7 @@ from pipeline.masking import MaskConfig
 from pipeline.selection import open_dataset
 from pipeline.storage import folder_of, list_shards
 from tests.compositional_sets import write_sugarcrepe, write_winoground
+from tests.conftest import COLOURS, sample_members, write_tar
 from tools import evaluate as evaluate_tool
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -277,6 +278,21 @@ def test_every_folder_of_shards_has_an_index_of_its_own(
     indexed = evaluate_tool.index_shards(asked, tmp_path / "indexes")
     for place in places:
         assert open_index(Path(indexed[str(place)])).shards[0].location.startswith(f"{place}/")
+
+
+def test_labelled_shards_need_no_texts(tmp_path: Path) -> None:
+    """As CLIP_benchmark writes them: a picture and its class, in a folder below the names."""
+    place = tmp_path / "wds_colours" / "test"
+    place.mkdir(parents=True)
+    members = [m for n in range(30) for m in sample_members(n) if m[0].endswith((".jpg", ".cls"))]
+    members += [("broken.jpg", b"no picture"), ("broken.cls", b"0")]
+    write_tar(place / "0.tar", members)
+    (place.parent / "classnames.txt").write_text("\n".join(COLOURS) + "\n", "utf-8")
+    (place.parent / "zeroshot_classification_templates.txt").write_text("a {c}\n", "utf-8")
+    found = run_tool("tessera-demo", "--zero-shot", place, "--linear-probe", place, place)
+    tasks = {each["task"] for each in found["results"]}
+    assert tasks == {"zeroshot_classification", "linear_probe"}
+    assert found["rejected_samples"] == {str(place): {"not_an_image": 1}}
 
 
 def test_an_evaluation_that_cannot_be_ends_before_any_work(
