@@ -70,7 +70,7 @@ class LabelledSet:
 
         Raises:
             FileNotFoundError: an index has none beside its shards.
-            ValueError: there are fewer names than classes.
+            ValueError: there are fewer names than classes; in a folder of class folders, or more.
         """
         if self.folders:
             prompts = _prompts_of_folders(Path(self.place), self.folders)
@@ -160,8 +160,14 @@ def _labels(dataset: Dataset) -> NDArray[np.int64]:
 
 def _prompts_of_folders(folder: Path, folders: tuple[str, ...]) -> Prompts:
     names, templates = (_first_of([f"{folder}/{name}"]) for name in (CLASS_NAMES, TEMPLATES))
+    class_names = _entries(names) if names else _known_names(folders)
+    if len(class_names) != len(folders):
+        raise ValueError(
+            f"{folder / CLASS_NAMES} names {len(class_names)} classes, and {len(folders)} folders "
+            "there hold pictures: which line is whose cannot be told"
+        )
     return Prompts(
-        class_names=_entries(names) if names else _known_names(folders),
+        class_names=class_names,
         templates=_entries(templates) if templates else imagenet_templates(),
     )
 
