@@ -30,6 +30,12 @@ def test_winoground_is_read(tmp_path: Path) -> None:
     assert data.captions[0] == ("some plants near a light", "a light near plants")
 
 
+def test_odd_line_separators_in_captions_end_no_example(tmp_path: Path) -> None:
+    path = write_winoground(tmp_path) / "data" / "examples.jsonl"
+    path.write_text(path.read_text("utf-8").replace("some plants", "some\u2028plants\x85"), "utf-8")
+    assert open_winoground(str(tmp_path)).captions[2][0] == "some\u2028plants\x85 near a light"
+
+
 def test_what_is_missing_or_broken_is_named(tmp_path: Path) -> None:
     write_sugarcrepe(tmp_path / "sugar")
     write_winoground(tmp_path / "wino")
@@ -47,6 +53,9 @@ def test_what_is_missing_or_broken_is_named(tmp_path: Path) -> None:
         open_winoground(str(tmp_path / "wino"))
     (tmp_path / "wino" / "data" / "examples.jsonl").write_text("{}\n", encoding="utf-8")
     with pytest.raises(ValueError, match="not in Winoground's format"):
+        open_winoground(str(tmp_path / "wino"))
+    (tmp_path / "wino" / "data" / "examples.jsonl").write_text("\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="holds no example"):
         open_winoground(str(tmp_path / "wino"))
     with pytest.raises(FileNotFoundError, match=r"examples\.jsonl is missing"):
         open_winoground(str(tmp_path / "nothing"))
