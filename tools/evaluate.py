@@ -44,7 +44,8 @@ from evaluation.text_features import check_text_features, open_text_features
 from evaluation.views import ViewConfig, Views
 from model import Clip, build_clip
 from model.config import ClipConfig, clip_config, require_clip_bpe
-from model.pretrained import load_pretrained, read_config
+from model.open_clip_config import pixel_statistics
+from model.pretrained import load_pretrained, read_config, require_usual_resize
 from pipeline.durable import write_text
 from pipeline.indexing import ScanOptions, build_index
 from pipeline.masking import MaskConfig
@@ -214,6 +215,7 @@ def load_model(arguments: Arguments) -> Model:
     place = Path(arguments.checkpoint)
     if place.is_dir():
         place = newest_checkpoint(place)
+        require_usual_resize(place)
         weights = place / f"{EMA}.safetensors" if arguments.ema else place
         return _filled(named(read_config(place), place), str(weights))
     if arguments.ema:
@@ -229,8 +231,7 @@ def load_model(arguments: Arguments) -> Model:
             f"{place} is neither a file nor a folder nor a model that can be built: {error}"
         ) from error
     if arguments.pretrained:
-        _require_usual_pixels(config, arguments.pretrained)
-        return _filled(config, arguments.pretrained)
+        return _filled(as_published(config, arguments.pretrained), arguments.pretrained)
     torch.manual_seed(arguments.seed)
     require_clip_bpe(config)
     return Model(
@@ -301,8 +302,16 @@ def _filled(config: ClipConfig, weights: str) -> Model:
     return Model(clip=clip, name=config.name, pretrained=weights)
 
 
-def _require_usual_pixels(config: ClipConfig, tag: str) -> None:
-    """Refuse published weights that open_clip evaluates with another resize."""
+def as_published(config: ClipConfig, tag: str) -> ClipConfig:
+    """A model with the pixel statistics of published weights, which may differ from the usual.
+
+    Args:
+        config: of open_clip's name.
+        tag: of published weights; any other text changes nothing.
+
+    Raises:
+        ValueError: open_clip evaluates these weights with another resize.
+    """
     import open_clip
 
     published = open_clip.get_pretrained_cfg(config.name, tag)
@@ -312,6 +321,10 @@ def _require_usual_pixels(config: ClipConfig, tag: str) -> None:
     }
     if other:
         raise ValueError(f"open_clip evaluates {tag!r} with {other}, which is not supported")
+    if not published:
+        return config
+    mean, std = pixel_statistics(config.name, tag)
+    return replace(config, vision=replace(config.vision, pixel_mean=mean, pixel_std=std))
 
 
 if __name__ == "__main__":

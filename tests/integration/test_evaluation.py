@@ -27,6 +27,7 @@ from evaluation.suite import Suite, evaluate
 from evaluation.views import ViewConfig
 from evaluation.zero_shot import class_features, evaluate_zero_shot
 from model import Clip, build_clip, open_clip_weights
+from model.config import clip_config
 from pipeline import LoaderConfig, open_loader
 from pipeline.index import open_index
 from pipeline.indexing import ScanOptions, build_index
@@ -278,6 +279,26 @@ def test_every_folder_of_shards_has_an_index_of_its_own(
     indexed = evaluate_tool.index_shards(asked, tmp_path / "indexes")
     for place in places:
         assert open_index(Path(indexed[str(place)])).shards[0].location.startswith(f"{place}/")
+
+
+def test_published_weights_bring_their_own_pixel_statistics() -> None:
+    """Refused before: the weights' mean is not that of the other weights of this model."""
+    config = evaluate_tool.as_published(clip_config("ViT-L-14"), "laion2b_s32b_b82k")
+    assert config.vision.pixel_mean == config.vision.pixel_std == (0.5, 0.5, 0.5)
+    assert evaluate_tool.as_published(clip_config("ViT-L-14"), "model.pt") == clip_config(
+        "ViT-L-14"
+    )
+    with pytest.raises(ValueError, match="squash"):
+        evaluate_tool.as_published(clip_config("ViT-L-14-CLIPA"), "datacomp1b")
+
+
+def test_a_folder_that_wants_another_resize_is_refused(clip: Clip, tmp_path: Path) -> None:
+    config = {"model_cfg": open_clip_weights.open_clip_config(clip.config)}
+    config["preprocess_cfg"] = {"resize_mode": "squash"}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config), "utf-8")
+    asked = evaluate_tool.Arguments(checkpoint=str(tmp_path), retrieval=("anything",))
+    with pytest.raises(ValueError, match="squash"):
+        evaluate_tool.load_model(asked)
 
 
 def test_labelled_shards_need_no_texts(tmp_path: Path) -> None:
