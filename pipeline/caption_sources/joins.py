@@ -90,7 +90,7 @@ class ValueJoin:
             raise ValueError(
                 f"no {self._what} of the files is one of the index: theirs are like "
                 f"{self._example!r}, the index has ones like {theirs!r}. Choose another "
-                "--key-column, or --stem for paths whose file name is the key"
+                "--key-column, or --stem True for paths whose file name is the key"
             )
 
 
