@@ -18,6 +18,9 @@ Where the papers, their code and Tessera differ, in all recipes here:
   without a causal mask and is pooled at the last place. Here these parts are open_clip's own.
 - Resizing. Image positions bicubic with antialiasing, text positions linear, as in their PyTorch
   code; the shipped JAX configurations would need an option set to resize the text's.
+- Pixels. v2 normalises by ImageNet's mean, resizes bilinearly with antialiasing, and squashes
+  pictures to a square for evaluation; here, as in v1's code, the resize is bicubic, and the mean is
+  CLIP's.
 - Syntax. Nouns, adjectives, verbs, the rest, by word classes in context as in the PyTorch code, but
   found once (`tools/tag_captions.py`) and not by a tagger inside the loader. Ties go to the first
   word, where theirs depend on the sort, and tokens are chosen, not words. The authors' figure shows
