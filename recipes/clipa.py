@@ -184,7 +184,7 @@ def clipa_h14() -> TrainConfig:
 
     The second stage drops 30% of the patches at random, the third 40%; text 8, then 32 tokens.
 
-    Data: DataComp-1B, tagged: `python tools/tag_captions.py data/datacomp1b/index`.
+    Data: DataComp-1B, tagged: `python tools/tag_captions.py data/datacomp1b/index --context-free`.
     Command: `torchrun ... train.py clipa-h14` on as many nodes as hold its batch
     (docs/scaling.md). `python train.py clipa-h14 --dry-run` shows its stages; on CC12M, with
     `--data.train data/cc12m/index --total-samples 350993248 --batch-size 4096
@@ -193,10 +193,10 @@ def clipa_h14() -> TrainConfig:
     Cost: 2,522.2 EFLOP, 2,335 GPU-hours at 300 TFLOP/s (assumed).
     Published: ImageNet zero-shot 81.5 after 224 pixels, 81.8 after 336.
     Measured: not yet.
-    Differs: see the module. Their tagger there sees each word piece alone (a lexicon given to
-    `tools/tag_captions.py --tagger` does that); the first moment is kept in bfloat16. The colour
-    strength 0.4 is read as v1's values, and the warm-up of the last stage, which we do not know, is
-    the second's share of its length.
+    Differs: see the module. Their tagger there sees each word piece alone, BERT's; that of
+    `tools/tag_captions.py --context-free` sees CLIP's. Their first moment is in bfloat16.
+    The colour strength 0.4 is read as v1's values, and the warm-up of the last stage, which we do
+    not know, is the second's share of its length.
     """
     pixels_224 = StageConfig(
         total_samples=512_000_000,
