@@ -72,6 +72,13 @@ def test_names_may_lie_one_folder_above_the_shards(tmp_path: Path) -> None:
     assert read_prompts(tmp_path / "test").of_class(1) == ["a dog"]
 
 
+def test_an_empty_line_shifts_no_names(tmp_path: Path) -> None:
+    (tmp_path / "classnames.txt").write_text("cat\n \ndog\n", encoding="utf-8")
+    (tmp_path / "zeroshot_classification_templates.txt").write_text("a {c}\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"classnames\.txt .*line 2 is empty"):
+        read_prompts(tmp_path)
+
+
 def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="neither an index nor a folder of class folders"):
