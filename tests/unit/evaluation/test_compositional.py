@@ -13,6 +13,8 @@ from evaluation.compositional import (
     score_sugarcrepe,
     score_winoground,
 )
+from evaluation.records import records
+from evaluation.suite import Outcome
 from tests.compositional_sets import write_sugarcrepe, write_winoground
 
 
@@ -71,6 +73,16 @@ def test_sugarcrepe_averages_are_recomputed_from_the_files() -> None:
     assert result.categories == {"add": 0.625, "swap": 0.0}
     assert result.macro == pytest.approx(1.25 / 3)
     assert result.micro == pytest.approx(0.5)
+
+
+def test_several_sugarcrepe_folders_keep_their_names() -> None:
+    results = [
+        score_sugarcrepe(torch.tensor([[0.5, 0.4]]), ["add_att"], name) for name in ("one", "two")
+    ]
+    both = records(Outcome(sugarcrepe=results), "model", "")
+    assert [each["dataset"] for each in both] == ["one/add_att", "one", "two/add_att", "two"]
+    alone = records(Outcome(sugarcrepe=results[:1]), "model", "")
+    assert [each["dataset"] for each in alone] == ["sugar_crepe/add_att", "sugar_crepe"]
 
 
 def test_winoground_scores_are_the_definition() -> None:
