@@ -27,7 +27,6 @@ from evaluation.suite import Suite, evaluate
 from evaluation.views import ViewConfig
 from evaluation.zero_shot import class_features, evaluate_zero_shot
 from model import Clip, build_clip, open_clip_weights
-from model.config import clip_config
 from pipeline import LoaderConfig, open_loader
 from pipeline.index import open_index
 from pipeline.indexing import ScanOptions, build_index
@@ -281,26 +280,6 @@ def test_every_folder_of_shards_has_an_index_of_its_own(
         assert open_index(Path(indexed[str(place)])).shards[0].location.startswith(f"{place}/")
 
 
-def test_published_weights_bring_their_own_pixel_statistics() -> None:
-    """Refused before: the weights' mean is not that of the other weights of this model."""
-    config = evaluate_tool.as_published(clip_config("ViT-L-14"), "laion2b_s32b_b82k")
-    assert config.vision.pixel_mean == config.vision.pixel_std == (0.5, 0.5, 0.5)
-    assert evaluate_tool.as_published(clip_config("ViT-L-14"), "model.pt") == clip_config(
-        "ViT-L-14"
-    )
-    with pytest.raises(ValueError, match="squash"):
-        evaluate_tool.as_published(clip_config("ViT-L-14-CLIPA"), "datacomp1b")
-
-
-def test_a_folder_that_wants_another_resize_is_refused(clip: Clip, tmp_path: Path) -> None:
-    config = {"model_cfg": open_clip_weights.open_clip_config(clip.config)}
-    config["preprocess_cfg"] = {"resize_mode": "squash"}
-    (tmp_path / "open_clip_config.json").write_text(json.dumps(config), "utf-8")
-    asked = evaluate_tool.Arguments(checkpoint=str(tmp_path), retrieval=("anything",))
-    with pytest.raises(ValueError, match="squash"):
-        evaluate_tool.load_model(asked)
-
-
 def test_labelled_shards_need_no_texts(tmp_path: Path) -> None:
     """As CLIP_benchmark writes them: a picture and its class, in a folder below the names."""
     place = tmp_path / "wds_colours" / "test"
@@ -325,6 +304,21 @@ def test_an_evaluation_that_cannot_be_ends_before_any_work(
         Suite(linear_probe=("one",))
     with pytest.raises(ValueError, match="few_shot needs"):
         Suite(few_shot=(4,))
+
+
+def test_sets_that_make_no_probe_are_refused_before_any_work(
+    coloured_index: Path, tmp_path: Path
+) -> None:
+    place = str(coloured_index)  # 16 pictures of each class
+    Suite(linear_probe=(place, place), few_shot=(12,)).check()
+    with pytest.raises(ValueError, match="13 shots need 17 images of each class"):
+        Suite(linear_probe=(place, place), few_shot=(1, 13)).check()
+    shards = tmp_path / "shards"
+    shutil.copytree(coloured_index.parent / "shards", shards)
+    (shards / "classnames.txt").write_text("\n".join(reversed(COLOURS)), "utf-8")
+    build_index(list_shards(shards), tmp_path / "index")
+    with pytest.raises(ValueError, match="same class names"):
+        Suite(linear_probe=(place, str(tmp_path / "index"))).check()
 
 
 def test_few_shots_of_a_suite(clip: Clip, coloured_index: Path) -> None:
