@@ -285,14 +285,14 @@ def test_labelled_shards_need_no_texts(tmp_path: Path) -> None:
     place = tmp_path / "wds_colours" / "test"
     place.mkdir(parents=True)
     members = [m for n in range(30) for m in sample_members(n) if m[0].endswith((".jpg", ".cls"))]
-    members += [("broken.jpg", b"no picture"), ("broken.cls", b"0")]
+    members += [("broken.jpg", b"no picture"), ("broken.cls", b"0"), ("unknown.jpg", b"")]
     write_tar(place / "0.tar", members)
     (place.parent / "classnames.txt").write_text("\n".join(COLOURS) + "\n", "utf-8")
     (place.parent / "zeroshot_classification_templates.txt").write_text("a {c}\n", "utf-8")
     found = run_tool("tessera-demo", "--zero-shot", place, "--linear-probe", place, place)
     tasks = {each["task"] for each in found["results"]}
     assert tasks == {"zeroshot_classification", "linear_probe"}
-    assert found["rejected_samples"] == {str(place): {"not_an_image": 1}}
+    assert found["rejected_samples"] == {str(place): {"not_an_image": 1, "bad_label": 1}}
 
 
 def test_an_evaluation_that_cannot_be_ends_before_any_work(
