@@ -109,11 +109,14 @@ def open_winoground(folder: str) -> Winoground:
     if not path.is_file():
         raise FileNotFoundError(f"Winoground's {path} is missing: one example a line")
     try:
-        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line]
+        # Not splitlines: U+2028 and the like may stand in a caption.
+        lines = [json.loads(line) for line in path.read_text("utf-8").split("\n") if line.strip()]
         images = tuple(tuple(_picture(root, each[f"image_{n}"]) for n in (0, 1)) for each in lines)
         captions = tuple((each["caption_0"], each["caption_1"]) for each in lines)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not in Winoground's format: {error!r}") from error
+    if not lines:
+        raise ValueError(f"{path} holds no example")
     _require([each for pair in images for each in pair], f"they belong into {root / 'images'}")
     return Winoground(place=folder, images=_pairs(images), captions=captions)
 

@@ -70,7 +70,7 @@ class LabelledSet:
 
         Raises:
             FileNotFoundError: an index has none beside its shards.
-            ValueError: there are fewer names than classes.
+            ValueError: there are fewer names than classes; in a folder of class folders, or more.
         """
         if self.folders:
             prompts = _prompts_of_folders(Path(self.place), self.folders)
@@ -111,6 +111,7 @@ def read_prompts(folder: str | Path) -> Prompts:
 
     Raises:
         FileNotFoundError: one of the two files is missing.
+        ValueError: a line between others is empty.
     """
     above = str(folder).rstrip("/").rpartition("/")[0]
     lines = []
@@ -119,8 +120,10 @@ def read_prompts(folder: str | Path) -> Prompts:
         if text is None:
             msg = f"zero-shot evaluation needs {folder}/{name}, one entry a line"
             raise FileNotFoundError(msg)
-        lines.append(_entries(text))
-    return Prompts(class_names=lines[0], templates=lines[1])
+        lines.append(text)
+    return Prompts(
+        class_names=_names(lines[0], f"{CLASS_NAMES} of {folder}"), templates=_entries(lines[1])
+    )
 
 
 def class_folders(folder: Path) -> list[Path]:
@@ -160,10 +163,25 @@ def _labels(dataset: Dataset) -> NDArray[np.int64]:
 
 def _prompts_of_folders(folder: Path, folders: tuple[str, ...]) -> Prompts:
     names, templates = (_first_of([f"{folder}/{name}"]) for name in (CLASS_NAMES, TEMPLATES))
+    class_names = _names(names, str(folder / CLASS_NAMES)) if names else _known_names(folders)
+    if len(class_names) != len(folders):
+        raise ValueError(
+            f"{folder / CLASS_NAMES} names {len(class_names)} classes, and {len(folders)} folders "
+            "there hold pictures: which line is whose cannot be told"
+        )
     return Prompts(
-        class_names=_entries(names) if names else _known_names(folders),
+        class_names=class_names,
         templates=_entries(templates) if templates else imagenet_templates(),
     )
+
+
+def _names(text: str, where: str) -> list[str]:
+    """Class names, one a line; an empty line between others would shift those behind it."""
+    found = text.rstrip().splitlines()
+    for number, line in enumerate(found, 1):
+        if not line.strip():
+            raise ValueError(f"{where}: line {number} is empty, and line k names class k")
+    return found
 
 
 def _entries(text: str) -> list[str]:

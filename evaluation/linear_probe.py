@@ -88,7 +88,7 @@ def evaluate_linear_probe(
         ValueError: a set has no labels, or the two have different class folders, or a class has too
             few images.
     """
-    sets = open_pair(train, test)
+    sets = open_pair(train, test, shots)
     encoded = [encoder.images(each.place, each.images(encoder.num_threads)) for each in sets]
     if not encoder.is_main:
         return None
@@ -108,19 +108,57 @@ def evaluate_linear_probe(
     return full, [few_shot(known, unseen, num_classes, k, seeds, dataset=test) for k in shots]
 
 
-def open_pair(train: str, test: str) -> tuple[LabelledSet, LabelledSet]:
+def open_pair(train: str, test: str, shots: Sequence[int] = ()) -> tuple[LabelledSet, LabelledSet]:
     """Open both sets of a probe.
+
+    Args:
+        train: see `open_labelled`.
+        test: likewise, of the same classes.
+        shots: images of each class that few-shot probes will ask for.
 
     Raises:
         FileNotFoundError: a set is missing.
-        ValueError: a set has no labels, or the two have different class folders.
+        ValueError: a set has no labels, the two have different class folders or class names, or a
+            class has too few images.
     """
     one, other = open_labelled(train), open_labelled(test)
     if one.folders != other.folders:
         raise ValueError(
             f"{train} and {test} do not have the same class folders: their labels would not match"
         )
+    names = [_names_of(each) for each in (one, other)]
+    if names[0] and names[1] and names[0] != names[1]:
+        raise ValueError(
+            f"{train} and {test} do not have the same class names: their labels would not match"
+        )
+    counts = np.unique(one.labels[one.labels >= 0], return_counts=True)[1]
+    if counts.max() * _HELD_OUT < 1:
+        raise ValueError(_too_few_to_choose(train))
+    for count in shots:
+        _require_shots(count, int(counts.min()))
     return one, other
+
+
+def _names_of(labelled: LabelledSet) -> list[str]:
+    """Class names, where a set brings them; those of class folders are compared themselves."""
+    try:
+        return [] if labelled.folders else labelled.prompts().class_names
+    except FileNotFoundError:
+        return []
+
+
+def _require_shots(shots: int, least: int) -> None:
+    extra = min(shots, _MOST_HELD_OUT_SHOTS)
+    if least < shots + extra:
+        raise ValueError(
+            f"{shots} shots need {shots + extra} images of each class ({extra} to choose the "
+            f"weight decay), and a class has {least}"
+        )
+
+
+def _too_few_to_choose(train: str) -> str:
+    least = math.ceil(1 / _HELD_OUT)
+    return f"no class of {train} has {least} images: too few to choose a weight decay"
 
 
 def probe(
@@ -138,10 +176,7 @@ def probe(
     held_out = np.concatenate([rows[: int(len(rows) * _HELD_OUT)] for rows in groups])
     kept = np.concatenate([rows[int(len(rows) * _HELD_OUT) :] for rows in groups])
     if not len(held_out):
-        raise ValueError(
-            f"no class of {names[0]} has {math.ceil(1 / _HELD_OUT)} images: too few to choose a "
-            "weight decay"
-        )
+        raise ValueError(_too_few_to_choose(names[0]))
     decay = choose_weight_decay(train.take(kept), train.take(held_out), num_classes)
     scores = fit(train, num_classes, decay).score(test.features, test.labels)
     return LinearProbeResult(
@@ -181,12 +216,7 @@ def few_shot(
     found = []
     for seed in range(seeds):
         groups = _by_class(train.labels, np.random.default_rng(seed))
-        least = min(map(len, groups))
-        if least < shots + extra:
-            raise ValueError(
-                f"{shots} shots need {shots + extra} images of each class ({extra} to choose the "
-                f"weight decay), and a class has {least}"
-            )
+        _require_shots(shots, min(map(len, groups)))
         chosen = train.take(np.concatenate([rows[:shots] for rows in groups]))
         held_out = train.take(np.concatenate([rows[shots : shots + extra] for rows in groups]))
         decay = choose_weight_decay(chosen, held_out, num_classes)

@@ -135,11 +135,13 @@ def _metrics(outcome: Outcome) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
             },
         )
     for sugar in outcome.sugarcrepe:
+        # CLIP_benchmark's name, unless there are several to tell apart.
+        own = "sugar_crepe" if len(outcome.sugarcrepe) == 1 else sugar.dataset
         for name, share in sugar.accuracies.items():
-            yield f"sugar_crepe/{name}", "image_caption_selection", {"acc": share}
+            yield f"{own}/{name}", "image_caption_selection", {"acc": share}
         averages = {**sugar.categories, "macro": sugar.macro, "micro": sugar.micro}
         yield (
-            "sugar_crepe",
+            own,
             "image_caption_selection",
             {f"acc_{name}": share for name, share in averages.items()},
         )

@@ -60,7 +60,7 @@ class Ranks:
     """How many wrong answers stand before the (first) right one; 0 is a find at once."""
 
     of_images: Tensor
-    """[M] long; the query is an image."""
+    """[M] long; the query is an image. Of one without a text, the largest number there is."""
     of_texts: Tensor
     """[K] long; the query is a text."""
 
@@ -148,6 +148,8 @@ def ranks(images: Tensor, texts: Tensor, image_of_text: NDArray[np.int64]) -> Ra
         similarity = images[rows] @ texts[columns].T
         of_texts[columns] += _num_before(similarity, own[columns], right, dim=0)
         of_images[rows] += _num_before(similarity, best[rows, None], right, dim=1)
+    has_text = torch.bincount(owner, minlength=len(images)) > 0
+    of_images.masked_fill_(~has_text, torch.iinfo(of_images.dtype).max)
     return Ranks(of_images=of_images.cpu(), of_texts=of_texts.cpu())
 
 

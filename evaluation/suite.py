@@ -67,14 +67,14 @@ class Suite:
 
         Raises:
             FileNotFoundError: a set, its class names or its pictures are missing.
-            ValueError: a set is damaged or has no labels.
+            ValueError: a set is damaged, has no labels, or too few images for a probe.
         """
         for place in self.zero_shot:
             open_labelled(place).prompts()
         for place in self.retrieval:
             open_dataset(place)
         for train, test in self.pairs:
-            open_pair(train, test)
+            open_pair(train, test, self.few_shot)
         for place in self.sugarcrepe:
             open_sugarcrepe(place, self.sugarcrepe_images)
         for place in self.winoground:

@@ -18,6 +18,9 @@ from pipeline.masking import ClusterMask, MaskConfig, MaskStrategy
 
 Views = Literal["full", "masked", "complementary"]
 
+_WHOLE_WITHIN = 0.05
+"""Of a number of views: 0.667 is taken for two thirds."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ViewConfig:
@@ -44,6 +47,12 @@ class ViewConfig:
             raise ValueError(
                 "views complementary needs mask.kind random and a mask.mask_ratio of 0.5 or more, "
                 f"got {kind} and {self.mask.mask_ratio}"
+            )
+        count = 1 / (1 - self.mask.mask_ratio)
+        if self.views == "complementary" and abs(count - round(count)) > _WHOLE_WITHIN:
+            raise ValueError(
+                "views complementary deals the patches into 1 / (1 - mask.mask_ratio) views, which "
+                f"is {count:.2f} for {self.mask.mask_ratio}: take 0.5, 0.667, 0.75 or 0.8"
             )
         if self.mask.uses_embedding:
             raise ValueError("masks of evaluation compare pixels: leave mask.embedding_* at 0")

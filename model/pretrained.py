@@ -29,6 +29,9 @@ HUGGING_FACE_WEIGHTS = "model.safetensors"
 HUGGING_FACE_CONFIG = "config.json"
 HUGGING_FACE_PIXELS = "preprocessor_config.json"
 
+_BICUBIC = 3
+"""Pillow's number of it, by which Hugging Face's files name it."""
+
 # What wrappers put before every name, and what OpenAI's files hold beside weights.
 _WRAPPERS = ("module.", "_orig_mod.")
 _NOT_WEIGHTS = {"input_resolution", "context_length", "vocab_size"}
@@ -89,6 +92,44 @@ def read_config(folder: Path) -> ClipConfig:
         return _config_of(folder, ours, theirs)
     except (LookupError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"the config in {folder} is damaged: {error!r}") from error
+
+
+def require_usual_resize(folder: Path) -> None:
+    """Refuses a folder whose pictures are to be brought to size in another way than ours.
+
+    That is: the short side resized bicubically, and the centre cut out, open_clip's usual way.
+
+    Args:
+        folder: As for `read_config`.
+
+    Raises:
+        ValueError: Its preprocessing is another one, or cannot be read.
+    """
+    try:
+        other = _other_resize(folder)
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"the config in {folder} is damaged: {error!r}") from error
+    if other:
+        raise ValueError(f"{folder} wants its pictures with {other}, which is not supported")
+
+
+def _other_resize(folder: Path) -> dict[str, Any]:
+    """What is unusual in a folder's preprocessing; what it does not name is usual."""
+    ours, theirs = folder / OPEN_CLIP_CONFIG, folder / HUGGING_FACE_PIXELS
+    if ours.is_file():
+        pixels = _read_json(ours).get("preprocess_cfg") or {}
+        usual = {"interpolation": ("bicubic",), "resize_mode": ("shortest",)}
+    elif theirs.is_file():
+        pixels = _read_json(theirs)
+        usual = {"resample": (_BICUBIC, None), "do_resize": (True,), "do_center_crop": (True,)}
+        size = pixels.get("size")
+        if isinstance(size, dict) and "shortest_edge" not in size:
+            return {"size": size}
+    else:
+        return {}
+    return {
+        name: pixels[name] for name in usual if name in pixels and pixels[name] not in usual[name]
+    }
 
 
 def _config_of(folder: Path, ours: Path, theirs: Path) -> ClipConfig:

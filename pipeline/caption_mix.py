@@ -56,9 +56,9 @@ def parse_weights(captions: Sequence[str]) -> tuple[tuple[str, float], ...]:
     """
     pairs = []
     for item in captions:
-        name, _, weight = item.partition("=")
+        name, has_weight, weight = item.partition("=")
         try:
-            pairs.append((name, float(weight) if weight else 1.0))
+            pairs.append((name, float(weight) if has_weight else 1.0))
         except ValueError:
             raise ValueError(f"captions: {item!r} is not NAME or NAME=WEIGHT") from None
     names = [name for name, _ in pairs]

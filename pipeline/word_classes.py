@@ -2,8 +2,8 @@
 
 `captions/<source>.word_classes.npy` holds one uint8 for every token id of the source: 0 noun,
 1 adjective, 2 verb, 3 other, the order in which CLIPA's code keeps them. A caption is tagged word
-by word in its context (the form of CLIPA's PyTorch code; its JAX code tags every vocabulary entry
-on its own, which a lexicon does here), and a token has the class of its word.
+by word in its context, and a token has the class of its word: the form of CLIPA's PyTorch code. Its
+JAX code tags every entry of the vocabulary on its own; `context_free` does.
 
 Taggers are libraries that a person installs; nothing is downloaded.
 
@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.captions import MAX_TOKENS, CaptionTable
+from pipeline.captions import EOT, MAX_TOKENS, CaptionTable
 from pipeline.durable import sync_folder, write_text
 from pipeline.storage import head_tail_crc32
-from pipeline.tokenizer import encode_pieces
+from pipeline.tokenizer import encode_pieces, token_strings
 from pipeline.workers import map_in_processes
 
 Tagger = Callable[[list[str]], list[str]]
@@ -92,11 +92,11 @@ def classify(text: str, num_ids: int, tagger: Tagger) -> NDArray[np.uint8] | Non
     Returns:
         [num_ids] uint8, or None if the words do not add up to so many ids.
     """
+    if not num_ids:  # a text of too few words, which is never served
+        return np.empty(0, np.uint8)
     words, counts = encode_pieces(text)
     if min(sum(counts), MAX_TOKENS) != num_ids:
         return None
-    if not words:
-        return np.empty(0, np.uint8)
     classes = np.array([class_of(tag) for tag in tagger(words)], dtype=np.uint8)
     return np.repeat(classes, counts)[:num_ids]
 
@@ -106,6 +106,8 @@ def write_word_classes(
     tagger_name: str,
     num_workers: int,
     progress: Callable[[int], object] = lambda _: None,
+    *,
+    context_free: bool = False,
 ) -> TaggingReport:
     """Tag all texts of a source; the file appears when it is complete.
 
@@ -114,19 +116,25 @@ def write_word_classes(
         tagger_name: see `open_tagger`.
         num_workers: processes.
         progress: told how many texts are done.
+        context_free: show the tagger every entry of the vocabulary alone, once, whatever the texts.
 
     Raises:
         ValueError: see `open_tagger`.
         RuntimeError: a worker process was killed.
     """
-    open_tagger(tagger_name)
+    tagger = open_tagger(tagger_name)
     path = _path(table)
+    batches = (
+        _looked_up(table, classes_of_vocabulary(tagger))
+        if context_free
+        else _tagged(table, tagger_name, num_workers)
+    )
     partial_path = path.with_name(f".partial_{path.name}")
     num_tokens = len(table.token_ids)
     classes = np.lib.format.open_memmap(partial_path, "w+", np.uint8, (num_tokens,))
     counts, unaligned, end = np.zeros(len(CLASSES), np.int64), 0, 0
     try:
-        for found, bad in _tagged(table, tagger_name, num_workers):
+        for found, bad in batches:
             start, end = end, end + sum(map(len, found))
             classes[start:end] = np.concatenate(found)
             counts += np.bincount(classes[start:end], minlength=len(CLASSES))
@@ -137,7 +145,8 @@ def write_word_classes(
     finally:
         partial_path.unlink(missing_ok=True)
     sync_folder(path.parent)
-    described = {"tagger": tagger_name, "classes": CLASSES, **_identity(table)}
+    described = {"tagger": tagger_name, "context_free": context_free, "classes": CLASSES}
+    described |= _identity(table)
     write_text(_described(path), json.dumps(described, indent=1))
     return TaggingReport(
         num_texts=table.num_texts,
@@ -184,6 +193,23 @@ def _tagged(
         yield from map(work, batches)
         return
     yield from map_in_processes(work, batches, num_workers)
+
+
+def classes_of_vocabulary(tagger: Tagger) -> NDArray[np.uint8]:
+    """Class of every token id, tagged as a text of its own: [EOT + 1] uint8."""
+    pieces = [each.removesuffix("</w>") for each in token_strings(range(EOT + 1))]
+    return np.array([class_of(tagger([piece])[0]) for piece in pieces], dtype=np.uint8)
+
+
+def _looked_up(
+    table: CaptionTable, by_id: NDArray[np.uint8]
+) -> Iterator[tuple[list[NDArray[np.uint8]], int]]:
+    """As `_tagged`, from the classes of the vocabulary."""
+    offsets = table.token_offsets
+    for first in range(0, table.num_texts, _TEXTS_AT_ONCE):
+        ends = offsets[first : first + _TEXTS_AT_ONCE + 1]
+        classes = by_id[table.token_ids[ends[0] : ends[-1]]]
+        yield np.split(classes, ends[1:-1] - ends[0]), 0
 
 
 def _classify_batch(

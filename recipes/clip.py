@@ -13,8 +13,10 @@ Where the baselines' code and Tessera differ, in all recipes that build on them:
 - FLIP's text tower reads BERT's tokens, 32 of them, in both directions and is pooled at the first;
   its image tower has fixed positions, no layer norm before the first block and mean pooling. Here
   the towers are open_clip's: CLIP's tokens, causal, the end token and the class token.
-- FLIP decays the class token and the logit scale and normalises by ImageNet's mean; here gains,
-  biases and the logit scale have no decay, and the mean is CLIP's.
+- FLIP decays the class token and the logit scale, not the position tables, and normalises by
+  ImageNet's mean; here vectors, scalars, gains and biases have no decay, learned position tables
+  have it, and the mean is CLIP's.
+- FLIP's ImageNet figures are with 7 templates, Cluster Masking's and ours with open_clip's 80.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ def clip() -> TrainConfig:
     Published: ImageNet zero-shot 36.1, linear probe 62.3, COCO R@1 34.6 / 23.5 (Wei et al., CVPR
     2024, read off the tables on the project's page); 36.5 with 30 passes, batch 1,280, learning
     rate 1e-3 and crops from 0.5 (table of the repository MingliangLiang3/GLIP).
-    Measured: not yet.
+    Measured: not at this size; tiny runs of this and other masks are in
+    docs/results/comparison-cpu.md.
     Differs: the released code cannot train this baseline (`patch_dropout=0` ends in a TypeError)
     and scales the learning rate by the batch of one GPU; see the module for the rest.
     """

@@ -18,6 +18,9 @@ Where the papers, their code and Tessera differ, in all recipes here:
   without a causal mask and is pooled at the last place. Here these parts are open_clip's own.
 - Resizing. Image positions bicubic with antialiasing, text positions linear, as in their PyTorch
   code; the shipped JAX configurations would need an option set to resize the text's.
+- Pixels. v2 normalises by ImageNet's mean, resizes bilinearly with antialiasing, and squashes
+  pictures to a square for evaluation; here, as in v1's code, the resize is bicubic, and the mean is
+  CLIP's.
 - Syntax. Nouns, adjectives, verbs, the rest, by word classes in context as in the PyTorch code, but
   found once (`tools/tag_captions.py`) and not by a tagger inside the loader. Ties go to the first
   word, where theirs depend on the sort, and tokens are chosen, not words. The authors' figure shows
@@ -181,7 +184,7 @@ def clipa_h14() -> TrainConfig:
 
     The second stage drops 30% of the patches at random, the third 40%; text 8, then 32 tokens.
 
-    Data: DataComp-1B, tagged: `python tools/tag_captions.py data/datacomp1b/index`.
+    Data: DataComp-1B, tagged: `python tools/tag_captions.py data/datacomp1b/index --context-free`.
     Command: `torchrun ... train.py clipa-h14` on as many nodes as hold its batch
     (docs/scaling.md). `python train.py clipa-h14 --dry-run` shows its stages; on CC12M, with
     `--data.train data/cc12m/index --total-samples 350993248 --batch-size 4096
@@ -190,10 +193,10 @@ def clipa_h14() -> TrainConfig:
     Cost: 2,522.2 EFLOP, 2,335 GPU-hours at 300 TFLOP/s (assumed).
     Published: ImageNet zero-shot 81.5 after 224 pixels, 81.8 after 336.
     Measured: not yet.
-    Differs: see the module. Their tagger there sees each word piece alone (a lexicon given to
-    `tools/tag_captions.py --tagger` does that); the first moment is kept in bfloat16. The colour
-    strength 0.4 is read as v1's values, and the warm-up of the last stage, which we do not know, is
-    the second's share of its length.
+    Differs: see the module. Their tagger there sees each word piece alone, BERT's; that of
+    `tools/tag_captions.py --context-free` sees CLIP's. Their first moment is in bfloat16.
+    The colour strength 0.4 is read as v1's values, and the warm-up of the last stage, which we do
+    not know, is the second's share of its length.
     """
     pixels_224 = StageConfig(
         total_samples=512_000_000,

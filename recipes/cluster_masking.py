@@ -54,7 +54,8 @@ def cluster_rgb_03() -> TrainConfig:
     Cost: 18.4 EFLOP, 17 GPU-hours at 300 TFLOP/s (assumed).
     Published: ImageNet zero-shot 36.6 (`clip` 36.1, `flip-50` 34.4), linear probe 63.1 (62.3,
     61.3), COCO R@1 35.9 / 23.7, 0.64 of the time.
-    Measured: docs/results/foundation-cpu.md has 64,000 pairs of Flickr8k, too few to rank masks.
+    Measured: not at this size. docs/results/foundation-cpu.md has 64,000 pairs of Flickr8k, too few
+    to rank masks, docs/results/comparison-cpu.md tiny runs of three seeds.
     Differs: see the module. 50% of the patches are dropped on average, as measured with the
     released code's radius (50.8%); in mode fill 30% of the tokens leave, for 25.3 EFLOP.
     """
@@ -70,7 +71,7 @@ def cluster_rgb_05() -> TrainConfig:
     Hardware: as `cluster-rgb-03`.
     Cost: 15.4 EFLOP, 14 GPU-hours at 300 TFLOP/s (assumed).
     Published: ImageNet zero-shot 36.0, linear probe 62.5, COCO R@1 32.8 / 23.0, 0.54 of the time.
-    Measured: not yet.
+    Measured: not at this size; tiny runs of the mask are in docs/results/comparison-cpu.md.
     Differs: see the module. With the released code's radius 0.5 and this bound 59% of the patches
     are in clusters or cut, which is the ratio here; in mode fill 50% of the tokens leave.
     """
@@ -88,7 +89,7 @@ def cluster_embedding() -> TrainConfig:
     Cost: 18.4 EFLOP, 17 GPU-hours at 300 TFLOP/s (assumed).
     Published: ImageNet zero-shot 36.3, mean of 12 sets 38.2 (`clip` 36.1), linear probe 62.7, COCO
     R@1 34.3 / 23.8, 0.64 of the time.
-    Measured: not yet.
+    Measured: not at this size; tiny runs of the mask are in docs/results/comparison-cpu.md.
     Differs: see the module. Which least share these rows used is not known; the time is RGB 0.3's.
     """
     mask = MaskConfig(kind="cluster", mask_ratio=0.5, embedding_first=0.0, embedding_last=1.0)

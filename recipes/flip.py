@@ -38,7 +38,7 @@ def flip_50() -> TrainConfig:
     Hardware: as `clip`, about half of its memory.
     Cost: 18.4 EFLOP, 17 GPU-hours at 300 TFLOP/s (assumed).
     Published: ImageNet zero-shot 34.4 (`clip`: 36.1), COCO R@1 32.6 / 22.6, 0.53 of the time.
-    Measured: not yet.
+    Measured: not at this size; tiny runs of the mask are in docs/results/comparison-cpu.md.
     Differs: no tuning stage and no larger batch, as in those tables.
     """
     return _equal_batch("flip-50", 0.5)
@@ -92,7 +92,8 @@ def flip_50_laion() -> TrainConfig:
     """FLIP 50%, ViT-L/16 on LAION-400M, batch 32,768, unmasked tuning: table 1's default.
 
     Data: LAION-400M, 6.4 passes masked and 0.32 without a mask; for other sets see `clip-laion`.
-    Command: `python train.py flip-50-laion`; on CC12M with
+    Command: `torchrun --nproc-per-node 8 train.py flip-50-laion --accumulation 16`, or as it is on
+    a few nodes (docs/scaling.md). On CC12M with
     `--data.train data/cc12m/index --total-samples 350993248 --optim.warmup-samples 4096000`.
     Hardware: 256 TPU-v3 cores in the paper.
     Cost: 520.0 EFLOP, 481 GPU-hours at 300 TFLOP/s (assumed).
@@ -108,7 +109,7 @@ def flip_75_laion() -> TrainConfig:
     """FLIP 75%, ViT-L/16 on LAION-400M, batch 65,536, unmasked tuning.
 
     Data: as `flip-50-laion`.
-    Command: `python train.py flip-75-laion`
+    Command: `torchrun --nproc-per-node 8 train.py flip-75-laion --accumulation 16`
     Hardware: 256 TPU-v3 cores in the paper.
     Cost: 294.7 EFLOP, 273 GPU-hours at 300 TFLOP/s (assumed).
     Published: ImageNet zero-shot 68.2, tuned 69.5, at 0.33 of the time.

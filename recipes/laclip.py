@@ -15,7 +15,9 @@ or one's own by `tools/rewrite_captions.py` (docs/rewriting.md). Weight 4 of `la
 
 Where the paper, its code and Tessera differ, in both recipes:
 
-- Towers. Their ViT has a layer norm on queries and keys; here the towers are open_clip's.
+- Towers. Their ViT has a layer norm on queries and keys, their text tower quick-GELU; here the
+  towers are open_clip's.
+- Their ImageNet figures are with 7 templates, ours with open_clip's 80.
 - Their images are normalised by ImageNet's mean, ours by CLIP's. Captions are padded to 77 there.
 - Alignment. Theirs is by the order of rows and shifts silently behind a skipped one; here texts
   are joined by key, URL, or an order that is proven (docs/captions.md).

@@ -96,6 +96,10 @@ class Arguments:
             raise ValueError("--format shards needs --text-columns: fields of the json")
         if self.format == "json-map" and self.join == "row":
             raise ValueError("the entries of a JSON map have keys: --join url or key")
+        if self.format == "laclip" and self.join != "row" and _is_text(self.files[0]):
+            raise ValueError(
+                f"the lines of {self.files[0]} have no keys: join them by their order, --join row"
+            )
         missing = [str(path) for path in self.files if not path.is_file()]
         if missing:
             raise FileNotFoundError(f"there is no file {', '.join(missing)}")
@@ -128,6 +132,11 @@ class Arguments:
         if self.join == "url":
             return ValueJoin(index.column("url").cast(pa.large_string()), "url")
         return ValueJoin(index.table.column("key"), "key")
+
+
+def _is_text(originals: Path) -> bool:
+    """Whether originals of LaCLIP's format are lines without paths, as RedCaps' are."""
+    return originals.suffix.lower() != ".csv"
 
 
 def main() -> int:

@@ -24,7 +24,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -44,10 +44,12 @@ from evaluation.text_features import check_text_features, open_text_features
 from evaluation.views import ViewConfig, Views
 from model import Clip, build_clip
 from model.config import ClipConfig, clip_config, require_clip_bpe
-from model.pretrained import load_pretrained, read_config
+from model.open_clip_config import pixel_statistics
+from model.pretrained import load_pretrained, read_config, require_usual_resize
 from pipeline.durable import write_text
 from pipeline.indexing import ScanOptions, build_index
 from pipeline.masking import MaskConfig
+from pipeline.selection import open_dataset
 from pipeline.storage import list_shards
 from tools.export import named
 from training.distributed import RankError, Ranks, join_ranks
@@ -78,8 +80,8 @@ class Arguments(Suite):
     ema: bool = False
     """Take the average of the weights that the run kept (`optim.ema_samples`)."""
     captions: str = "txt"
-    """Captions of shard folders: `txt`; `lines`, as CLIP_benchmark stores several; or `json:FIELD`
-    with a string or a list of strings."""
+    """Captions of shard folders for retrieval: `txt`; `lines`, as CLIP_benchmark stores several; or
+    `json:FIELD` with a string or a list of strings. Other measurements need none."""
     index_dir: Path | None = None
     """Folder for the indexes of shard folders, kept there; left out, they are made in a temporary
     folder of this machine."""
@@ -175,6 +177,7 @@ def run(arguments: Arguments, ranks: Ranks) -> dict[str, Any]:
                 progress=bar.update,
             )
             outcome = evaluate(encoder, suite)
+            rejected = rejected_samples(suite, indexed)
     outcome = outcome.renamed({index: place for place, index in indexed.items()})
     found = records(outcome, model.name, model.pretrained)
     result = {
@@ -191,10 +194,11 @@ def run(arguments: Arguments, ranks: Ranks) -> dict[str, Any]:
                 *(each.scores for each in outcome.retrieval),
             )
         },
+        "rejected_samples": rejected,
         "environment": machine(device),
     }
     if ranks.is_main:
-        print("\n".join([*lines(outcome), "", table(found)]))
+        print("\n".join([*lines(outcome), *_lines_of_rejected(rejected), "", table(found)]))
         if arguments.out:
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
             write_text(arguments.out, json.dumps(result, indent=1) + "\n")
@@ -211,6 +215,7 @@ def load_model(arguments: Arguments) -> Model:
     place = Path(arguments.checkpoint)
     if place.is_dir():
         place = newest_checkpoint(place)
+        require_usual_resize(place)
         weights = place / f"{EMA}.safetensors" if arguments.ema else place
         return _filled(named(read_config(place), place), str(weights))
     if arguments.ema:
@@ -226,8 +231,7 @@ def load_model(arguments: Arguments) -> Model:
             f"{place} is neither a file nor a folder nor a model that can be built: {error}"
         ) from error
     if arguments.pretrained:
-        _require_usual_pixels(config, arguments.pretrained)
-        return _filled(config, arguments.pretrained)
+        return _filled(as_published(config, arguments.pretrained), arguments.pretrained)
     torch.manual_seed(arguments.seed)
     require_clip_bpe(config)
     return Model(
@@ -241,7 +245,8 @@ def index_shards(arguments: Arguments, folder: Path) -> dict[str, str]:
     """Index the shard folders among the data; where each one's index lies.
 
     An index that an earlier call left in `folder` is brought up to date, which reads only shards
-    that have changed.
+    that have changed. Captions are read for retrieval alone: CLIP_benchmark's labelled sets have
+    none.
     """
     places = (*arguments.zero_shot, *arguments.retrieval, *arguments.linear_probe)
     found: dict[str, str] = {}
@@ -250,9 +255,8 @@ def index_shards(arguments: Arguments, folder: Path) -> dict[str, str]:
             continue
         path = Path(place).resolve()
         index = folder / f"{path.name}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:12]}"
-        report = build_index(
-            list_shards(place), index, options=ScanOptions(captions=arguments.captions)
-        )
+        captions = arguments.captions if place in arguments.retrieval else "class"
+        report = build_index(list_shards(place), index, options=ScanOptions(captions=captions))
         print(f"indexed {place}: {json.dumps(report.summary())}", file=sys.stderr)
         found[place] = str(index)
     return found
@@ -265,6 +269,31 @@ def with_indexes(arguments: Arguments, indexed: dict[str, str]) -> Suite:
     return replace(suite, **{n: tuple(indexed.get(p, p) for p in getattr(suite, n)) for n in names})
 
 
+def rejected_samples(suite: Suite, indexed: Mapping[str, str]) -> dict[str, dict[str, int]]:
+    """Samples that the indexes left out when they were made, by data set and reason.
+
+    Args:
+        suite: of indexes and folders of pictures.
+        indexed: the index of each shard folder.
+    """
+    names = {index: place for place, index in indexed.items()}
+    places = (*suite.zero_shot, *suite.retrieval, *suite.linear_probe)
+    found = {
+        names.get(place, place): open_dataset(place).index.rejections
+        for place in places
+        if is_index(place)
+    }
+    return {place: reasons for place, reasons in found.items() if reasons}
+
+
+def _lines_of_rejected(rejected: Mapping[str, Mapping[str, int]]) -> list[str]:
+    return [
+        f"{place}: {sum(reasons.values())} samples were left out when it was indexed "
+        f"({', '.join(f'{count} {reason}' for reason, count in reasons.items())})"
+        for place, reasons in rejected.items()
+    ]
+
+
 def _filled(config: ClipConfig, weights: str) -> Model:
     require_clip_bpe(config)
     clip = build_clip(config).eval()
@@ -273,8 +302,16 @@ def _filled(config: ClipConfig, weights: str) -> Model:
     return Model(clip=clip, name=config.name, pretrained=weights)
 
 
-def _require_usual_pixels(config: ClipConfig, tag: str) -> None:
-    """Refuse published weights that open_clip evaluates with another resize."""
+def as_published(config: ClipConfig, tag: str) -> ClipConfig:
+    """A model with the pixel statistics of published weights, which may differ from the usual.
+
+    Args:
+        config: of open_clip's name.
+        tag: of published weights; any other text changes nothing.
+
+    Raises:
+        ValueError: open_clip evaluates these weights with another resize.
+    """
     import open_clip
 
     published = open_clip.get_pretrained_cfg(config.name, tag)
@@ -284,6 +321,10 @@ def _require_usual_pixels(config: ClipConfig, tag: str) -> None:
     }
     if other:
         raise ValueError(f"open_clip evaluates {tag!r} with {other}, which is not supported")
+    if not published:
+        return config
+    mean, std = pixel_statistics(config.name, tag)
+    return replace(config, vision=replace(config.vision, pixel_mean=mean, pixel_std=std))
 
 
 if __name__ == "__main__":

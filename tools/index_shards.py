@@ -42,7 +42,8 @@ class Arguments:
     """Folder of the index. An index that is there is replaced when the new one is complete."""
     captions: str = "txt"
     """`txt`: the sample's .txt. `lines`: each line of it is a caption. `json:FIELD`: a string or a
-    list of strings in its .json."""
+    list of strings in its .json. `class`: none, for labelled sets to evaluate on; the number in the
+    sample's .cls stands in its place."""
     columns: tuple[str, ...] = ()
     """Fields to keep for tools/select_samples.py, from the sample's .json or the parquet beside the
     shard: `url`, or `similarity:float` for a number."""

@@ -30,7 +30,7 @@ from evaluation.search.pictures import open_pictures
 from evaluation.search.server import ADDRESS, make_server
 from evaluation.text_features import open_text_features
 from model import Clip, build_clip
-from model.pretrained import load_pretrained, read_config
+from model.pretrained import load_pretrained, read_config, require_usual_resize
 from training.environment import num_cores
 from training.run_folder import newest_checkpoint
 
@@ -97,6 +97,7 @@ def main() -> int:
 
 
 def _open(arguments: Arguments, folder: Path) -> Search:
+    require_usual_resize(folder)
     clip: Clip = build_clip(read_config(folder))
     for note in load_pretrained(clip, folder):
         print(note, file=sys.stderr)

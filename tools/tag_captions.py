@@ -3,6 +3,7 @@
     pip install HanTa
     python tools/tag_captions.py INDEX
     python tools/tag_captions.py INDEX --source rewrites --tagger words.tsv
+    python tools/tag_captions.py INDEX --context-free
 
 Finds the word class of every token (noun, adjective, verb, other) and writes it beside the caption
 source; training then only looks it up. Prints a table and, last, one JSON line.
@@ -37,6 +38,9 @@ class Arguments:
     tagger: str = "hanta"
     """hanta (English, pip install HanTa), nltk (with its data installed), or the path of a lexicon:
     lines of word, tab, part-of-speech tag."""
+    context_free: bool = False
+    """Tag every entry of the vocabulary alone, as CLIPA's JAX code does (v2's H/14), and not
+    the words of each caption in their context."""
     workers: int = 0
     """Processes; 0 takes one for each core."""
 
@@ -49,7 +53,9 @@ def main() -> int:
         table = open_index(arguments.index).captions(arguments.source)
         with tqdm(total=table.num_texts, unit=" texts", disable=None) as bar:
             workers = arguments.workers or len(os.sched_getaffinity(0))
-            report = write_word_classes(table, arguments.tagger, workers, bar.update)
+            report = write_word_classes(
+                table, arguments.tagger, workers, bar.update, context_free=arguments.context_free
+            )
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -60,14 +60,15 @@ class Overlap:
 class AlignmentCheck:
     """Is told the texts of one column with their originals, row after row, and judges them."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, first_row: int = 0) -> None:
         """Start.
 
         Args:
             what: the texts, for messages.
+            first_row: of the first text; earlier rows have none.
         """
         self.what = what
-        self._row = 0
+        self._row = first_row
         self._group: list[tuple[str, str]] = []
         self._block: list[tuple[str, str]] = []
         self._block_start = 0

@@ -90,7 +90,7 @@ class ValueJoin:
             raise ValueError(
                 f"no {self._what} of the files is one of the index: theirs are like "
                 f"{self._example!r}, the index has ones like {theirs!r}. Choose another "
-                "--key-column, or --stem for paths whose file name is the key"
+                "--key-column, or --stem True for paths whose file name is the key"
             )
 
 
@@ -141,7 +141,8 @@ class RowJoin:
         originals = self._originals.texts(self._originals.draw(ids, np.zeros(len(ids))))
         most = max(map(len, batch.texts), default=0)
         while len(self._checks) < most:
-            self._checks.append(AlignmentCheck(f"text {len(self._checks) + 1} of the files"))
+            what = f"text {len(self._checks) + 1} of the files"
+            self._checks.append(AlignmentCheck(what, first_row=int(ids[0])))
         for number, check in enumerate(self._checks):
             check.add(
                 originals, [each[number] if number < len(each) else "" for each in batch.texts]

@@ -24,7 +24,8 @@ class ScanOptions:
 
     captions: str = "txt"
     """`txt`: the sample's .txt. `lines`: each line of it, as CLIP_benchmark stores several texts.
-    `json:FIELD`: a string or a list of strings in its .json."""
+    `json:FIELD`: a string or a list of strings in its .json. `class`: the number in its .cls, for
+    labelled sets without texts, which are not to train on."""
     full_decode: bool = True
     """Decode every image. Otherwise only its header, and a JPEG's end marker, are checked."""
     columns: tuple[str, ...] = ()
@@ -40,8 +41,8 @@ class ScanOptions:
     """Larger image files are rejected before they are read."""
 
     def __post_init__(self) -> None:
-        if self.captions not in ("txt", "lines") and not self.json_field:
-            known = "'txt', 'lines' or 'json:FIELD'"
+        if self.captions not in ("txt", "lines", "class") and not self.json_field:
+            known = "'txt', 'lines', 'class' or 'json:FIELD'"
             raise ValueError(f"captions must be {known}, got {self.captions!r}")
         if self.dhash and not self.full_decode:
             raise ValueError("the difference hash needs every image decoded: leave full_decode on")
@@ -63,7 +64,7 @@ class ScanOptions:
 
     @property
     def json_field(self) -> str:
-        """FIELD of `json:FIELD`; empty for `txt` and `lines`."""
+        """FIELD of `json:FIELD`; empty for the others."""
         kind, _, name = self.captions.partition(":")
         return name if kind == "json" else ""
 

@@ -265,10 +265,12 @@ def _read_texts(
     file: BinaryIO, group: MemberGroup, options: ScanOptions, document: dict[str, Any]
 ) -> tuple[str, list[str]]:
     """The member that holds the texts of a sample, and the texts, checked but not tokenised."""
-    suffix = "json" if options.json_field else "txt"
+    suffix, reason = "json" if options.json_field else "txt", Reason.MISSING_CAPTION
+    if options.captions == "class":
+        suffix, reason = "cls", Reason.BAD_LABEL
     member = group.members.get(suffix)
     if member is None:
-        raise _missing(group, Reason.MISSING_CAPTION, f"the sample has no .{suffix}")
+        raise _missing(group, reason, f"the sample has no .{suffix}")
     if options.json_field:
         texts = _json_texts(document, options.json_field, member.name)
     else:

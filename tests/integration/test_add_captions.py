@@ -83,12 +83,18 @@ def test_a_source_that_misses_samples_counts_originals(index_dir: Path, tmp_path
 def test_refusals_change_nothing_and_say_what_to_do(index_dir: Path, tmp_path: Path) -> None:
     table = tmp_path / "t.csv"
     table.write_text("url,caption\nhttps://a,b c\n", encoding="utf-8")
+    lines = tmp_path / "redcaps_original.txt"
+    lines.write_text("a caption without a key\n", encoding="utf-8")
+    paths = tmp_path / "paths.csv"
+    paths.write_text("key,caption\na/000000001.jpg,b c\n", encoding="utf-8")
     for arguments, message in [
         ((table, "--join", "url"), "--columns url"),
         ((table, "--join", "row"), "rows, the index 96 samples"),
         ((table,), "no column 'key'"),
         ((tmp_path / "no.csv",), "there is no file"),
         ((), "give FILES"),
+        ((lines, lines, "--format", "laclip"), "--join row"),
+        ((paths,), "--stem True"),
     ]:
         done = run_tool(index_dir, "extra", *arguments)
         assert done.returncode == 2, done.stderr

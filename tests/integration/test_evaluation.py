@@ -34,6 +34,7 @@ from pipeline.masking import MaskConfig
 from pipeline.selection import open_dataset
 from pipeline.storage import folder_of, list_shards
 from tests.compositional_sets import write_sugarcrepe, write_winoground
+from tests.conftest import COLOURS, sample_members, write_tar
 from tools import evaluate as evaluate_tool
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -279,6 +280,21 @@ def test_every_folder_of_shards_has_an_index_of_its_own(
         assert open_index(Path(indexed[str(place)])).shards[0].location.startswith(f"{place}/")
 
 
+def test_labelled_shards_need_no_texts(tmp_path: Path) -> None:
+    """As CLIP_benchmark writes them: a picture and its class, in a folder below the names."""
+    place = tmp_path / "wds_colours" / "test"
+    place.mkdir(parents=True)
+    members = [m for n in range(30) for m in sample_members(n) if m[0].endswith((".jpg", ".cls"))]
+    members += [("broken.jpg", b"no picture"), ("broken.cls", b"0"), ("unknown.jpg", b"")]
+    write_tar(place / "0.tar", members)
+    (place.parent / "classnames.txt").write_text("\n".join(COLOURS) + "\n", "utf-8")
+    (place.parent / "zeroshot_classification_templates.txt").write_text("a {c}\n", "utf-8")
+    found = run_tool("tessera-demo", "--zero-shot", place, "--linear-probe", place, place)
+    tasks = {each["task"] for each in found["results"]}
+    assert tasks == {"zeroshot_classification", "linear_probe"}
+    assert found["rejected_samples"] == {str(place): {"not_an_image": 1, "bad_label": 1}}
+
+
 def test_an_evaluation_that_cannot_be_ends_before_any_work(
     coloured_index: Path, tmp_path: Path
 ) -> None:
@@ -288,6 +304,21 @@ def test_an_evaluation_that_cannot_be_ends_before_any_work(
         Suite(linear_probe=("one",))
     with pytest.raises(ValueError, match="few_shot needs"):
         Suite(few_shot=(4,))
+
+
+def test_sets_that_make_no_probe_are_refused_before_any_work(
+    coloured_index: Path, tmp_path: Path
+) -> None:
+    place = str(coloured_index)  # 16 pictures of each class
+    Suite(linear_probe=(place, place), few_shot=(12,)).check()
+    with pytest.raises(ValueError, match="13 shots need 17 images of each class"):
+        Suite(linear_probe=(place, place), few_shot=(1, 13)).check()
+    shards = tmp_path / "shards"
+    shutil.copytree(coloured_index.parent / "shards", shards)
+    (shards / "classnames.txt").write_text("\n".join(reversed(COLOURS)), "utf-8")
+    build_index(list_shards(shards), tmp_path / "index")
+    with pytest.raises(ValueError, match="same class names"):
+        Suite(linear_probe=(place, str(tmp_path / "index"))).check()
 
 
 def test_few_shots_of_a_suite(clip: Clip, coloured_index: Path) -> None:

@@ -60,7 +60,7 @@ class TextModel(Protocol):
         ...
 
     def answer(self, questions: Sequence[str], seed: int) -> list[Completion]:
-        """Answer each question, one line; equal calls give equal texts."""
+        """Answer each question, one line, less what announces it; equal calls give equal texts."""
         ...
 
 
@@ -119,7 +119,7 @@ class LanguageModel:
         ]
         ids = self._tokenizer(chats, add_special_tokens=False)["input_ids"] if chats else []
         found = self._complete(ids, self._ends, seed)
-        return [replace(one, text=_first_line(one.text.strip())) for one in found]
+        return [replace(one, text=_answer_line(one.text)) for one in found]
 
     def _complete(self, ids: list[list[int]], stops: list[int], seed: int) -> list[Completion]:
         """Go on with prompts of any number; those of similar length share a batch."""
@@ -153,6 +153,12 @@ class LanguageModel:
 
 def _first_line(text: str) -> str:
     return text.partition("\n")[0].strip()
+
+
+def _answer_line(text: str) -> str:
+    """The first line of an answer, or the second if the first one only announces it."""
+    lines = [line.strip() for line in text.split("\n") if line.strip()] or [""]
+    return lines[1] if lines[0].endswith(":") and len(lines) > 1 else lines[0]
 
 
 def newline_ids(tokenizer: Any) -> list[int]:

@@ -1,6 +1,7 @@
 """Which runs a comparison is made of.
 
-Two forms. At equal samples all variants see as many pairs as the first one, the baseline. At equal
+Two forms. At equal samples all variants see as many pairs as the first one, the baseline, whatever
+their recipes say; of several stages the first takes what the later ones leave. At equal
 compute they see as many as cost the baseline's floating point operations (tools/benchmarks/
 train_flops.py), in whole steps; the warm-up keeps its share of the run. A seed fixes weights, order
 and draws, so runs of one seed differ in nothing but the variant and can be compared in pairs.
@@ -108,15 +109,15 @@ def make_plan(
         SystemExit: status 2 for a word that `train.py` does not know.
     """
     _check(variants, seeds)
-    at_equal_samples = {
+    as_they_are = {
         variant.name: _run(variant, seeds[0], words, out, samples=None) for variant in variants
     }
-    budget = at_equal_samples[variants[0].name].flops
+    baseline = as_they_are[variants[0].name]
     planned: dict[Form, list[PlannedRun]] = {}
     for form in forms:
         samples = {
-            name: run.config.total_samples if form == "samples" else _affordable(run, budget=budget)
-            for name, run in at_equal_samples.items()
+            name: _as_many(run, baseline) if form == "samples" else _affordable(run, baseline)
+            for name, run in as_they_are.items()
         }
         planned[form] = [
             _run(variant, seed, words, out, samples=samples[variant.name])
@@ -169,15 +170,28 @@ def _check(variants: Sequence[Variant], seeds: Sequence[int]) -> None:
         raise ValueError(f"letters, digits, dots and hyphens make a variant's name, not {unfit[0]}")
 
 
-def _affordable(run: PlannedRun, *, budget: float) -> int:
-    """Pairs of a run that does as many operations, in whole steps."""
+def _as_many(run: PlannedRun, baseline: PlannedRun) -> int:
+    """Pairs of the first stage of a run that sees as many pairs in all as the baseline."""
+    later = sum(stage.total_samples for stage in run.config.stages)
+    wanted = sum(stage.total_samples for stage in baseline.config.stages)
+    wanted += baseline.config.total_samples
+    if wanted - later < run.config.batch_size:
+        raise ValueError(
+            f"the later stages of {run.variant} take {later:,} pairs, and {baseline.variant} sees "
+            f"{wanted:,} in all: nothing is left for its first stage"
+        )
+    return wanted - later
+
+
+def _affordable(run: PlannedRun, baseline: PlannedRun) -> int:
+    """Pairs of a run that does as many operations as the baseline, in whole steps."""
     config = run.config
     if config.stages:
         raise ValueError(
             f"{run.variant} has several stages, whose lengths belong together: leave out the form "
             "of equal compute"
         )
-    pairs = config.total_samples * budget / run.flops
+    pairs = config.total_samples * baseline.flops / run.flops
     return max(1, int(pairs + 1e-6) // config.batch_size) * config.batch_size
 
 

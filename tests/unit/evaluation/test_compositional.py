@@ -13,6 +13,8 @@ from evaluation.compositional import (
     score_sugarcrepe,
     score_winoground,
 )
+from evaluation.records import records
+from evaluation.suite import Outcome
 from tests.compositional_sets import write_sugarcrepe, write_winoground
 
 
@@ -28,6 +30,12 @@ def test_winoground_is_read(tmp_path: Path) -> None:
     data = open_winoground(str(write_winoground(tmp_path)))
     assert [path.name for path in data.images[2]] == ["ex_2_img_0.png", "ex_2_img_1.png"]
     assert data.captions[0] == ("some plants near a light", "a light near plants")
+
+
+def test_odd_line_separators_in_captions_end_no_example(tmp_path: Path) -> None:
+    path = write_winoground(tmp_path) / "data" / "examples.jsonl"
+    path.write_text(path.read_text("utf-8").replace("some plants", "some\u2028plants\x85"), "utf-8")
+    assert open_winoground(str(tmp_path)).captions[2][0] == "some\u2028plants\x85 near a light"
 
 
 def test_what_is_missing_or_broken_is_named(tmp_path: Path) -> None:
@@ -48,6 +56,9 @@ def test_what_is_missing_or_broken_is_named(tmp_path: Path) -> None:
     (tmp_path / "wino" / "data" / "examples.jsonl").write_text("{}\n", encoding="utf-8")
     with pytest.raises(ValueError, match="not in Winoground's format"):
         open_winoground(str(tmp_path / "wino"))
+    (tmp_path / "wino" / "data" / "examples.jsonl").write_text("\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="holds no example"):
+        open_winoground(str(tmp_path / "wino"))
     with pytest.raises(FileNotFoundError, match=r"examples\.jsonl is missing"):
         open_winoground(str(tmp_path / "nothing"))
 
@@ -62,6 +73,16 @@ def test_sugarcrepe_averages_are_recomputed_from_the_files() -> None:
     assert result.categories == {"add": 0.625, "swap": 0.0}
     assert result.macro == pytest.approx(1.25 / 3)
     assert result.micro == pytest.approx(0.5)
+
+
+def test_several_sugarcrepe_folders_keep_their_names() -> None:
+    results = [
+        score_sugarcrepe(torch.tensor([[0.5, 0.4]]), ["add_att"], name) for name in ("one", "two")
+    ]
+    both = records(Outcome(sugarcrepe=results), "model", "")
+    assert [each["dataset"] for each in both] == ["one/add_att", "one", "two/add_att", "two"]
+    alone = records(Outcome(sugarcrepe=results[:1]), "model", "")
+    assert [each["dataset"] for each in alone] == ["sugar_crepe/add_att", "sugar_crepe"]
 
 
 def test_winoground_scores_are_the_definition() -> None:

@@ -37,7 +37,15 @@ def test_a_folder_may_bring_its_own_names_and_templates(tmp_path: Path) -> None:
     assert prompts.class_names == ["alpha", "beta"], "an empty line is no class"
     assert prompts.of_class(1) == ["one beta"]
     (tmp_path / "classnames.txt").write_text("alpha\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="label 1, but"):
+    with pytest.raises(ValueError, match="names 1 classes, and 2 folders"):
+        open_labelled(str(tmp_path)).prompts()
+
+
+def test_a_class_folder_without_pictures_shifts_no_names(tmp_path: Path) -> None:
+    write_class_folders(tmp_path, ["a", "c"])
+    (tmp_path / "b").mkdir()
+    (tmp_path / "classnames.txt").write_text("alpha\nbeta\ngamma\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="names 3 classes, and 2 folders"):
         open_labelled(str(tmp_path)).prompts()
 
 
@@ -62,6 +70,13 @@ def test_names_may_lie_one_folder_above_the_shards(tmp_path: Path) -> None:
     (tmp_path / "classnames.txt").write_text("cat\ndog\n", encoding="utf-8")
     (tmp_path / "zeroshot_classification_templates.txt").write_text("a {c}\n", encoding="utf-8")
     assert read_prompts(tmp_path / "test").of_class(1) == ["a dog"]
+
+
+def test_an_empty_line_shifts_no_names(tmp_path: Path) -> None:
+    (tmp_path / "classnames.txt").write_text("cat\n \ndog\n", encoding="utf-8")
+    (tmp_path / "zeroshot_classification_templates.txt").write_text("a {c}\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"classnames\.txt .*line 2 is empty"):
+        read_prompts(tmp_path)
 
 
 def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:

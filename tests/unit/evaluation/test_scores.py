@@ -56,6 +56,12 @@ def test_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert score_retrieval(images, texts, image_of_text, "test") == whole
 
 
+def test_an_image_without_a_text_finds_nothing() -> None:
+    scores = score_retrieval(torch.eye(4), torch.eye(4)[:2], np.array([0, 1]), "test")
+    assert set(scores.image_to_text.values()) == {0.5}
+    assert scores.chance["image_to_text"][5] == 0.5
+
+
 def test_features_that_are_no_numbers_score_nothing() -> None:
     broken = torch.full((50, 16), torch.nan)
     scores = score_retrieval(broken, broken, np.arange(50), "test")

@@ -54,6 +54,10 @@ def test_views_and_masks_that_do_not_fit_are_refused() -> None:
         ViewConfig(mask=MaskConfig(kind="random"))
     with pytest.raises(ValueError, match=r"mask.kind random"):
         ViewConfig(views="complementary", mask=MaskConfig(kind="cluster"))
+    with pytest.raises(ValueError, match=r"which is 2\.50 for 0\.6"):
+        ViewConfig(views="complementary", mask=MaskConfig(kind="random", mask_ratio=0.6))
+    near = MaskConfig(kind="random", mask_ratio=0.667)
+    assert ViewConfig(views="complementary", mask=near).num_views == 3
     with pytest.raises(ValueError, match=r"mask.threshold"):
         ViewConfig(views="masked", mask=MaskConfig(kind="cluster", mode="threshold"))
     with pytest.raises(ValueError, match="compare pixels"):

@@ -20,7 +20,12 @@ from model import Clip, ClipConfig, TextConfig, VisionConfig, build_clip
 from model.open_clip_config import open_clip_config, preprocess_config
 from model.open_clip_weights import dump
 from model.positions import resize_image_positions
-from model.pretrained import load_pretrained, read_config, read_state_dict
+from model.pretrained import (
+    load_pretrained,
+    read_config,
+    read_state_dict,
+    require_usual_resize,
+)
 
 CONFIG = ClipConfig(
     name="small",
@@ -214,3 +219,31 @@ def test_tag_is_taken_from_open_clip_and_its_activation_compared(
         load_pretrained(target, "quick")
     with pytest.raises(FileNotFoundError, match="gone"):
         load_pretrained(target, "gone")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "wanted"),
+    [
+        ("open_clip_config.json", {"preprocess_cfg": {"interpolation": "bilinear"}}, "bilinear"),
+        ("open_clip_config.json", {"preprocess_cfg": {"resize_mode": "squash"}}, "squash"),
+        ("preprocessor_config.json", {"resample": 2, "size": {"shortest_edge": 24}}, "resample"),
+        ("preprocessor_config.json", {"size": {"height": 24, "width": 24}}, "height"),
+        ("preprocessor_config.json", {"do_center_crop": False}, "do_center_crop"),
+        ("open_clip_config.json", {"preprocess_cfg": []}, None),
+        ("open_clip_config.json", {"model_cfg": {}}, None),
+        ("preprocessor_config.json", {"resample": 3, "size": 24, "do_center_crop": True}, None),
+    ],
+)
+def test_other_ways_to_resize_are_refused(
+    tmp_path: Path, file: str, content: dict[str, Any], wanted: str | None
+) -> None:
+    (tmp_path / file).write_text(json.dumps(content), encoding="utf-8")
+    if wanted is None:
+        require_usual_resize(tmp_path)
+        return
+    with pytest.raises(ValueError, match=f"wants its pictures with .*{wanted}"):
+        require_usual_resize(tmp_path)
+
+
+def test_our_own_folders_are_resized_as_usual(tmp_path: Path) -> None:
+    require_usual_resize(write_folder(make(), tmp_path / "ours"))

@@ -60,7 +60,7 @@ def test_weights(captions: list[str], wanted: tuple) -> None:
 
 
 @pytest.mark.parametrize(
-    "captions", [[], ["a", "a=2"], ["a=x"], ["a=0"], ["a=-1"], ["a=nan"], ["=2"]]
+    "captions", [[], ["a", "a=2"], ["a=x"], ["a=0"], ["a=-1"], ["a=nan"], ["=2"], ["a="]]
 )
 def test_wrong_weights_are_refused(captions: list[str]) -> None:
     with pytest.raises(ValueError, match="captions"):

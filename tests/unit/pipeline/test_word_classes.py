@@ -84,6 +84,34 @@ def test_written_and_read(table: CaptionTable, lexicon: Path) -> None:
     assert not list(table.path.parent.glob(".partial*"))
 
 
+def test_without_context_a_token_has_the_class_of_its_own_piece(
+    table: CaptionTable, lexicon: Path
+) -> None:
+    seen: list[int] = []
+    lexicon.write_text(LEXICON + "ism\tVB\nan\tNN\n", encoding="utf-8")
+    report = write_word_classes(table, str(lexicon), 1, seen.append, context_free=True)
+    assert (report.num_tokens, report.unaligned, sum(seen)) == (len(table.token_ids), 0, 4)
+    pieces = token_strings(table.token_ids.tolist())
+    by_piece = dict(zip(pieces, read_word_classes(table).tolist(), strict=True))
+    assert [by_piece[f"{w}</w>"] for w in ("an", "orange", "cat", "sleeping", "on")] == [
+        0,
+        1,
+        0,
+        2,
+        3,
+    ]
+    assert by_piece["anti"] == 3, "a piece of a word is not the word"
+    assert 'context_free": true' in (table.path.parent / "caption.word_classes.json").read_text()
+
+
+def test_texts_that_are_never_served_are_not_counted(tmp_path: Path, lexicon: Path) -> None:
+    """Of added sources, texts of too few words are stored without ids."""
+    path = tmp_path / "caption.arrow"
+    ids = encode_captions(["a cat"])
+    write_batch(path, caption_batch(["a cat", "cat"], [*ids, ids[0][:0]], [0, 1]))
+    assert write_word_classes(CaptionTable(path, 2), str(lexicon), 1).unaligned == 0
+
+
 def test_a_text_that_is_not_its_ids_is_counted(tmp_path: Path, lexicon: Path) -> None:
     path = tmp_path / "caption.arrow"
     write_batch(path, caption_batch(["cat cat"], encode_captions(["cat"]), [0]))

@@ -150,6 +150,15 @@ def test_rows_in_a_wrong_order_are_refused(index: Index) -> None:
     assert [path.name for path in (index.directory / "captions").iterdir()] == ["caption.arrow"]
 
 
+def test_rows_of_a_text_that_comes_late_are_named(index: Index) -> None:
+    own = [f"place{n} beside thing{n}" for n in range(200)]
+    pairs = [("", [text] if n < 105 else [text, own[n - 1]]) for n, text in enumerate(own)]
+    with pytest.raises(
+        ValueError, match="text 2 of the files: rows 106 to 121 stand 1 line too late"
+    ):
+        add(index, pairs, RowJoin(index))
+
+
 def test_no_match_shows_what_both_sides_look_like(index: Index) -> None:
     with pytest.raises(ValueError, match=r"like 'a/b\.jpg', the index has ones like '0000"):
         add(index, [("a/b.jpg", ["some text"])])

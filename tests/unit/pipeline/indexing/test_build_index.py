@@ -342,7 +342,7 @@ def test_no_usable_sample_is_an_error_and_leaves_nothing(tmp_path: Path) -> None
 
 def test_wrong_use_is_told(tmp_path: Path) -> None:
     shard = write_tar(tmp_path / "0.tar", samples("a"))
-    with pytest.raises(ValueError, match="'txt', 'lines' or 'json:FIELD'"):
+    with pytest.raises(ValueError, match="'txt', 'lines', 'class' or 'json:FIELD'"):
         ScanOptions(captions="json:")
     with pytest.raises(ValueError, match="no shards"):
         build_index([], tmp_path / "index")

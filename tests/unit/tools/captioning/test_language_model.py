@@ -12,7 +12,7 @@ import torch
 
 from model.local_transformers import open_model, open_part
 from tools.captioning.checkpoint import model_identity
-from tools.captioning.language_model import Decoding, LanguageModel, newline_ids
+from tools.captioning.language_model import Completion, Decoding, LanguageModel, newline_ids
 
 CPU = torch.device("cpu")
 GREEDY = Decoding(temperature=0, max_new_tokens=12)
@@ -67,6 +67,23 @@ def test_a_prompt_beyond_the_context_is_not_finished_and_spoils_no_other(llama: 
     assert found[0].text == ""
     assert not found[0].finished
     assert found[1] == model.continue_lines(PROMPTS[:1], seed=0)[0]
+
+
+def test_what_announces_an_answer_is_no_answer(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = LanguageModel(llama, GREEDY, 4, CPU)
+    model._tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    said = [
+        "Sure! My caption:\n\n A dog runs. \n\nMore.",
+        "\nA cat: asleep\nYes.",
+        "So:",
+        "",
+    ]
+    written = [Completion(text=text, finished=True) for text in said]
+    monkeypatch.setattr(model, "_complete", lambda *_: written)
+    found = [each.text for each in model.answer(["a"] * 4, seed=0)]
+    assert found == ["A dog runs.", "A cat: asleep", "So:", ""]
 
 
 def test_settings_of_the_checkpoint_do_not_act(llama: Path, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from recipes import find_recipe
+from recipes.clip import clip as clip_recipe
 from tools.comparison.plan import Plan, flops_of, make_plan
 from tools.comparison.variants import Variant, find_variant
 
@@ -42,6 +44,23 @@ def test_the_command_repeats_the_run(plan: Plan) -> None:
     run = plan.forms["compute"][2]
     assert run.command.startswith("python train.py demo --mask.kind cluster")
     assert f"--run-dir {run.folder}" in run.command
+
+
+def test_recipes_of_other_lengths_see_the_baselines_pairs(
+    coloured_index: Path, tmp_path: Path
+) -> None:
+    words = ["--data.train", str(coloured_index), "--batch-size", "32"]
+    longer = Variant(name="longer", recipe="demo", words=("--total-samples", "1280"))
+    tuned = Variant(name="tuned", recipe="flip-50-scaled")
+    clip = Variant(name="clip", recipe="clip")
+    plan = make_plan([clip, longer, tuned], (0,), ("samples",), words, tmp_path)
+    totals = [r.config.total_samples + sum(s.total_samples for s in r.config.stages)
+              for r in plan.runs]  # fmt: skip
+    assert totals == [clip_recipe().total_samples] * 3
+    assert plan.runs[2].config.stages == find_recipe("flip-50-scaled").build().stages
+    short = Variant(name="short", recipe="demo", words=("--total-samples", "640"))
+    with pytest.raises(ValueError, match="nothing is left for its first stage"):
+        make_plan([short, tuned], (0,), ("samples",), words, tmp_path)
 
 
 def test_what_cannot_be_compared_is_refused(coloured_index: Path, tmp_path: Path) -> None:
