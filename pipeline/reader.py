@@ -157,10 +157,19 @@ class ShardReader:
         with self._lock:
             if shard not in self._files:
                 self._close_oldest(self._max_open - 1)
-                self._files[shard] = os.open(path or self._local_path(shard), os.O_RDONLY)
+                self._files[shard] = self._open(shard, path or self._local_path(shard))
             self._files[shard] = file = self._files.pop(shard)
             self._readers[shard] += 1
         return file
+
+    def _open(self, shard: int, path: str | Path) -> int:
+        try:
+            return os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            if self._cache is None:
+                raise
+            # Another process needed the room just now; it is fetched again.
+            return os.open(self._local_path(shard), os.O_RDONLY)
 
     def _close_oldest(self, num_left: int) -> None:
         """Close shards that nobody reads, those first that were asked for longest ago."""

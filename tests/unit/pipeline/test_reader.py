@@ -79,3 +79,15 @@ def test_a_thread_does_not_close_what_another_reads(index: Index, few_files: Non
     thread.join()
     reader.close()
     assert not wrong
+
+
+def test_a_cached_shard_that_goes_before_it_is_opened_is_fetched_again(index: Index) -> None:
+    """Another process of the machine, in another window, drops it to make room."""
+    reader = ShardReader(index, num_threads=2)
+    there = index.shards[7].location
+    index.shards[7].location = "https://host/7.tar"  # pyright: ignore[reportAttributeAccessIssue]
+    paths = iter([f"{there}.dropped", there])
+    cache: Any = SimpleNamespace(path=lambda _: next(paths), close=lambda: None)
+    reader._cache = cache
+    assert reader.read(np.array([7])) == [_content(7)]
+    reader.close()
