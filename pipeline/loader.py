@@ -119,9 +119,12 @@ class Loader(Iterator[PackedBatch]):
         if self._served_at is not None:
             self.stats.use_s += start - self._served_at
         batch = self._copier.receive(next(packing))
+        self._step += 1
+        while not batch.num_samples:  # an evaluation's, all of whose samples turned out bad
+            batch = self._copier.receive(next(packing))
+            self._step += 1
         self._served_at = time.perf_counter()
         self.stats.wait_s += self._served_at - start
-        self._step += 1
         return batch
 
     def preview(self, step: int) -> Preview:

@@ -35,7 +35,7 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
         raise ValueError(f"{height}x{width} pixels do not divide into {patch_size}-pixel patches")
     rows, columns = height // patch_size, width // patch_size
     tiles = images.reshape(batch, rows, patch_size, columns, patch_size, channels)
-    return tiles.transpose(2, 3).reshape(batch, rows * columns, -1)
+    return tiles.transpose(2, 3).reshape(batch, rows * columns, patch_size**2 * channels)
 
 
 def unpatchify(patches: Tensor, grid: tuple[int, int]) -> Tensor:

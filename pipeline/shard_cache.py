@@ -138,8 +138,12 @@ class ShardCache:
             if _is_whole(path, record):
                 os.utime(path)
                 return path
-            self._make_room(record.size_bytes)
-            self._fetch_with_patience(record, path)
+            partial = _partial_of(path)
+            try:
+                self._make_room(record.size_bytes, partial)
+                self._fetch_with_patience(record, path)
+            finally:
+                partial.unlink(missing_ok=True)
         return path
 
     def _fetch_with_patience(self, record: ShardRecord, path: Path) -> None:
@@ -158,12 +162,18 @@ class ShardCache:
             else:
                 return
 
-    def _make_room(self, num_bytes: int) -> None:
-        """Drop the shards that were used longest ago, but none that is wanted."""
+    def _make_room(self, num_bytes: int, partial: Path) -> None:
+        """Drop the shards that were used longest ago, but none that is wanted.
+
+        The room is taken at once, by an empty file of that length: other fetches are under way, of
+        this process and of others, and none may count on the same room.
+        """
         with _exclusive(self._folder / ".room.lock"):
             kept = {_name(self._shards[number]) for number in self._wanted}
             found = [(path.stat(), path) for path in self._folder.glob("*.tar")]
-            total = sum(status.st_size for status, _ in found)
+            total = sum(status.st_size for status, _ in found) + _taken(self._folder)
+            with partial.open("wb") as file:
+                file.truncate(num_bytes)
             for status, path in sorted(found, key=lambda item: item[0].st_mtime):
                 if total + num_bytes <= self._room:
                     return
@@ -179,13 +189,27 @@ def _name(record: ShardRecord) -> str:
     return f"{PurePosixPath(record.location).stem}-{digest}.tar"
 
 
+def _partial_of(path: Path) -> Path:
+    """What a shard is called until all of it is there."""
+    return path.with_name(f".{path.name}{_PARTIAL}")
+
+
+def _taken(folder: Path) -> int:
+    """Bytes that the fetches under way will have brought, those of other processes too."""
+    total = 0
+    for partial in folder.glob(f".*{_PARTIAL}"):
+        with suppress(FileNotFoundError):  # it has just got its name, and is counted under that
+            total += partial.stat().st_size
+    return total
+
+
 def _is_whole(path: Path, record: ShardRecord) -> bool:
     return path.is_file() and path.stat().st_size == record.size_bytes
 
 
 def _copy(record: ShardRecord, path: Path, closing: threading.Event) -> None:
     """Fetch a shard under another name, check it, and give it its own."""
-    partial = path.with_name(f".{path.name}{_PARTIAL}")
+    partial = _partial_of(path)
     try:
         _transfer(record.location, partial, closing)
         _check(partial, record)
@@ -195,16 +219,17 @@ def _copy(record: ShardRecord, path: Path, closing: threading.Event) -> None:
     except Exception as error:
         # Clients of remote storage raise errors of their own.
         raise OSError(f"{type(error).__name__}: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _transfer(location: str, partial: Path, closing: threading.Event) -> None:
-    with open_binary(location) as source, partial.open("wb") as target:
+    # Written over, not anew: its length is the room that it has taken.
+    with open_binary(location) as source, partial.open("r+b") as target:
         while chunk := source.read(_COPY_BYTES):
             if closing.is_set():
                 raise OSError("the loader is closing")
             target.write(chunk)
+        if target.tell() != os.fstat(target.fileno()).st_size:
+            target.truncate()
 
 
 def _check(partial: Path, record: ShardRecord) -> None:

@@ -76,6 +76,12 @@ class Arguments:
     def __post_init__(self) -> None:
         if self.out.exists() and not self.overwrite:
             raise ValueError(f"{self.out} exists: choose another --out, or add --overwrite")
+        inside = self.checkpoint.resolve()
+        if self.out.resolve() in (inside, *inside.parents):
+            raise ValueError(
+                f"--out {self.out} holds the checkpoint, which --overwrite would delete: choose "
+                "another"
+            )
         if self.format == "hugging-face" and importlib.util.find_spec("transformers") is None:
             raise ValueError("this format is checked by transformers: pip install transformers")
         if self.ema and not self.weights.is_file():

@@ -35,12 +35,17 @@ def max_anchor_similarity(patches: Tensor, anchors: Tensor) -> Tensor | None:
     Returns:
         [B, N] float32 in -1 .. 1, exactly 1 at the anchors; None where this machine has no C
         compiler or the patches are too large.
+
+    Raises:
+        ValueError: anchors of another batch, that are no places of patches or no whole numbers, or
+            patches without three channels.
     """
     library = _library()
     num_images, num_patches, num_values = patches.shape
     if library is None or num_values > MAX_VALUES:
         return None
-    patches, anchors = patches.contiguous(), anchors.contiguous()
+    _check(anchors, num_images, num_patches, num_values)
+    patches, anchors = patches.contiguous(), anchors.long().contiguous()
     similarity = torch.empty(num_images, num_patches)
     failed = library.tessera_similarity(
         patches.data_ptr(),
@@ -57,6 +62,22 @@ def max_anchor_similarity(patches: Tensor, anchors: Tensor) -> Tensor | None:
     if failed:
         raise MemoryError("no memory for the anchors' copies")
     return similarity
+
+
+def _check(anchors: Tensor, num_images: int, num_patches: int, num_values: int) -> None:
+    # C would write similarities wherever an anchor says.
+    if anchors.ndim != 2 or len(anchors) != num_images or anchors.is_floating_point():
+        raise ValueError(
+            f"anchors of {num_images} images are [{num_images}, A] whole numbers, got "
+            f"{list(anchors.shape)} of {anchors.dtype}"
+        )
+    if num_values % 3:
+        raise ValueError(f"a patch has three channels, so D is a multiple of 3, got {num_values}")
+    if anchors.numel() and not 0 <= int(anchors.min()) <= int(anchors.max()) < num_patches:
+        raise ValueError(
+            f"anchors are places 0 to {num_patches - 1}, got {int(anchors.min())} to "
+            f"{int(anchors.max())}"
+        )
 
 
 @cache

@@ -164,6 +164,9 @@ def test_wrong_use_is_named(tmp_path: Path) -> None:
         )
     with pytest.raises(ValueError, match="exists: choose another --out"):
         tool.Arguments(checkpoint=checkpoint, format="open_clip", out=checkpoint)
+    for out in (checkpoint, tmp_path, checkpoint / ".." / checkpoint.name):
+        with pytest.raises(ValueError, match="holds the checkpoint"):
+            tool.Arguments(checkpoint=checkpoint, format="open_clip", out=out, overwrite=True)
     done = run(tmp_path, "--format", "open_clip", "--out", tmp_path / "exported")
     assert done.returncode == 2
     assert "name a checkpoint folder" in done.stderr

@@ -273,6 +273,17 @@ def test_evaluation_leaves_bad_samples_out(
     assert ids == [n for n in range(96) if n not in bad]
 
 
+def test_evaluation_passes_over_a_batch_of_bad_samples_only(
+    damaged_index: tuple[Path, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index_dir, bad = damaged_index
+    unchecked(monkeypatch)
+    with open_evaluation_loader(index_dir, replace(CONFIG, batch_size=1)) as loader:
+        ids = [int(batch.sample_ids) for batch in loader]
+        assert loader.step == 96
+    assert ids == [n for n in range(96) if n not in bad]
+
+
 def test_a_shard_that_vanishes_under_the_run_ends_it_with_its_name(
     damaged_index: tuple[Path, list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

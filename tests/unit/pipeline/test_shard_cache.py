@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import threading
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,6 +14,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from pipeline import shard_cache
 from pipeline.index import ShardRecord
 from pipeline.shard_cache import CacheConfig, ShardCache
 
@@ -135,6 +137,42 @@ def test_room_is_kept_and_what_is_wanted_stays(shards: list[ShardRecord], tmp_pa
         paths = [cache.path(number) for number in wanted]
         assert all(path.exists() for path in paths)
         assert tars(tmp_path) == 3
+    cache.close()
+
+
+def test_fetches_at_once_do_not_count_on_the_same_room(
+    shards: list[ShardRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    both = threading.Barrier(2, timeout=20)
+    transfer = shard_cache._transfer
+
+    def observed(*arguments: Any) -> None:
+        both.wait()
+        seen.append(sum(path.stat().st_size for path in tmp_path.iterdir()))
+        both.wait()
+        transfer(*arguments)
+
+    monkeypatch.setattr(shard_cache, "_transfer", observed)
+    cache = ShardCache(config(tmp_path, 2 * SIZE, num_fetches=2), shards)
+    for wanted in ([0, 1], [2, 3]):
+        cache.expect(wanted)
+        for number in wanted:
+            assert cache.path(number).read_bytes() == bytes([number]) * SIZE
+        assert tars(tmp_path) == 2
+    assert seen == [2 * SIZE] * 4
+    cache.close()
+
+
+def test_a_failed_fetch_gives_its_room_back(shards: list[ShardRecord], tmp_path: Path) -> None:
+    cache = ShardCache(config(tmp_path, 2 * SIZE, num_tries=2), shards)
+    cache.path(0)
+    FlakyFileSystem.faults = 2
+    with pytest.raises(OSError, match="in 2 tries"):
+        cache.path(1)
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) == SIZE
+    cache.path(1)
+    assert tars(tmp_path) == 2
     cache.close()
 
 

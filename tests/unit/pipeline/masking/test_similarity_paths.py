@@ -128,3 +128,24 @@ def test_without_a_compiler_torch_does_it(
     assert expected is not None
     assert found.equal(expected)
     assert "torch computes the cluster mask instead" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("anchors", "complaint"),
+    [
+        (torch.tensor([[0, 40]] * 5), "places 0 to 39, got 0 to 40"),
+        (torch.tensor([[0, -1]] * 5), "places 0 to 39, got -1 to 0"),
+        (torch.tensor([[0, 1]] * 4), "anchors of 5 images"),
+        (torch.tensor([[0.0, 1.0]] * 5), "whole numbers"),
+    ],
+)
+def test_anchors_that_are_no_places_are_refused(anchors: Tensor, complaint: str) -> None:
+    """Compiled code would write to memory that is not its own."""
+    with pytest.raises(ValueError, match=complaint):
+        similarity.max_anchor_similarity(photos(5, 40, 48), anchors)
+
+
+def test_places_may_be_of_32_bits() -> None:
+    patches, places = photos(5, 40, 48), torch.tensor([[3, 17]] * 5)
+    found = similarity.max_anchor_similarity(patches, places.int())
+    assert torch.equal(found, similarity.max_anchor_similarity(patches, places))
