@@ -12,13 +12,13 @@ def summary(injections: list[dict[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for name in dict.fromkeys(each["fault"] for each in injections):
         own = [each for each in injections if each["fault"] == name and not each["skipped"]]
-        good = [each for each in own if not each["problem"]]
+        good = [each for each in own if not _problem(each)]
         rows.append(
             {
                 "fault": name,
                 "injected": sum(each["times"] for each in own),
                 "survived": sum(each["times"] for each in good),
-                "lost": sum(each["lost"] for each in good),
+                "lost": sum(each["lost"] for each in own),
                 "replaced": sum(each["replaced"] for each in good),
                 "ended_s": [each["ended_s"] for each in good if not math.isnan(each["ended_s"])],
                 "back_s": [each["back_s"] for each in good if not math.isnan(each["back_s"])],
@@ -53,15 +53,21 @@ def table(record: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
     if said:
         lines += ["", "What the jobs said, one example each:", ""]
         lines += [f"- {row['fault']}: `{row['said'][:300]}`" for row in said]
-    failed = [each for each in injections if each["problem"]]
+    failed = [each for each in injections if _problem(each)]
     if failed:
         lines += ["", "Not survived:", ""]
-        lines += [f"- {e['fault']}, seed {e['seed']}: {e['problem'][:400]!r}" for e in failed]
+        lines += [f"- {e['fault']}, seed {e['seed']}: {_problem(e)[:400]!r}" for e in failed]
     skipped = {each["fault"]: each["skipped"] for each in injections if each["skipped"]}
     if skipped:
         lines += ["", "Not injected:", ""]
         lines += [f"- {fault}: {why}" for fault, why in skipped.items()]
     return lines
+
+
+def _problem(injection: dict[str, Any]) -> str:
+    """What did not hold after an injection; empty if it was survived with every sample."""
+    lost = injection["lost"]
+    return injection["problem"] or (f"{lost} samples lost or served twice" if lost else "")
 
 
 def _seconds(values: list[float]) -> str:

@@ -160,9 +160,10 @@ def _host_and_port(authority: str, default_port: int) -> tuple[str, int]:
         host = _ascii_host(name)
     if not port_text:
         return host, default_port
-    if not (port_text.isascii() and port_text.isdigit() and 1 <= int(port_text[:9]) <= 65535):
+    digits = port_text.lstrip("0")
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= 5 and int(digits) <= 65535):
         raise FetchError(Cause.BAD_URL, "not a port")
-    return host, int(port_text)
+    return host, int(digits)
 
 
 def _ascii_host(name: str) -> str:

@@ -67,6 +67,13 @@ def test_what_is_no_url(url: str) -> None:
     assert raised.value.cause is Cause.BAD_URL
 
 
+@pytest.mark.parametrize("port", ["00000008012345", "000000080" + "1" * 5000])
+def test_zeros_do_not_hide_that_a_port_is_none(port: str) -> None:
+    with pytest.raises(FetchError) as raised:
+        parse_url(f"http://example.com:{port}/a")
+    assert raised.value.cause is Cause.BAD_URL
+
+
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "data:image/gif;base64,R0", "ftp://a/b",
     "gopher://a/b", "javascript:alert(1)"])  # fmt: skip
 def test_other_schemes_are_refused(url: str) -> None:
