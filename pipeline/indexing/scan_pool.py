@@ -156,6 +156,7 @@ def _start_worker(shared: _Shared) -> None:
 def _scan_in_worker(location: str, folder: Path, options: ScanOptions) -> None:
     if _shared is None:
         raise RuntimeError("the worker was not started by scan_shards")
+    _shared.advance(0)  # a shard that was waiting in the pool's queue is not begun after a stop
     _scan_one(location, folder, options, _shared.advance)
 
 
@@ -183,8 +184,9 @@ def _scan_one(
             # Clients of remote storage raise errors of their own.
             if attempt == _NUM_TRIES or isinstance(error, FileNotFoundError):
                 raise OSError(f"{location}: {type(error).__name__}: {error}") from error
-            logger.warning("%s broke off (%s) and is begun again", location, error)
             advance(-done_bytes)
+            why = error or type(error).__name__
+            logger.warning("%s broke off (%s) and is begun again", location, why)
             time.sleep(wait_s)
             wait_s *= 2
         else:

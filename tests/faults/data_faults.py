@@ -1,11 +1,13 @@
-"""Files that change or rot: shards under a running job, the index, checkpoints; slow storage."""
+"""Files that change or rot: shards under a job, the index, checkpoints; slow and silent storage."""
 
 from __future__ import annotations
 
 import http.server
+import math
 import random
 import re
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +31,8 @@ from tests.faults.training_faults import go_on
 from training.sample_ids import read_sample_ids
 
 _SLOW_BYTES_PER_S = 200_000
+_STOPPED_S = 60.0
+"""A storage that says nothing is given 30 s before it is asked again, or no more."""
 
 
 def shard_deleted(bench: Bench, choose: random.Random, folder: Path) -> Outcome:
@@ -170,7 +174,7 @@ def _cut_off(path: Path, choose: random.Random) -> None:
 def slow_storage(bench: Bench, choose: random.Random, folder: Path) -> Outcome:
     """Shards come from a server with a fifth of a megabyte a second, and long pauses."""
     shards = bench.index.parent / "shards"
-    with _slow_server(shards, choose) as address:
+    with _slow_server(shards, choose) as (address, _):
         places = [f"{address}/{path.name}" for path in sorted(shards.glob("*.tar"))]
         options = ScanOptions(captions="json:captions")
         build_index(places, folder / "index", options=options)
@@ -183,10 +187,38 @@ def slow_storage(bench: Bench, choose: random.Random, folder: Path) -> Outcome:
     return Outcome(lost=check_order(run_dir, bench.run))
 
 
+def silent_storage(bench: Bench, choose: random.Random, folder: Path) -> Outcome:
+    """The server of the shards stops in the middle of its answers; somebody ends the run."""
+    shards = bench.index.parent / "shards"
+    with _slow_server(shards, choose, bytes_per_s=math.inf) as (address, silent):
+        places = [f"{address}/{path.name}" for path in sorted(shards.glob("*.tar"))]
+        options = ScanOptions(captions="json:captions")
+        build_index(places, folder / "index", options=options)
+        run_dir = folder / "run"
+        command = bench.training(run_dir, index=folder / "index")
+        signum = choose.choice([signal.SIGTERM, signal.SIGINT])
+        step = choose.randrange(1, NUM_STEPS // 3)
+        with running(command) as job:
+            job.wait_for(lambda: last_step(run_dir) >= step, LIMIT_S)
+            silent.set()
+            time.sleep(choose.uniform(3, 6))
+            start = time.monotonic()
+            job.process.send_signal(signum)
+            status = job.wait(_STOPPED_S)
+            ended_s = time.monotonic() - start
+            assert status == 128 + signum, f"status {status}"
+            said = line_with(job.output, "stopped by", "same command goes on")
+        silent.clear()
+        return go_on(command, run_dir, bench, said=said, ended_s=ended_s)
+
+
 @contextmanager
-def _slow_server(folder: Path, choose: random.Random) -> Iterator[str]:
-    """Serves a folder with byte ranges, slowly; yields its address."""
+def _slow_server(
+    folder: Path, choose: random.Random, bytes_per_s: float = _SLOW_BYTES_PER_S
+) -> Iterator[tuple[str, threading.Event]]:
+    """Serves a folder with byte ranges; yields its address, and what makes it fall silent."""
     lock = threading.Lock()
+    silent, ended = threading.Event(), threading.Event()
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -210,9 +242,14 @@ def _slow_server(folder: Path, choose: random.Random) -> Iterator[str]:
             self.end_headers()
             if not with_body:
                 return
+            if silent.is_set():
+                self.wfile.write(data[first : (first + last) // 2])
+                self.wfile.flush()
+                ended.wait()
+                return
             with lock:  # all requests share the line
-                pause = choose.choice([0.0, 0.0, 0.0, 0.5])
-                time.sleep(pause + (last + 1 - first) / _SLOW_BYTES_PER_S)
+                pause = choose.choice([0.0, 0.0, 0.0, 0.5]) if bytes_per_s < math.inf else 0.0
+                time.sleep(pause + (last + 1 - first) / bytes_per_s)
             self.wfile.write(data[first : last + 1])
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002
@@ -221,8 +258,9 @@ def _slow_server(folder: Path, choose: random.Random) -> Iterator[str]:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield f"http://127.0.0.1:{server.server_port}", silent
     finally:
+        ended.set()
         server.shutdown()
         server.server_close()
 
@@ -234,4 +272,5 @@ FAULTS = {
     "a flipped bit in the index": index_rotten,
     "newest checkpoint damaged": checkpoint_rotten,
     "slow storage": slow_storage,
+    "silent storage, then SIGTERM or SIGINT": silent_storage,
 }

@@ -6,6 +6,7 @@ import http.server
 import os
 import random
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from pipeline import LoaderConfig, open_loader
+from pipeline import LoaderConfig, open_loader, storage
 from pipeline.index import open_index
 from pipeline.indexing import ScanOptions, build_index
 from pipeline.shard_cache import CacheConfig
@@ -32,6 +33,8 @@ class FlakyHandler(http.server.BaseHTTPRequestHandler):
     fail_first = 0
     num_gets: ClassVar[Counter[str]] = Counter()
     num_faults = 0
+    silent = threading.Event()
+    ended = threading.Event()
     lock = threading.Lock()
 
     def do_HEAD(self) -> None:
@@ -66,7 +69,12 @@ class FlakyHandler(http.server.BaseHTTPRequestHandler):
         if wanted:
             self.send_header("Content-Range", f"bytes {first}-{last}/{len(data)}")
         self.end_headers()
-        if with_body:
+        if with_body and self.silent.is_set():
+            self.wfile.write(data[first : first + 10])
+            self.wfile.flush()
+            self.ended.wait()
+            self.close_connection = True
+        elif with_body:
             body = data[first : last + 1]
             self.wfile.write(body[: len(body) // 2] if fails else body)
             if fails:
@@ -83,10 +91,13 @@ def server(coloured_index: Path) -> Iterator[str]:
     FlakyHandler.folder = Path(open_index(coloured_index).shards[0].location).parent
     FlakyHandler.fault_share, FlakyHandler.fail_first, FlakyHandler.num_faults = 0.0, 0, 0
     FlakyHandler.num_gets.clear()
+    FlakyHandler.silent.clear()
+    FlakyHandler.ended.clear()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), FlakyHandler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
+    FlakyHandler.ended.set()
     server.shutdown()
     server.server_close()
 
@@ -134,6 +145,34 @@ def test_a_flaky_server_gives_what_the_local_files_give(
     assert FlakyHandler.num_faults >= (6 if cached else 1)
     if cached:
         assert len(os.listdir(folder)) >= 3  # noqa: PTH208 - counts the locks as well
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_silent_server_is_asked_again_and_does_not_keep_the_loader_from_closing(
+    remote_index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, cached: bool
+) -> None:
+    monkeypatch.setattr(storage, "_SILENCE_S", 1.0)
+    folder = str(tmp_path / "cache") if cached else ""
+    with open_loader(remote_index, config("global", folder)) as loader:
+        first = next(loader) if not cached else None
+        before = sum(FlakyHandler.num_gets.values())
+        FlakyHandler.silent.set()
+        waiting = threading.Thread(target=lambda: [next(loader, None) for _ in range(9)])
+        waiting.daemon = True
+        waiting.start()
+        until = time.monotonic() + 20
+        while sum(FlakyHandler.num_gets.values()) < before + 4 and time.monotonic() < until:
+            time.sleep(0.05)
+        start = time.monotonic()
+    assert time.monotonic() - start < 8, "closing waits for a server that says nothing"
+    waiting.join(timeout=5)
+    assert not waiting.is_alive()
+    # Nothing is lost: what was to come comes when the server speaks again.
+    FlakyHandler.silent.clear()
+    with open_loader(remote_index, config("global", folder)) as loader:
+        again = next(loader)
+        assert first is None or again.patches.equal(first.patches)
+        assert loader.stats.num_replaced == 0
 
 
 def test_indexing_goes_on_over_faults_and_gives_up_with_the_shard(

@@ -87,7 +87,9 @@ def test_a_cached_shard_that_goes_before_it_is_opened_is_fetched_again(index: In
     there = index.shards[7].location
     index.shards[7].location = "https://host/7.tar"  # pyright: ignore[reportAttributeAccessIssue]
     paths = iter([f"{there}.dropped", there])
-    cache: Any = SimpleNamespace(path=lambda _: next(paths), close=lambda: None)
+    cache: Any = SimpleNamespace(
+        path=lambda _: next(paths), give_up=lambda: None, close=lambda: None
+    )
     reader._cache = cache
     assert reader.read(np.array([7])) == [_content(7)]
     reader.close()
