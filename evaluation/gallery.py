@@ -108,7 +108,9 @@ class _Shelf:
         self.owner = torch.from_numpy(run.image_of_text)
 
     def picture(self, image: int) -> NDArray[np.uint8]:
-        return self._loader.preview(int(self._run.sample_ids[image])).images[0].numpy()
+        images = self._loader.preview(int(self._run.sample_ids[image])).images
+        # Black, as decoders have it, if the picture has gone bad since it was scored.
+        return images[0].numpy() if len(images) else np.zeros(images.shape[1:], dtype=np.uint8)
 
     def caption(self, text: int) -> str:
         return self._table.texts(self._run.text_rows[text : text + 1])[0]

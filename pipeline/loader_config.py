@@ -11,6 +11,7 @@ from pipeline.caption_mix import parse_weights, text_counts
 from pipeline.crops import CropConfig
 from pipeline.decoding import DecoderKind
 from pipeline.masking import ClusterMask, MaskConfig
+from pipeline.masking.selection import budget
 from pipeline.shard_cache import CacheConfig
 from pipeline.text_reduction import TextReductionKind
 
@@ -91,6 +92,7 @@ class LoaderConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         self._check_ranks()
+        self._check_budget()
         weights = parse_weights(self.captions)
         if self.every_text:
             text_counts(weights)
@@ -109,6 +111,14 @@ class LoaderConfig:
                 f"{self.local_batch_size} pairs of a rank cannot be cut into groups of "
                 f"{self.group_size} images that share a mask budget: take mask.group_size "
                 f"{fitting}, or fewer ranks"
+            )
+
+    def _check_budget(self) -> None:
+        group, ratio = self.group_size, self.mask.mask_ratio
+        if group and budget(group, self.num_patches, ratio) < group:
+            raise ValueError(
+                f"mask_ratio {ratio} of {self.num_patches} patches leaves less than one patch of "
+                f"each image: at most {1 - 1 / self.num_patches:.3f} can be dropped"
             )
 
     @property

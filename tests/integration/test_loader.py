@@ -5,6 +5,7 @@ import shutil
 import threading
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -359,3 +360,11 @@ def test_augmentation_is_drawn_for_each_visit_and_not_in_evaluation(coloured_ind
         open_evaluation_loader(coloured_index, jittering) as others,
     ):
         assert ours.preview(0).images.equal(others.preview(0).images)
+
+
+def test_a_mask_that_leaves_less_than_a_patch_of_each_image_is_refused() -> None:
+    config = partial(LoaderConfig, batch_size=16, image_size=224, patch_size=32, context_length=16)
+    config(mask=MaskConfig(mask_ratio=0.97))
+    config(mask=MaskConfig(kind="random", mask_ratio=0.99))  # keeps one at least
+    with pytest.raises(ValueError, match=r"less than one patch of each image: at most 0\.980"):
+        config(mask=MaskConfig(mask_ratio=0.99))
