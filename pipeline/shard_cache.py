@@ -43,8 +43,11 @@ class CacheConfig:
     """Wait before the second try; doubled before each further one."""
 
     def __post_init__(self) -> None:
-        if self.max_gib <= 0 or self.num_fetches < 1 or self.num_tries < 1:
-            raise ValueError("max_gib, num_fetches and num_tries of the cache must be above 0")
+        if min(self.max_gib, self.num_fetches, self.num_tries) <= 0 or self.first_wait_s < 0:
+            raise ValueError(
+                "max_gib, num_fetches and num_tries of the cache must be above 0, and first_wait_s "
+                "not below"
+            )
 
 
 class ShardCache:
@@ -136,7 +139,8 @@ class ShardCache:
         path = self._folder / _name(record)
         with _exclusive(_lock_of(path)):
             if _is_whole(path, record):
-                os.utime(path)
+                with suppress(FileNotFoundError):  # dropped just now; `path` looks for that
+                    os.utime(path)
                 return path
             partial = _partial_of(path)
             try:
