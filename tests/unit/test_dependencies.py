@@ -18,7 +18,7 @@ IMPORTED_AS = {
 """Where the name of the package is not the name of the module."""
 COME_ALONG = {"torchvision": "open_clip_torch", "triton": "torch"}
 """Needed by a package of the list."""
-ASKED_FOR = {"nltk"}
+ASKED_FOR = {"nltk", "aiohttp"}
 """Imported only where an option names it; the error says how to install it."""
 
 
