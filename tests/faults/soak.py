@@ -42,6 +42,7 @@ _LEAST_MINUTES = 60
 _LIFE_MINUTES = (2.0, 12.0)
 _START_S = 300.0
 _END_S = 120.0
+_WRITTEN_S = 120.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +162,8 @@ class Soak:
             job.close()
 
     def count(self, life: Life, job: Job) -> Count:
-        """What is held now."""
+        """What is held now; between checkpoints, as one being written holds a copy of the model."""
+        job.wait_for(lambda: not self.is_writing(), _WRITTEN_S)
         return Count(
             minute=self.minute,
             life=life.number,
@@ -171,6 +173,10 @@ class Soak:
             num_shm=_num_files(_SHM) - self.shm_before,
             num_temporary=_num_files(self.temporary),
         )
+
+    def is_writing(self) -> bool:
+        """Whether a checkpoint is half written."""
+        return any((self.run_dir / "checkpoints").glob(".partial_*"))
 
     def finish(self, life: Life, job: Job, end: signal.Signals) -> None:
         """End a life and count what is left of it."""
