@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 import train
+from model.losses import LossConfig, fastclip
 from pipeline import PackedBatch
 from pipeline.device_copy import DeviceCopier, Sent
 from pipeline.masking import MaskConfig
@@ -166,6 +167,33 @@ def test_broken_off_in_or_between_stages_it_goes_on_bit_for_bit(
     for part, tensors in parts(tmp_path / "run", 11).items():
         for name, tensor in tensors.items():
             assert torch.equal(tensor, expected[part][name]), (part, name)
+
+
+@pytest.mark.parametrize(("batch_size", "passes"), [(16, [0] * 6), (36, [0, 0, 0, 1, 1])])
+def test_a_loss_with_memory_counts_passes_over_the_whole_run(
+    coloured_index: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    batch_size: int,
+    passes: list[int],
+) -> None:
+    seen: list[int] = []
+
+    def rate(_schedule: str, _gamma: float, pass_number: int, _decay_passes: int) -> float:
+        seen.append(pass_number)
+        return 1.0 if pass_number == 0 else 0.5
+
+    monkeypatch.setattr(fastclip, "inner_rate", rate)
+    config = replace(
+        two_stages(coloured_index, tmp_path / "run"),
+        total_samples=batch_size * len(passes),
+        batch_size=batch_size,
+        loss=LossConfig(kind="fastclip_v1"),
+    )
+    assert run(config) == 0
+    # 96 samples are a pass; the second stage has five steps of 8.
+    later = [(batch_size * len(passes) + 8 * step) // 96 for step in range(5)]
+    assert seen == passes + later
 
 
 def test_a_loss_that_is_no_number_leaves_the_batch_and_the_way_to_see_it(
