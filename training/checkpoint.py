@@ -142,7 +142,7 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         hashes = _write_files(partial, checkpoint)
         content = {"format": _FORMAT, "step": checkpoint.step, "sha256": hashes}
         write_text(partial / _STATE, json.dumps(content | checkpoint.state, indent=1))
-        # One of the same step, from a run that stopped right behind it, goes once this one is there.
+        # One of the same step, of a run that stopped right behind it, goes once this one is there.
         same = _set_aside(final)
         partial.rename(final)
         sync_folder(folder)

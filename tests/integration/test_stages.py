@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -28,11 +30,12 @@ from training.config import (
     TrainConfig,
     WatchConfig,
 )
-from training.interrupt import StopRequests
-from training.metrics import NonFiniteLossError, read_records
+from training.interrupt import Interrupted, StopRequests
+from training.metrics import NonFiniteLossError, StepRecord, read_records
 from training.opening import open_session
 from training.run_folder import RunFolder
 from training.sample_ids import read_sample_ids
+from training.session import Session
 from training.timeline import Timeline
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -167,6 +170,26 @@ def test_broken_off_in_or_between_stages_it_goes_on_bit_for_bit(
     for part, tensors in parts(tmp_path / "run", 11).items():
         for name, tensor in tensors.items():
             assert torch.equal(tensor, expected[part][name]), (part, name)
+
+
+@pytest.mark.parametrize("last_step", [6, 11])
+def test_a_signal_behind_the_last_vote_of_a_stage_ends_the_run(
+    coloured_index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last_step: int
+) -> None:
+    save = Session.save
+
+    def signalled(session: Session) -> list[StepRecord]:
+        if session.run_step == last_step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return save(session)
+
+    monkeypatch.setattr(Session, "save", signalled)
+    run_dir, stops = tmp_path / "run", StopRequests()
+    with stops.installed(), pytest.raises(Interrupted, match="SIGTERM"):
+        train.run(Command(config=two_stages(coloured_index, run_dir)), [], stops)
+    assert max(path.name for path in (run_dir / "checkpoints").iterdir()).endswith(f"{last_step}")
+    assert len(read_records(run_dir / "metrics.jsonl")) == last_step
+    assert not (run_dir / "evaluation.json").exists()
 
 
 @pytest.mark.parametrize(("batch_size", "passes"), [(16, [0] * 6), (36, [0, 0, 0, 1, 1])])
