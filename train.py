@@ -159,6 +159,9 @@ def train(session: Session, stops: StopRequests) -> None:
                 for line in score_lines(evaluate_now(session)):
                     logger.info("%s", line)
                 session.clock.restart()
+        if ranks.end_votes(stops.requested):  # in or behind the last step
+            session.finish_writing()
+            stops.end_run()
 
 
 def is_evaluated_now(session: Session) -> bool:

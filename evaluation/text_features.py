@@ -23,14 +23,10 @@ from model import Clip
 from model.config import AdapterConfig
 from model.text_encoders import TextEncoder, open_text_encoder
 from pipeline.captions import CaptionTable
+from pipeline.embedding_record import EMBEDDINGS_DIR, read_store_record
 from pipeline.index import open_index
 from pipeline.selection import open_dataset
-from pipeline.text_embeddings import (
-    EMBEDDINGS_DIR,
-    EncoderRecord,
-    TextEmbeddings,
-    open_text_embeddings,
-)
+from pipeline.text_embeddings import EncoderRecord, TextEmbeddings, open_text_embeddings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,13 +129,23 @@ def stored_embeddings(table: CaptionTable, encoder: str) -> TextEmbeddings | Non
         try:
             store = open_text_embeddings(index, folder.parent.name, folder.name)
         except ValueError as error:
-            unreadable.append(error)
+            if _may_be_by(encoder, folder):
+                unreadable.append(error)
             continue
         if store.encoder.identity == encoder:
             return store
     if unreadable:
         raise unreadable[0]
     return None
+
+
+def _may_be_by(encoder: str, folder: Path) -> bool:
+    """Whether a store that cannot be read is by an encoder, as far as its record tells."""
+    try:
+        record = read_store_record(folder, folder.parent.name, folder.name)
+    except ValueError:
+        return True
+    return record.encoder.identity == encoder
 
 
 def _adapter(clip: Clip) -> AdapterConfig:

@@ -142,23 +142,24 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         hashes = _write_files(partial, checkpoint)
         content = {"format": _FORMAT, "step": checkpoint.step, "sha256": hashes}
         write_text(partial / _STATE, json.dumps(content | checkpoint.state, indent=1))
-        _remove(final)
+        # One of the same step, of a run that stopped right behind it, goes once this one is there.
+        same = _set_aside(final)
         partial.rename(final)
         sync_folder(folder)
     except (OSError, SafetensorError, MemoryError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(_explain(error, folder)) from error
-    for old in _folders(folder)[keep:]:
-        _remove(old)
+    for doomed in (same, *map(_set_aside, _folders(folder)[keep:])):
+        shutil.rmtree(doomed, ignore_errors=True)
     return final
 
 
-def _remove(path: Path) -> None:
-    """Remove a checkpoint if it is there; a kill on the way leaves no half of it in its name."""
+def _set_aside(path: Path) -> Path:
+    """Take a checkpoint's name away, if it is there; a kill in its removal leaves no half in it."""
     doomed = path.with_name(f"{_PARTIAL}old_{path.name}")
     with contextlib.suppress(OSError):
         path.rename(doomed)
-        shutil.rmtree(doomed)
+    return doomed
 
 
 def _write_files(folder: Path, checkpoint: Checkpoint) -> dict[str, str]:

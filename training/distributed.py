@@ -157,9 +157,16 @@ class Ranks:
         self._vote = (flag, work)
         return decided
 
-    def end_votes(self) -> None:
-        """Take the last vote out of the way, behind the last step."""
-        self._last_vote()
+    def end_votes(self, wish: bool = False) -> bool:
+        """Take the last vote out of the way, behind the last step.
+
+        Args:
+            wish: whether this rank wishes to stop by now; asked of a process alone.
+
+        Returns:
+            The answer that the next step would have got, on all ranks alike.
+        """
+        return wish if self.control is None else self._last_vote()
 
     @contextmanager
     def explained(self, step: Callable[[], int]) -> Iterator[None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import replace
+from fractions import Fraction
 
 import torch
 from torch import nn
@@ -29,8 +30,8 @@ from training.run_folder import RunFolder
 from training.sample_ids import SampleIdLog
 from training.session import EMA, LORA, LOSS, MASK, Session, decoder_kind, fingerprints
 from training.sides import set_trained, with_encoder
+from training.stages import Stage, fit_positions, stage_at, stages_of
 from training.stages import architecture as stage_architecture
-from training.stages import fit_positions, stage_at, stages_of
 from training.timeline import Timeline
 from training.watch import open_watchers
 from training.watch_steps import SlowSteps, StepClock
@@ -76,7 +77,7 @@ def open_session(
         _check_same_run(found, loader, with_encoder(architecture_of(trained), loader))
     with timeline.during("building the model"):
         clip, model, loss, optimizer = _build(
-            config, architecture, ranks, device, loader, found, resumed=step > 0
+            run_config, stage, architecture, ranks, device, loader, found, resumed=step > 0
         )
         average = _average(config, clip, found if step else None)
     for activity, seconds in (found.state["seconds"] if found else {}).items():
@@ -130,7 +131,8 @@ def architecture_of(config: TrainConfig) -> ClipConfig:
 
 
 def _build(
-    config: TrainConfig,
+    run_config: TrainConfig,
+    stage: Stage,
     architecture: ClipConfig,
     ranks: Ranks,
     device: torch.device,
@@ -143,6 +145,7 @@ def _build(
 
     A stage that begins (found, but not resumed) takes over the weights and what the loss knows.
     """
+    config = stage.config
     torch.manual_seed(config.seed)
     clip = build_clip(architecture)
     configure(
@@ -151,7 +154,7 @@ def _build(
         checkpoint_blocks=config.checkpoint_blocks,
         compile_blocks=config.compile,
     )
-    loss = _loss(config, loader).to(device)
+    loss = _loss(run_config, stage, loader).to(device)
     # A parameter that gets no gradient would keep the ranks waiting for it.
     clip.logit_scale.requires_grad_(not loss.owns_temperature)
     if clip.logit_bias is not None:
@@ -171,13 +174,27 @@ def _build(
     return clip, model, loss, optimizer
 
 
-def _loss(config: TrainConfig, loader: Loader) -> ContrastiveLoss:
+def _loss(run_config: TrainConfig, stage: Stage, loader: Loader) -> ContrastiveLoss:
+    """The loss of a stage, which counts its passes over the data from the start of the run.
+
+    Not from that of the stage: the estimates of FastCLIP's family are carried on into it, and in
+    the first pass each is replaced by that of one batch. A stage that distils has another loss.
+    """
+    config, pass_size = stage.config, loader.dataset.num_samples
     if config.text_side.distill:
         return DistillationLoss(LossRanks.of(None))
     return build_loss(
         config.loss,
         num_samples=loader.index.num_samples,
-        steps_per_pass=max(1, loader.dataset.num_samples // config.batch_size),
+        steps_per_pass=Fraction(pass_size, config.batch_size),
+        passes_before=Fraction(
+            sum(
+                earlier.config.num_steps * earlier.config.batch_size
+                for earlier in stages_of(run_config)[: stage.number - 1]
+                if not earlier.config.text_side.distill
+            ),
+            pass_size,
+        ),
     )
 
 

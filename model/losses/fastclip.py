@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -55,12 +56,19 @@ class FastClipLoss(ContrastiveLoss):
     """The family; `LossConfig.kind` picks the member."""
 
     def __init__(
-        self, config: LossConfig, *, num_samples: int, steps_per_pass: int, ranks: Ranks
+        self,
+        config: LossConfig,
+        *,
+        num_samples: int,
+        steps_per_pass: Fraction | int,
+        passes_before: Fraction | int = 0,
+        ranks: Ranks,
     ) -> None:
         super().__init__()
         self._config = config
         self._method = config.method()
         self._steps_per_pass = steps_per_pass
+        self._passes_before = passes_before
         self._ranks = ranks
         kept = {"log_u": 0.0}
         if self._method.rule == "individual":
@@ -156,7 +164,7 @@ class FastClipLoss(ContrastiveLoss):
             known, seen = self._known(pairs, ids)
             tau = self._temperatures(known, scale, len(images))
             positives = (pairs.images * pairs.texts).sum(1, keepdim=True)
-            pass_number = step // self._steps_per_pass
+            pass_number = self._pass_number(step)
             gamma = inner_rate(
                 self._method.schedule,
                 self._method.gamma,
@@ -191,6 +199,10 @@ class FastClipLoss(ContrastiveLoss):
             return by_images, by_texts, by_scale
 
         return with_gradients(value, (images, texts, scale), gradients)
+
+    def _pass_number(self, step: int) -> int:
+        """Whole passes over the data before the first sample of a step."""
+        return math.floor(self._passes_before + Fraction(step) / self._steps_per_pass)
 
     def _known(self, pairs: Pairs, ids: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """What was kept of this rank's samples, [b, 2] each, and [b, 1], which were seen."""

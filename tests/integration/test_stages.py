@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 import train
+from model.losses import LossConfig, fastclip
 from pipeline import PackedBatch
 from pipeline.device_copy import DeviceCopier, Sent
 from pipeline.masking import MaskConfig
@@ -27,11 +30,12 @@ from training.config import (
     TrainConfig,
     WatchConfig,
 )
-from training.interrupt import StopRequests
-from training.metrics import NonFiniteLossError, read_records
+from training.interrupt import Interrupted, StopRequests
+from training.metrics import NonFiniteLossError, StepRecord, read_records
 from training.opening import open_session
 from training.run_folder import RunFolder
 from training.sample_ids import read_sample_ids
+from training.session import Session
 from training.timeline import Timeline
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -166,6 +170,53 @@ def test_broken_off_in_or_between_stages_it_goes_on_bit_for_bit(
     for part, tensors in parts(tmp_path / "run", 11).items():
         for name, tensor in tensors.items():
             assert torch.equal(tensor, expected[part][name]), (part, name)
+
+
+@pytest.mark.parametrize("last_step", [6, 11])
+def test_a_signal_behind_the_last_vote_of_a_stage_ends_the_run(
+    coloured_index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last_step: int
+) -> None:
+    save = Session.save
+
+    def signalled(session: Session) -> list[StepRecord]:
+        if session.run_step == last_step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return save(session)
+
+    monkeypatch.setattr(Session, "save", signalled)
+    run_dir, stops = tmp_path / "run", StopRequests()
+    with stops.installed(), pytest.raises(Interrupted, match="SIGTERM"):
+        train.run(Command(config=two_stages(coloured_index, run_dir)), [], stops)
+    assert max(path.name for path in (run_dir / "checkpoints").iterdir()).endswith(f"{last_step}")
+    assert len(read_records(run_dir / "metrics.jsonl")) == last_step
+    assert not (run_dir / "evaluation.json").exists()
+
+
+@pytest.mark.parametrize(("batch_size", "passes"), [(16, [0] * 6), (36, [0, 0, 0, 1, 1])])
+def test_a_loss_with_memory_counts_passes_over_the_whole_run(
+    coloured_index: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    batch_size: int,
+    passes: list[int],
+) -> None:
+    seen: list[int] = []
+
+    def rate(_schedule: str, _gamma: float, pass_number: int, _decay_passes: int) -> float:
+        seen.append(pass_number)
+        return 1.0 if pass_number == 0 else 0.5
+
+    monkeypatch.setattr(fastclip, "inner_rate", rate)
+    config = replace(
+        two_stages(coloured_index, tmp_path / "run"),
+        total_samples=batch_size * len(passes),
+        batch_size=batch_size,
+        loss=LossConfig(kind="fastclip_v1"),
+    )
+    assert run(config) == 0
+    # 96 samples are a pass; the second stage has five steps of 8.
+    later = [(batch_size * len(passes) + 8 * step) // 96 for step in range(5)]
+    assert seen == passes + later
 
 
 def test_a_loss_that_is_no_number_leaves_the_batch_and_the_way_to_see_it(

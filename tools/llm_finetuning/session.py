@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -43,6 +44,7 @@ logger = logging.getLogger(__name__)
 ADAPTER = "adapter"
 """Name of the result's folder, and of the checkpoints' part that holds the same weights."""
 _RECORD = "settings.json"
+_LOG = "log.jsonl"
 
 
 class FineTuning:
@@ -70,9 +72,8 @@ class FineTuning:
         dataset = open_dataset(settings.index)
         pool = TextPool(dataset, settings.sources)
         self._draw = _pair_draw(settings, dataset, pool)
-        self._probe_pool = (
-            TextPool(open_dataset(settings.probe), settings.sources) if settings.probe else pool
-        )
+        probed = open_dataset(settings.probe) if settings.probe else dataset
+        self._probe_pool = TextPool(probed, settings.sources) if settings.probe else pool
         self.num_steps = settings.steps or -(-len(pool.sample_ids) // settings.batch_size)
         self._optim = settings.optim(self.num_steps)
         self.encoder = _open_encoder(settings, ranks.device(settings.device))
@@ -84,11 +85,14 @@ class FineTuning:
             "llm": self.revision,
             "index": dataset.index.fingerprint,
             "selection": dataset.selection_fingerprint,
+            "probe": probed.index.fingerprint,
+            "probe_selection": probed.selection_fingerprint,
             "num_steps": self.num_steps,
         }
         ranks.on_main(lambda: _claim(settings.out, identity))
         self._optimizer = build_optimizer(self.encoder, self._optim)
         self._restore()
+        ranks.on_main(lambda: _keep_log(settings.out / _LOG, self.step))
         self._model = _distributed(self.encoder, ranks)
 
     @property
@@ -196,6 +200,9 @@ def train(run: FineTuning, ranks: Ranks, stop: Callable[[], bool]) -> dict[str, 
 
     Returns:
         Mean losses of the first and the last interval of the log that were trained here.
+
+    Raises:
+        RuntimeError: a loss is not finite; on all ranks, and no checkpoint is written then.
     """
     settings = run.settings
     losses: list[float] = []
@@ -206,12 +213,14 @@ def train(run: FineTuning, ranks: Ranks, stop: Callable[[], bool]) -> dict[str, 
         total, count = loss if total is None else total + loss, count + 1
         wished = ranks.vote(stop(), run.step)
         last = wished or run.step == run.num_steps
-        if last or run.step % settings.log_every == 0:
+        saved = last or run.step % settings.save_every == 0
+        if saved or run.step % settings.log_every == 0:
             losses.append(total.item() / count)
             per_step = (time.perf_counter() - start) / (run.step - first_step)
+            _require_finite(losses[-1], run.step, count)
             ranks.on_main(partial(_log, run, losses[-1], rate, per_step))
             total, count = None, 0
-        if last or run.step % settings.save_every == 0:
+        if saved:
             run.save()
         if wished:
             break
@@ -228,8 +237,25 @@ def _log(run: FineTuning, loss: float, rate: float, seconds_per_step: float) -> 
         run.step, run.num_steps, loss, rate, pairs_per_s, minutes,
     )  # fmt: skip
     line = {"step": run.step, "loss": loss, "learning_rate": rate, "pairs_per_s": pairs_per_s}
-    with (run.settings.out / "log.jsonl").open("a", encoding="utf-8") as file:
+    with (run.settings.out / _LOG).open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
+
+
+def _require_finite(loss: float, step: int, count: int) -> None:
+    if not math.isfinite(loss):
+        raise RuntimeError(
+            f"the loss is {loss} in one of the {count} steps up to {step}; the last checkpoint is "
+            "from before it: give another --out, with a lower --learning-rate, a longer "
+            "--warmup-steps or --precision float32"
+        )
+
+
+def _keep_log(path: Path, step: int) -> None:
+    """Drop what was logged beyond the step that a run goes on from: it is done again."""
+    if path.is_file():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith("\n")]
+        write_text(path, "".join(each for each in whole if json.loads(each)["step"] <= step))
 
 
 def _open_encoder(settings: Settings, device: torch.device) -> TextEncoder:

@@ -87,6 +87,23 @@ def test_a_kill_in_the_removal_leaves_no_half_under_a_checkpoints_name(
     assert [path.name for path in tmp_path.iterdir()] == ["step_000000002"]
 
 
+def test_a_kill_while_a_step_is_saved_again_leaves_one_of_the_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1, keep=1)
+
+    def killed(path: Path, **_: object) -> None:
+        if path.exists():
+            raise SystemExit(f"killed while removing {path.name}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.shutil, "rmtree", killed)
+        with pytest.raises(SystemExit, match=r"\.partial_old_step_000000001"):
+            save(tmp_path, 1, keep=1)
+    CheckpointWriter(tmp_path, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_000000001"]
+
+
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

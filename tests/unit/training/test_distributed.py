@@ -59,7 +59,10 @@ def share(ranks: Ranks) -> None:
     # One rank's wish at step 2 is everybody's answer at step 3.
     answers = [ranks.vote(ranks.rank == 1 and step == 2, step) for step in (1, 2, 3, 4)]
     assert answers == [False, False, True, False]
-    ranks.end_votes()
+    assert not ranks.end_votes()
+    ranks.vote(ranks.rank == 1, 5)
+    assert ranks.end_votes()
+    assert not ranks.end_votes()
 
 
 def fail_on_main(ranks: Ranks) -> None:
@@ -100,6 +103,8 @@ def test_alone_everything_is_local() -> None:
     ranks = Ranks()
     assert ranks.on_main(lambda: 3) == 3
     assert ranks.vote(True, 1)
+    assert ranks.end_votes(True)
+    assert not ranks.end_votes()
     assert ranks.gather("x") == ["x"]
     with pytest.raises(RuntimeError, match="own"), ranks.explained(lambda: 1):
         raise RuntimeError("own")

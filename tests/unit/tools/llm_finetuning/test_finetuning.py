@@ -77,6 +77,39 @@ def test_another_run_does_not_go_on_in_the_folder(settings: Settings) -> None:
     FineTuning(replace(settings, log_every=1), Ranks())
 
 
+def test_steps_done_again_are_logged_once(settings: Settings) -> None:
+    run = FineTuning(settings, Ranks())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "save", lambda: None)  # killed before its first checkpoint
+        train(run, Ranks(), lambda: run.step == 5)
+    with (settings.out / "log.jsonl").open("a") as file:
+        file.write('{"step": 6, "lo')
+    train(FineTuning(settings, Ranks()), Ranks(), lambda: False)
+    log = (settings.out / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in log] == [4, 6, 8, 12]
+
+
+def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(settings: Settings) -> None:
+    run = FineTuning(replace(settings, save_every=2), Ranks())
+    update = run.update
+
+    def broken() -> torch.Tensor:
+        loss = update()
+        return loss * torch.nan if run.step == 4 else loss
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "update", broken)
+        with pytest.raises(RuntimeError, match="the loss is nan in one of the 2 steps up to 4"):
+            train(run, Ranks(), lambda: False)
+    assert [path.name for path in run.checkpoints.iterdir()] == ["step_000000002"]
+
+
+def test_a_run_does_not_go_on_with_another_probe(settings: Settings, coloured_index: Path) -> None:
+    FineTuning(settings, Ranks())
+    with pytest.raises(ValueError, match="another probe:"):
+        FineTuning(replace(settings, probe=str(coloured_index)), Ranks())
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
