@@ -29,14 +29,15 @@ class Llm2ClipArchive:
         """Find the files.
 
         Args:
-            folder: holds `NNNNN_text_embeddings.tar` for each shard.
+            folder: holds `NNNNN_text_embeddings.tar` for each shard that the source has texts of.
             index: of the shards.
             source: the caption source whose texts were embedded; one text for each sample in it.
             field: of the members, such as `shortSV_captions`; letter case does not matter.
 
         Raises:
             FileNotFoundError: the file of a shard is missing.
-            ValueError: a sample has several texts in the source, or the first file no such field.
+            ValueError: the source has no text, or several of a sample, or the first file no such
+                field.
         """
         self._index = index
         self._captions = index.captions(source)
@@ -47,14 +48,17 @@ class Llm2ClipArchive:
                 f"samples have several texts in {source!r}, LLM2CLIP's files one embedding for "
                 "each field: import into a source with one text for each sample"
             )
+        if not len(owners):
+            raise ValueError(f"the caption source {source!r} holds no text")
         self._paths = [folder / _name(record.location) for record in index.shards]
-        missing = [path.name for path in self._paths if not path.is_file()]
+        used = [self._paths[shard] for shard in np.unique(index.shard[owners])]
+        missing = [path.name for path in used if not path.is_file()]
         if missing:
             listed = ", ".join(missing[:_MAX_LISTED])
             raise FileNotFoundError(f"{folder} lacks {len(missing)} files, such as {listed}")
         self.num_unused = 0
         """Embeddings of the field whose sample is none of the index's, of the files read so far."""
-        self.dim = len(next(iter(self._read(self._paths[0]).values())))
+        self.dim = len(next(iter(self._read(used[0]).values())))
         """E."""
 
     def batches(self) -> Iterator[NDArray[np.float32]]:
@@ -66,6 +70,8 @@ class Llm2ClipArchive:
         shard_of_text = self._index.shard[self._captions.sample]
         for shard, path in enumerate(self._paths):
             first, last = np.searchsorted(shard_of_text, [shard, shard + 1])
+            if first == last:  # a download of which nothing was left, say
+                continue
             keys = self._index.keys(self._captions.sample[first:last])
             found = self._read(path)
             absent = [key for key in keys if key not in found]
@@ -77,7 +83,7 @@ class Llm2ClipArchive:
             lengths = {len(row) for row in rows} - {self.dim}
             if lengths:
                 raise ValueError(f"{path} holds embeddings of {min(lengths)}, not {self.dim}")
-            yield np.stack(rows) if rows else np.empty((0, self.dim), np.float32)
+            yield np.stack(rows)
 
     def _read(self, path: Path) -> dict[str, NDArray[np.float32]]:
         """Embeddings of one file by key.

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie
 from pipeline.durable import write_text
 from tools.captioning.program import run_program
 from tools.llm_finetuning.probe import ProbeScores
-from tools.llm_finetuning.session import ADAPTER, FineTuning, train
+from tools.llm_finetuning.session import ADAPTER, FineTuning, kept_out, train
 from tools.llm_finetuning.settings import Settings
 from training.checkpoint import CheckpointError
 from training.distributed import RankError, Ranks, join_ranks
@@ -47,10 +47,16 @@ def main() -> int:
             set_up_logging(rank=ranks.rank)
             # One rank speaks; print says nothing where stdout is None.
             with nullcontext() if ranks.is_main else redirect_stdout(None):
-                return run_program(lambda: finetune(settings, ranks, stops))
+                return run_program(lambda: finetune_alone(settings, ranks, stops))
     except Interrupted as interrupted:
         print("interrupted; the same command goes on from the newest checkpoint", file=sys.stderr)
         return interrupted.exit_status
+
+
+def finetune_alone(settings: Settings, ranks: Ranks, stops: StopRequests) -> dict[str, Any]:
+    """As `finetune`, and keep other runs out of the folder meanwhile."""
+    with kept_out(settings.out, ranks):
+        return finetune(settings, ranks, stops)
 
 
 def finetune(settings: Settings, ranks: Ranks, stops: StopRequests) -> dict[str, Any]:

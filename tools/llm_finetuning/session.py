@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -190,6 +192,22 @@ class FineTuning:
         self.probe_before = ProbeScores(**before) if before else None
 
 
+@contextmanager
+def kept_out(folder: Path, ranks: Ranks) -> Iterator[None]:
+    """Inside the block, no other run works in a folder.
+
+    Args:
+        folder: of the run; made on rank 0 if it is not there.
+        ranks: of the run.
+
+    Raises:
+        ValueError: another one does; on rank 0.
+    """
+    with ExitStack() as stack:
+        ranks.on_main(lambda: _lock(folder, stack))
+        yield
+
+
 def train(run: FineTuning, ranks: Ranks, stop: Callable[[], bool]) -> dict[str, float]:
     """Do the steps that are left, with a log and checkpoints.
 
@@ -298,6 +316,17 @@ def _distributed(encoder: TextEncoder, ranks: Ranks) -> nn.Module:
 
 def _is_bfloat16(encoder: TextEncoder) -> bool:
     return encoder.description["dtype"] == "bfloat16"
+
+
+def _lock(folder: Path, stack: ExitStack) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    file = stack.enter_context((folder / "lock").open("w", encoding="utf-8"))
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(
+            f"another process works in {folder}: wait for it, or give another --out"
+        ) from None
 
 
 def _claim(folder: Path, identity: dict[str, Any]) -> None:

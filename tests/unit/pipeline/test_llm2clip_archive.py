@@ -84,3 +84,19 @@ def test_another_length_and_a_cut_file_are_refused(index: Index, tmp_path: Path)
 def test_a_source_with_several_texts_of_a_sample_is_refused(index: Index, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="several texts in 'caption'"):
         Llm2ClipArchive(write_archive(tmp_path / "a"), index, "caption", "shortSV_captions")
+
+
+def test_a_shard_without_texts_needs_no_embeddings(index: Index, tmp_path: Path) -> None:
+    from pipeline.arrow_file import write_batch
+
+    owners = np.arange(32, 96)
+    texts = [f"text number {n}" for n in owners]
+    batch = caption_batch(texts, encode_captions(texts), owners)
+    write_batch(tmp_path / "index" / "captions" / "late.arrow", batch)
+    folder = write_archive(tmp_path / "a")
+    write_tar(folder / "00000_text_embeddings.tar", [])
+    archive = Llm2ClipArchive(folder, open_index(tmp_path / "index"), "late", "shortSV_captions")
+    assert sum(map(len, archive.batches())) == 64
+    (folder / "00000_text_embeddings.tar").unlink()
+    again = Llm2ClipArchive(folder, open_index(tmp_path / "index"), "late", "shortSV_captions")
+    assert again.dim == DIM

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from model.text_encoders.lora import LoraConfig, adapter_tensors
+from tools import finetune_llm
 from tools.llm_finetuning.session import FineTuning, train
 from tools.llm_finetuning.settings import Settings
 from training.distributed import Ranks
@@ -108,6 +110,32 @@ def test_a_run_does_not_go_on_with_another_probe(settings: Settings, coloured_in
     FineTuning(settings, Ranks())
     with pytest.raises(ValueError, match="another probe:"):
         FineTuning(replace(settings, probe=str(coloured_index)), Ranks())
+
+
+def test_two_runs_do_not_work_in_one_folder(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [settings.index, "--llm", str(settings.llm), "--out", str(settings.out)]
+    words += [
+        "--steps",
+        "2",
+        "--batch-size",
+        "4",
+        "--warmup-steps",
+        "1",
+        "--max-tokens",
+        "64",
+        "--device",
+        "cpu",
+    ]
+    monkeypatch.setattr(sys, "argv", ["finetune_llm.py", *words])
+    monkeypatch.setattr(finetune_llm, "set_up_logging", lambda **_: None)
+    settings.out.mkdir()
+    with (settings.out / "lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert finetune_llm.main() == 2
+    assert "another process works in" in capsys.readouterr().err
+    assert finetune_llm.main() == 0
 
 
 @pytest.mark.parametrize(
