@@ -33,6 +33,18 @@ def test_tiles_need_less_memory_for_the_same_gradient() -> None:
     assert 0 < found[3072, "tile 256"]["gradient_error"] < 1e-4
 
 
+def test_other_losses_are_compared_with_their_whole_form() -> None:
+    done = run(
+        "--kind", "fastclip_v3", "--batch-sizes", "256,512", "--tile-sizes", "64",
+        "--whole-up-to", "256", "--dim", "32", "--repeats", "2",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    _, tiles, larger = json.loads(done.stdout.splitlines()[-1])["loss"]
+    assert tiles["compared_with"] == "whole"
+    assert 0 < tiles["gradient_error"] < 1e-4
+    assert larger["gradient_error"] is larger["compared_with"] is None
+
+
 def test_no_repeats_are_refused() -> None:
     done = run("--repeats", "0")
     assert done.returncode == 2
