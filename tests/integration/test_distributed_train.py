@@ -1,7 +1,7 @@
 """torchrun with gloo on this machine: any number of ranks trains the same model, killed or not.
 
-`TESSERA_KILLS=20 python -m pytest -o faulthandler_timeout=0 THIS_FILE` is the long form, recorded
-in docs/results/distributed-cpu.md.
+The long form, recorded in docs/results/distributed-cpu.md:
+`TESSERA_KILLS=20 python -m pytest -s -o faulthandler_timeout=0 THIS_FILE`.
 """
 
 import json
@@ -122,9 +122,11 @@ def test_killed_runs_go_on_with_any_number_of_ranks(coloured_index: Path, tmp_pa
     finish(training(coloured_index, tmp_path / "whole", 1, *loss))
     run_dir = tmp_path / "killed"
     # Killed steps ascend, so that each process gets somewhere; none is the last one.
+    kills: list[dict[str, int]] = []
     for number, step in enumerate(sorted(choose.sample(range(1, NUM_STEPS - 1), NUM_KILLS))):
         # Every other kill hits four ranks; what goes on from there is killed as well.
         ranks = choose.choice([1, 2, 4]) if number % 2 else 4
+        kills.append({"step": step, "ranks": ranks})
         kill_at(start(training(coloured_index, run_dir, ranks, *loss)), run_dir, step)
     finish(training(coloured_index, run_dir, 2, *loss))
     whole, killed = losses(tmp_path / "whole"), losses(run_dir)
@@ -141,6 +143,17 @@ def test_killed_runs_go_on_with_any_number_of_ranks(coloured_index: Path, tmp_pa
     for first in range(1, NUM_STEPS + 1, STEPS_OF_PASS):
         served = [id_ for step in range(first, first + STEPS_OF_PASS) for id_ in ids[step]]
         assert sorted(served) == list(range(BATCH * STEPS_OF_PASS)), "each sample once a pass"
+    differences = [abs(killed[step] - whole[step]) for step in whole]
+    print(
+        json.dumps(
+            {
+                "kills": kills,
+                "final_loss": [whole[NUM_STEPS], killed[NUM_STEPS]],
+                "largest_loss_difference": max(differences),
+                "weights_apart_over_moved_in_2_steps": apart / moved,
+            }
+        )
+    )
 
 
 Runs = dict[str, dict[str, list[float]]]
