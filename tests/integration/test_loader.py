@@ -2,6 +2,9 @@
 
 import io
 import shutil
+import subprocess
+import sys
+import textwrap
 import threading
 from collections import Counter
 from dataclasses import replace
@@ -22,6 +25,7 @@ from pipeline.masking import MaskConfig
 from pipeline.patches import patchify
 from tests.conftest import caption_of, jpeg_bytes, sample_members, write_tar
 
+ROOT = Path(__file__).resolve().parents[2]
 CONFIG = LoaderConfig(batch_size=16, image_size=32, patch_size=8, context_length=24, num_threads=2)
 
 
@@ -368,3 +372,35 @@ def test_a_mask_that_leaves_less_than_a_patch_of_each_image_is_refused() -> None
     config(mask=MaskConfig(kind="random", mask_ratio=0.99))  # keeps one at least
     with pytest.raises(ValueError, match=r"less than one patch of each image: at most 0\.980"):
         config(mask=MaskConfig(mask_ratio=0.99))
+
+
+def test_memory_is_flat_over_passes(coloured_index: Path) -> None:
+    """A batch or a picture kept in each step would show; slower leaks are for tests/faults/soak.py.
+
+    In a process of its own, where nothing else takes memory or gives it back.
+    """
+    script = f"""
+        from pathlib import Path
+        from pipeline import LoaderConfig, open_loader
+
+        def private_bytes():
+            lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+            return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
+
+        config = LoaderConfig(
+            batch_size=16, image_size=224, patch_size=16, context_length=24, num_threads=2,
+        )
+        with open_loader(Path({str(coloured_index)!r}), config) as loader:
+            for _ in range(6):
+                for _ in range(18):
+                    batch = next(loader)
+                print(private_bytes(), batch.patches.nbytes)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        cwd=ROOT, capture_output=True, text=True, timeout=240, check=True,
+    )  # fmt: skip
+    used, sizes = zip(*(map(int, line.split()) for line in done.stdout.splitlines()), strict=True)
+    assert len(used) == 6, "after 3, 6 .. 18 passes"
+    kept_in_72_steps = min(used[4:]) - max(used[:2])
+    assert kept_in_72_steps < 72 * sizes[0] / 3, used
