@@ -10,6 +10,7 @@ import open_clip
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from model import build_clip, open_clip_weights
 from model.config import clip_config
@@ -177,3 +178,16 @@ def test_layer_decay_slows_the_image_tower_from_its_end_to_its_start() -> None:
         assert own == {0.5 ** (count - layer)}
     text = {rate for n, rate in by_name.items() if n.startswith("text.")}
     assert text == {1.0} == {by_name["logit_scale"], by_name["image.ln_post.weight"]}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_no_optimiser_waits_for_a_gpu(name: OptimizerName) -> None:
+    """On an imagined CUDA device, where asking for a value raises."""
+    with FakeTensorMode(), torch.device("cuda"):
+        model = build_clip("tessera-demo")
+        optimizer = build_optimizer(model, OptimConfig(optimizer=name, learning_rate=1e-3))
+        for _ in range(2):
+            for parameter in model.parameters():
+                parameter.grad = torch.empty_like(parameter)
+            assert clip_gradients(model, 1.0).device.type == "cuda"
+            optimizer.step()

@@ -1,0 +1,44 @@
+"""Shapes and devices alone, on a CUDA device that is not there: what would stop the host raises."""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from model.losses import ContrastiveLoss, LossConfig, build_loss
+from model.losses.config import LossKind
+
+KINDS: list[LossKind] = [
+    "clip",
+    "siglip",
+    "sogclr",
+    "isogclr",
+    "fastclip_v0",
+    "fastclip_v1",
+    "fastclip_v2",
+    "fastclip_v3",
+]
+
+
+def imagine_on_cuda(loss: ContrastiveLoss) -> None:
+    """`.to("cuda")` needs a GPU; new tensors in a FakeTensorMode do not."""
+    for module in loss.modules():
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            fake = torch.empty(buffer.shape, dtype=buffer.dtype, device="cuda")
+            setattr(module, name, fake)
+
+
+@pytest.mark.parametrize("tile_size", [0, 2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_loss_never_waits_for_the_device_nor_mixes_devices(
+    kind: LossKind, tile_size: int
+) -> None:
+    with FakeTensorMode(), torch.no_grad():
+        config = LossConfig(kind=kind, tile_size=tile_size)
+        loss = build_loss(config, num_samples=100, steps_per_pass=10)
+        imagine_on_cuda(loss)
+        with torch.device("cuda"):
+            features, scalar = torch.empty(6, 16), torch.empty(())
+            ids = torch.empty(6, dtype=torch.int64)
+        for step in range(2):
+            value = loss(features, features, scalar, logit_bias=scalar, sample_ids=ids, step=step)
+            assert value.device.type == "cuda"
