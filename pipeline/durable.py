@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 _PARTIAL = ".partial-"
 
@@ -29,8 +30,7 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """As `write_text`, of any content."""
     partial = path.with_name(f".{path.name}{_PARTIAL}{os.getpid()}")
     try:
-        with partial.open("wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # shows that somebody is writing it
+        with _open_locked(partial, fcntl.LOCK_EX) as file:  # shows that somebody is writing it
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -74,12 +74,11 @@ def work_folder(path: Path) -> Iterator[Path]:
         OSError: the folder cannot be made.
     """
     work = path.with_name(f".{path.name}.partial")
-    work.mkdir(parents=True, exist_ok=True)
-    with (work / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RuntimeError(f"another process is making {path}: wait for it") from None
+    try:
+        lock = _lock_in(work)
+    except BlockingIOError:
+        raise RuntimeError(f"another process is making {path}: wait for it") from None
+    with lock:
         content = work / "content"
         shutil.rmtree(content, ignore_errors=True)
         try:
@@ -87,3 +86,26 @@ def work_folder(path: Path) -> Iterator[Path]:
             yield content
         finally:
             shutil.rmtree(work, ignore_errors=True)
+
+
+def _lock_in(folder: Path) -> BinaryIO:
+    """Make a folder, and lock it; whoever had it before may remove it at any moment until then."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            return _open_locked(folder / "lock", fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _open_locked(path: Path, how: int) -> BinaryIO:
+    """Open a file for writing and lock it, anew where it was removed between the two."""
+    while True:
+        file = path.open("wb")
+        try:
+            fcntl.flock(file, how)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    return file
+        except BaseException:
+            file.close()
+            raise
+        file.close()

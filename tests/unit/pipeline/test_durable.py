@@ -1,6 +1,7 @@
 """A file is never seen half written, and a failed write leaves the old one."""
 
 import fcntl
+import io
 import os
 from pathlib import Path
 
@@ -76,3 +77,31 @@ def test_a_work_folder_begins_empty_and_leaves_what_was_moved_away(tmp_path: Pat
         work.rename(tmp_path / "out")
     assert [each.name for each in tmp_path.iterdir()] == ["out"]
     assert (tmp_path / "out" / "a").read_text() == "made"
+
+
+@pytest.mark.parametrize("make", ["file", "folder"])
+def test_what_is_removed_between_opening_and_locking_is_made_anew(
+    make: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As another process does that clears up, or that ends its own work on the same thing."""
+    flock, removed = fcntl.flock, []
+
+    def late(file: io.IOBase, how: int) -> None:
+        if not removed:
+            removed.append(Path(f"/proc/self/fd/{file.fileno()}").readlink())
+            removed[0].unlink()
+            if make == "folder":
+                removed[0].parent.rmdir()
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    if make == "file":
+        write_text(tmp_path / "file.json", "new")
+        assert (tmp_path / "file.json").read_text() == "new"
+    else:
+        with work_folder(tmp_path / "index") as content:
+            content.rename(tmp_path / "index")
+            with pytest.raises(RuntimeError, match="another process"):
+                work_folder(tmp_path / "index").__enter__()
+    assert len(removed) == 1
+    assert len(list(tmp_path.iterdir())) == 1
