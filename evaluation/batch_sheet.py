@@ -139,7 +139,7 @@ def write_sheet_page(sheet: Sheet, path: Path) -> None:
                 value=f"{sheet.num_visible / sheet.batch_size:.1f}",
             ),
             Headline(
-                label="text tokens a caption", value=f"{sheet.num_tokens / sheet.batch_size:.1f}"
+                label="text tokens a picture", value=f"{sheet.num_tokens / sheet.batch_size:.1f}"
             ),
             Headline(label="bytes a pair to the model", value=count(sheet.bytes_per_pair)),
         ],

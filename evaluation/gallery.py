@@ -40,7 +40,7 @@ def mask_gallery(loader: Loader, num_items: int) -> tuple[list[GalleryItem], NDA
 
 
 def gallery_items(loader: Loader, shown: Preview, num_items: int) -> list[GalleryItem]:
-    """The first images of a previewed step as the model sees them.
+    """The first images of a previewed step as the model sees them, with all texts of each.
 
     Args:
         loader: it made the preview.
@@ -49,18 +49,19 @@ def gallery_items(loader: Loader, shown: Preview, num_items: int) -> list[Galler
     """
     anchors, cluster = _clusters(loader, shown)
     captions = loader.captions
-    rows = shown.caption_rows
+    rows = shown.caption_rows.reshape(-1, captions.texts_per_sample)
+    offsets = shown.text_offsets[:: rows.shape[1]]
     side = isqrt(loader.config.num_patches)
     return [
         GalleryItem(
             key=loader.index.keys([int(shown.visits.sample_ids[i])])[0],
-            caption=captions.texts(rows[i : i + 1])[0],
+            caption=" / ".join(captions.texts(rows[i])),
             crop=shown.images[i].numpy(),
             visible=shown.visible[i].numpy(),
             anchors=anchors[i],
             cluster=cluster[i],
             grid=(side, side),
-            tokens=token_strings(shown.tokens[slice(*shown.text_offsets[i : i + 2])]),
+            tokens=token_strings(shown.tokens[slice(*offsets[i : i + 2])]),
         )
         for i in range(min(num_items, len(rows)))
     ]

@@ -1,11 +1,13 @@
 """See what the model receives: original, crop, clusters in colour, visible patches, tokens.
 
     python tools/inspect_batch.py INDEX --step 3 --count 12 --html batch.html --png batch.png
-    python tools/inspect_batch.py INDEX --mask.kind random --crop.scale 0.4 1.0
+    python tools/inspect_batch.py INDEX --mask.kind random --crop.scale 0.4 1.0 --decoder pil
+    python tools/inspect_batch.py INDEX --context-length 16 --text-reduction random
 
 Draws the first samples of one training batch, from INDEX or INDEX@SELECTION, exactly as a run with
-these settings would get them: a step says which samples, which windows and which mask. The rows of
-the page show the picture as it is stored with its crop window, the crop, the clusters of hidden
+these settings would get them: a step says which samples, which windows and which mask. Only a mask
+that compares patch embeddings depends on the run's weights: --checkpoint has them. The rows of the
+page show the picture as it is stored with its crop window, the crop, the clusters of hidden
 patches with their anchors, and what stays. Prints one JSON line last. Exit status: 0 done, 2 wrong
 use, 1 failed.
 """
@@ -14,9 +16,9 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated
 
 import tyro
 
@@ -25,9 +27,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie
 from evaluation.batch_sheet import Sheet, make_sheet, write_sheet_page, write_sheet_picture
 from model.config import clip_config
 from pipeline import LoaderConfig, open_loader
-from pipeline.augment import AugmentConfig
-from pipeline.crops import CropConfig
-from pipeline.masking import MaskConfig
+from pipeline.loader import Loader
+from training.checkpoint import CheckpointError, load
+from training.run_folder import newest_checkpoint
+from training.session import MASK
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,28 +45,11 @@ class Arguments:
     """Samples to show, from the batch's first on."""
     model: str = ""
     """Take image, patch and context size from this model, such as ViT-B-16 or tessera-demo."""
-    image_size: int = 224
-    """Side of the crop, in pixels; not used with --model."""
-    patch_size: int = 16
-    """Side of a patch, in pixels; not used with --model."""
-    context_length: int = 77
-    """Most text tokens of a caption; not used with --model."""
-    batch_size: int = 256
-    """Pairs in the batch, at most all samples. A budget mask depends on all of them."""
-    seed: int = 0
-    """Of the run."""
-    captions: tuple[str, ...] = ("caption",)
-    """Caption sources that are drawn from, `NAME` or `NAME=WEIGHT`."""
-    crop: CropConfig = field(default_factory=CropConfig)
-    """Random resized crop."""
-    mask: MaskConfig = field(default_factory=MaskConfig)
-    """Which patches are hidden."""
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    """Flips and colour changes."""
-    order: Literal["global", "window"] = "global"
-    """Of the run: it decides which samples a step has."""
-    window_shards: int = 16
-    """window: shards that are mixed with each other."""
+    checkpoint: Path | None = None
+    """Folder of a run, or of a checkpoint: the mask compares its patch embeddings, as they were
+    last handed to it (--mask.embedding-first and -last, --num-steps); without it, pixels only."""
+    loader: Annotated[LoaderConfig, tyro.conf.arg(name="")] = field(default_factory=LoaderConfig)
+    """Settings of the run; a budget mask depends on all pairs of the batch."""
     html: Path = Path("batch.html")
     """The page."""
     png: Path | None = None
@@ -72,6 +58,11 @@ class Arguments:
     def __post_init__(self) -> None:
         if self.step < 0 or self.count < 1:
             raise ValueError("--step must be at least 0 and --count at least 1")
+        if self.checkpoint and not self.loader.mask.uses_embedding:
+            raise ValueError(
+                "--checkpoint is for masks that compare embeddings: give --mask.embedding-first "
+                "and --mask.embedding-last of the run"
+            )
 
     def loader_config(self) -> LoaderConfig:
         """What the loader is opened with.
@@ -79,24 +70,14 @@ class Arguments:
         Raises:
             ValueError: the model is unknown, or sizes do not fit each other.
         """
-        image_size, patch_size = self.image_size, self.patch_size
-        context_length = self.context_length
-        if self.model:
-            known = clip_config(self.model)
-            image_size, patch_size = known.vision.image_size, known.vision.patch_size
-            context_length = known.text.context_length
-        return LoaderConfig(
-            image_size=image_size,
-            patch_size=patch_size,
-            context_length=context_length,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            captions=self.captions,
-            crop=self.crop,
-            mask=self.mask,
-            augment=self.augment,
-            order=self.order,
-            window_shards=self.window_shards,
+        if not self.model:
+            return self.loader
+        known = clip_config(self.model)
+        return replace(
+            self.loader,
+            image_size=known.vision.image_size,
+            patch_size=known.vision.patch_size,
+            context_length=known.text.context_length,
         )
 
 
@@ -105,6 +86,8 @@ def main() -> int:
     try:
         arguments = tyro.cli(Arguments, description=__doc__)
         with open_loader(arguments.index, arguments.loader_config()) as loader:
+            if arguments.checkpoint:
+                hand_embeddings(loader, arguments.checkpoint)
             sheet = make_sheet(loader, arguments.step, arguments.count)
         write_sheet_page(sheet, arguments.html)
         if arguments.png:
@@ -112,14 +95,32 @@ def main() -> int:
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, CheckpointError) as error:
         print(f"failed: {error}", file=sys.stderr)
         return 1
+    if arguments.loader.mask.uses_embedding and not arguments.checkpoint:
+        print("mask     of pixels alone: the embeddings of a run come with --checkpoint")
+    print(f"decoder  {loader.decoder_name}")
     print(f"page     {arguments.html}")
     if arguments.png:
         print(f"picture  {arguments.png}")
     print(json.dumps(summary(arguments, sheet)))
     return 0
+
+
+def hand_embeddings(loader: Loader, place: Path) -> None:
+    """Have the mask compare patches as a run's did at its checkpoint.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint.
+        CheckpointError: it cannot be read.
+        ValueError: its mask had no embeddings, or none yet.
+    """
+    found = load(newest_checkpoint(place))
+    weights = found.part(MASK)
+    if not weights:
+        raise ValueError(f"the checkpoint in {place} holds no patch embeddings for a mask")
+    loader.set_patch_embedding(**weights, step=found.state["mask_step"])
 
 
 def summary(arguments: Arguments, sheet: Sheet) -> dict[str, object]:

@@ -27,7 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie
 
 from pipeline.selection import open_dataset
 from tools.captioning.checkpoint import choose_device, model_identity
-from tools.captioning.language_model import Decoding, LanguageModel
+from tools.captioning.engine import Decoding
+from tools.captioning.language_model import LanguageModel
 from tools.captioning.output import CaptionFile
 from tools.captioning.program import caption_dataset, data_identity, environment, run_program
 from tools.captioning.prompts import RECAPTION_FILE, read_recaption_prompts

@@ -6,8 +6,9 @@
 
 Takes the rows of a finished download whose last outcome over all passes may change, and downloads
 them into OUT/retry-01/shards, slower and more patiently. Keys stay those of the rows, so the shards
-of all passes form one data set. An unfinished retry is gone on with; after a finished one nothing
-is done, unless `--again` asks for one more for the rows that still fail.
+of all passes form one data set. An unfinished retry is gone on with, for the rows that it was begun
+for; after a finished one nothing is done, unless `--again` asks for one more for the rows that
+still fail.
 
 Prints one JSON line last. Exit status: 0 done or nothing to retry, 1 failed, 2 wrong use, 130
 stopped.
@@ -127,8 +128,14 @@ def retry(arguments: argparse.Namespace) -> dict[str, object]:
         passes = retry_folders(out)
         unfinished = [folder for folder in passes if not _is_done(folder)]
         if unfinished:
-            print(f"going on with {unfinished[0].name}")
-            return _run(out, passes, unfinished[0], wanted, arguments)
+            folder = unfinished[0]
+            print(f"going on with {folder.name}")
+            earlier = [out, *passes[: passes.index(folder)]]
+            if num_left_out := _left_out(folder, earlier, {Cause(name) for name in arguments.also}):
+                causes = " ".join(arguments.also)
+                print(f"it was begun without {num_left_out} rows that failed as {causes}: once it")
+                print(f"is done, --again --also {causes} takes them")
+            return _run(out, passes, folder, wanted, arguments)
         failed = still_failing([out, *passes], wanted)
         if not len(failed.row_ids) or (passes and not arguments.again):
             print("nothing to retry")
@@ -142,19 +149,19 @@ def retry(arguments: argparse.Namespace) -> dict[str, object]:
         number = len(passes) + 1
         folder = out / f"retry-{number:02d}"
         print(f"{len(failed.row_ids)} rows to retry in {folder.name}: {_text(failed)}")
-        return _run(out, [*passes, folder], folder, wanted, arguments)
+        return _run(out, [*passes, folder], folder, wanted, arguments, failed)
 
 
 def retry_folders(out: Path) -> list[Path]:
     """Folders of the retries so far, in their order; a retry begins with its table.
 
     Raises:
-        ValueError: one between them is missing.
+        ValueError: one between them is missing, or a table is damaged.
     """
     found = sorted(
         (int(match[1]), path)
         for path in out.iterdir()
-        if (match := _PASS.fullmatch(path.name)) and (path / "table").is_dir()
+        if (match := _PASS.fullmatch(path.name)) and load_summary(path / "table")
     )
     if [number for number, _ in found] != list(range(1, len(found) + 1)):
         names = ", ".join(path.name for _, path in found)
@@ -205,6 +212,14 @@ def _outcomes(
     return rows, rows[why >= 0], why[why >= 0]
 
 
+def _left_out(folder: Path, earlier: Sequence[Path], causes: set[Cause]) -> int:
+    """How many rows failed for one of the causes before a pass and are not in its table."""
+    if not causes:
+        return 0
+    taken = [batch.column("row_id").to_numpy() for batch in table_batches(folder / "table")]
+    return len(np.setdiff1d(still_failing(earlier, causes).row_ids, np.concatenate(taken)))
+
+
 def _is_done(folder: Path) -> bool:
     return (folder / JOB_FILE).is_file() and is_complete(folder)
 
@@ -215,15 +230,13 @@ def _run(
     folder: Path,
     wanted: set[Cause],
     arguments: argparse.Namespace,
+    failed: Failed | None = None,
 ) -> dict[str, object]:
-    """Make the table of a pass if it is not there, and download it."""
+    """Download a pass; one that begins gets its table from the rows that failed."""
     first = load_job(out)
     number = int(folder.name.removeprefix("retry-"))
     job = _job(first, folder, arguments)
-    summary = load_summary(folder / "table")
-    if summary is None:
-        earlier = [path for path in passes if path != folder]
-        failed = still_failing([out, *earlier], wanted)
+    if failed:
         _write_table(Path(first.table), folder / "table", failed, number)
     outcome = run_download(job, folder)
     left = still_failing([out, *passes], wanted)
@@ -284,11 +297,10 @@ def _write_table(source: Path, target: Path, failed: Failed, number: int) -> Non
 
 
 def _rows_of(table: Path, row_ids: NDArray[np.int64]) -> Iterator[pa.RecordBatch]:
-    """Rows of a table with the given ids, at least one, sorted."""
+    """Rows of a table with the given ids, which are sorted."""
     for batch in table_batches(table):
         found = batch.column("row_id").to_numpy()
-        places = np.minimum(np.searchsorted(row_ids, found), len(row_ids) - 1)
-        here = row_ids[places] == found
+        here = np.searchsorted(row_ids, found, "left") < np.searchsorted(row_ids, found, "right")
         if here.any():
             yield batch.filter(pa.array(here))
 

@@ -10,11 +10,11 @@ Examples are the columns `input` and `output` of a .jsonl, .tsv, .csv or .parque
 of one image where --pairs is an index. One run gives one rewrite a sample; for several, run with
 other pairs and give all files to tools/add_captions.py with --repeats all.
 
-Needs transformers (pip install transformers) and a model in a local folder. The output grows by
-blocks; the same command goes on after an interruption and gives what an unbroken run gives. A
-rewrite that is empty, one word, a copy, or not ended is tried again, then left out and counted.
-Prints what became of the captions and, last, one JSON line. Exit status: 0 done, 1 failed, 2 wrong
-use, 130 interrupted.
+Needs transformers (pip install transformers) and a model in a local folder; where vLLM is installed
+and there is a GPU, it runs the model (docs/rewriting.md). The output grows by blocks; the same
+command goes on after an interruption and gives what an unbroken run gives. A rewrite that is empty,
+one word, a copy, or not ended is tried again, then left out and counted. Prints what became of the
+captions and, last, one JSON line. Exit status: 0 done, 1 failed, 2 wrong use, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
@@ -30,8 +30,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie
 
 from pipeline.selection import open_dataset
 from tools.captioning.checkpoint import choose_device, model_identity
+from tools.captioning.engine import Decoding, choose_backend
 from tools.captioning.examples import open_examples
-from tools.captioning.language_model import Decoding, LanguageModel
+from tools.captioning.language_model import LanguageModel
 from tools.captioning.output import CaptionFile
 from tools.captioning.program import caption_dataset, data_identity, environment, run_program
 from tools.captioning.prompts import REWRITE_FILE, read_rewrite_prompt
@@ -67,6 +68,9 @@ class Arguments:
     """Samples stored together; an interruption costs at most this many."""
     device: str = "auto"
     """auto (a GPU where there is one), cpu, cuda:1."""
+    backend: Literal["auto", "transformers", "vllm"] = "auto"
+    """What runs the model; auto takes vLLM where it is installed and the device is the first GPU.
+    A run is gone on with by the one that began it."""
 
     def __post_init__(self) -> None:
         if min(self.num_examples, self.batch_size, self.block_size) < 1 or self.retries < 0:
@@ -82,6 +86,7 @@ def rewrite() -> dict[str, Any]:
     prompt = read_rewrite_prompt(arguments.prompt)
     examples = open_examples(arguments.pairs, arguments.num_examples)
     device = choose_device(arguments.device)
+    backend = choose_backend(arguments.backend, device)
     identity = {
         "tool": "rewrite_captions",
         "data": data_identity(dataset),
@@ -94,17 +99,20 @@ def rewrite() -> dict[str, Any]:
         },
         "settings": {
             **asdict(arguments.decoding),
+            "backend": backend,
             "num_examples": arguments.num_examples,
             "retries": arguments.retries,
             "seed": arguments.seed,
             "block_size": arguments.block_size,
         },
     }
-    model = LanguageModel(arguments.model, arguments.decoding, arguments.batch_size, device)
+    model = LanguageModel(
+        arguments.model, arguments.decoding, arguments.batch_size, device, backend
+    )
     rewriter = Rewriter(
         dataset.index, model, prompt, examples, arguments.num_examples, arguments.seed
     )
-    surroundings = environment(device, arguments.batch_size)
+    surroundings = environment(device, arguments.batch_size, backend)
     with CaptionFile(
         arguments.out, dataset, identity, surroundings, arguments.block_size
     ) as output:

@@ -5,10 +5,12 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from evaluation.batch_sheet import make_sheet, write_sheet_page, write_sheet_picture
@@ -16,6 +18,8 @@ from pipeline import LoaderConfig, open_loader
 from pipeline.crops import CropConfig
 from pipeline.masking import MaskConfig
 from pipeline.reader import ShardReader
+from training.checkpoint import Checkpoint, save
+from training.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = LoaderConfig(
@@ -50,6 +54,86 @@ def test_page_and_picture_of_a_step(coloured_index: Path, tmp_path: Path) -> Non
     assert page.count('aria-label="the stored picture with its crop window"') == 5
     with Image.open(png) as picture:
         assert picture.height > 5 * 224
+
+
+def test_the_settings_of_a_run_decide_what_is_shown(coloured_index: Path, tmp_path: Path) -> None:
+    html = tmp_path / "sheet.html"
+    done = run(
+        str(coloured_index), "--batch-size", "8", "--image-size", "64", "--patch-size", "8",
+        "--context-length", "6", "--text-reduction", "shuffle", "--decoder", "pil",
+        "--captions", "caption=2", "--every-text", "--count", "8", "--html", str(html),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "decoder  pil\n" in done.stdout
+    config = LoaderConfig(
+        batch_size=8,
+        image_size=64,
+        patch_size=8,
+        context_length=6,
+        text_reduction="shuffle",
+        captions=("caption=2",),
+        every_text=True,
+    )
+    with open_loader(coloured_index, config) as loader:
+        sheet = make_sheet(loader, 0, 8)
+        table = loader.index.captions()
+        ids = loader.preview(0).visits.sample_ids
+    page = html.read_text(encoding="utf-8")
+    for row, number in zip(sheet.rows, ids, strict=True):
+        first, last = table.rows(np.array([number]))[1]
+        assert last - first == 2
+        assert row.item.caption == " / ".join(table.texts(table.rows(np.array([number]))[0]))
+        assert len(row.item.tokens) == 2 * 6
+        assert (
+            "".join(f"<span>{escape(t, quote=False)}</span> " for t in row.item.tokens).strip()
+            in page
+        )
+
+
+def test_the_mask_of_a_run_compares_its_embeddings(coloured_index: Path, tmp_path: Path) -> None:
+    weight = torch.randn(5, 3 * 8 * 8, generator=torch.Generator().manual_seed(1))
+    positions = torch.zeros(64, 5)
+    run_dir = RunFolder(tmp_path / "run")
+    run_dir.checkpoints.mkdir(parents=True)
+    parts = {"mask": {"weight": weight, "positions": positions}}
+    found = Checkpoint(step=4, parts=parts, architecture={}, state={"mask_step": 3})
+    save(run_dir.checkpoints, found, keep=1)
+    words = [str(coloured_index), "--batch-size", "8", "--image-size", "64", "--patch-size", "8"]
+    words += ["--mask.anchor-ratio", "0.05", "--mask.embedding-last", "1", "--num-steps", "4"]
+    shown = tmp_path / "shown.png"
+    done = run(*words, "--checkpoint", str(tmp_path / "run"), "--png", str(shown),
+               "--html", str(tmp_path / "shown.html"))  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+    mask = MaskConfig(anchor_ratio=0.05, embedding_last=1)
+    config = LoaderConfig(batch_size=8, image_size=64, patch_size=8, mask=mask, num_steps=4)
+    with open_loader(coloured_index, config) as loader:
+        by_pixels = make_sheet(loader, 0, 8)
+        loader.set_patch_embedding(weight, positions, step=3)
+        expected = make_sheet(loader, 0, 8)
+    write_sheet_picture(expected, tmp_path / "expected.png")
+    write_sheet_picture(by_pixels, tmp_path / "by_pixels.png")
+    pixels = [
+        np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("expected", "by_pixels")
+    ]
+    assert np.array_equal(np.asarray(Image.open(shown)), pixels[0])
+    assert not np.array_equal(pixels[0], pixels[1])
+
+    done = run(*words, "--png", str(shown), "--html", str(tmp_path / "shown.html"))
+    assert "mask     of pixels alone" in done.stdout
+    assert np.array_equal(np.asarray(Image.open(shown)), pixels[1])
+
+
+def test_a_checkpoint_that_says_nothing_of_the_mask_is_refused(
+    coloured_index: Path, tmp_path: Path
+) -> None:
+    words = [str(coloured_index), "--checkpoint", str(tmp_path), "--html", str(tmp_path / "x.html")]
+    done = run(*words)
+    assert done.returncode == 2
+    assert "--checkpoint is for masks" in done.stderr
+    done = run(*words, "--mask.embedding-last", "1", "--batch-size", "8")
+    assert done.returncode == 1
+    assert "cannot be read" in done.stderr
 
 
 def test_the_order_of_a_run_decides_what_is_shown(coloured_index: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from pipeline.selection import Dataset
+from tools.captioning.engine import Backend, import_vllm
 from tools.captioning.output import CaptionFile
 from tools.captioning.rounds import Captioner, caption_all
 
@@ -84,12 +85,15 @@ def data_identity(dataset: Dataset) -> dict[str, Any]:
     return {"index": dataset.index.fingerprint, "selection": dataset.selection_fingerprint}
 
 
-def environment(device: torch.device, batch_size: int) -> dict[str, Any]:
+def environment(
+    device: torch.device, batch_size: int, backend: Backend = "transformers"
+) -> dict[str, Any]:
     """What may change a sampled token without being a setting of the run."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     return {
         "torch": torch.__version__,
         "transformers": importlib.metadata.version("transformers"),
+        **({"vllm": import_vllm().__version__} if backend == "vllm" else {}),
         "device": f"{device} {name}".strip(),
         "batch_size": batch_size,
     }

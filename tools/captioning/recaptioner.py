@@ -14,8 +14,9 @@ from PIL import Image, ImageOps
 from pipeline.index import Index
 from pipeline.indexing.image_check import IMAGE_FORMATS
 from pipeline.reader import ShardReader
+from tools.captioning.engine import Completion
 from tools.captioning.judging import Fault, fault_of, tidied
-from tools.captioning.language_model import Completion, TextModel
+from tools.captioning.language_model import TextModel
 from tools.captioning.prompts import RecaptionPrompts, shortened
 from tools.captioning.rounds import Material, Outcome, first_captions, sampling_seed
 from tools.captioning.vision_language_model import PictureModel

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from pipeline.counter_random import Purpose, uniforms
 from pipeline.index import Index
+from tools.captioning.engine import Completion
 from tools.captioning.examples import DRAWS_PER_EXAMPLE, ExampleSet
 from tools.captioning.judging import Fault, fault_of, tidied
-from tools.captioning.language_model import Completion, TextModel
+from tools.captioning.language_model import TextModel
 from tools.captioning.prompts import RewritePrompt, shortened
 from tools.captioning.rounds import (
     Material,

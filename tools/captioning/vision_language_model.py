@@ -10,7 +10,7 @@ import torch
 from PIL.Image import Image
 
 from model.local_transformers import open_model, open_part
-from tools.captioning.language_model import Decoding
+from tools.captioning.engine import Decoding
 
 
 class PictureModel(Protocol):

@@ -12,7 +12,9 @@ import torch
 
 from model.local_transformers import open_model, open_part
 from tools.captioning.checkpoint import model_identity
-from tools.captioning.language_model import Completion, Decoding, LanguageModel, newline_ids
+from tools.captioning.engine import Completion, Decoding
+from tools.captioning.language_model import LanguageModel
+from tools.captioning.transformers_engine import newline_ids
 
 CPU = torch.device("cpu")
 GREEDY = Decoding(temperature=0, max_new_tokens=12)
@@ -81,7 +83,7 @@ def test_what_announces_an_answer_is_no_answer(
         "",
     ]
     written = [Completion(text=text, finished=True) for text in said]
-    monkeypatch.setattr(model, "_complete", lambda *_: written)
+    monkeypatch.setattr(model, "_complete", lambda *_, **__: written)
     found = [each.text for each in model.answer(["a"] * 4, seed=0)]
     assert found == ["A dog runs.", "A cat: asleep", "So:", ""]
 

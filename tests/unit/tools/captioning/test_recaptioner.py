@@ -14,8 +14,8 @@ from PIL import Image
 
 from pipeline.index import open_index
 from tests.tiny_models import save_llava
+from tools.captioning.engine import Completion
 from tools.captioning.judging import Fault
-from tools.captioning.language_model import Completion
 from tools.captioning.prompts import RECAPTION_FILE, read_recaption_prompts
 from tools.captioning.recaptioner import Recaptioner
 from tools.captioning.vision_language_model import VisionLanguageModel

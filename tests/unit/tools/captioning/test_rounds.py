@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from pipeline.selection import Dataset, open_dataset
+from tools.captioning.engine import Completion
 from tools.captioning.examples import ExampleSet
-from tools.captioning.language_model import Completion
 from tools.captioning.output import CaptionFile
 from tools.captioning.prompts import REWRITE_FILE, read_rewrite_prompt
 from tools.captioning.rewriter import Rewriter

@@ -6,8 +6,10 @@ Shards are written without img2dataset; the supervisor, the checks and the table
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -244,6 +246,47 @@ def test_unfinished_pass_is_gone_on_with(
     assert len(passes) == 2
 
 
+def test_further_causes_come_too_late_for_an_unfinished_pass_and_are_said(
+    out: Path, passes: list[Job], outcomes: dict, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(capsys, out, "--also", "not_found")
+    (out / "retry-01/shards/00000_stats.json").unlink()
+    table = rows_of(out / "retry-01/table")
+    also = ["--also", "forbidden", "not_found"]
+    assert retry_failed.main([str(out), *also]) == 0
+    said = capsys.readouterr().out
+    assert f"begun without {len(ending(2))} rows" in said
+    assert "--again --also forbidden not_found" in said
+    assert rows_of(out / "retry-01/table") == table
+    left = json.loads(said.splitlines()[-1])["num_still_retryable"]
+    assert left == len(ending(2, 3, 5, 7))
+    outcomes.clear()
+    assert run(capsys, out, "--again", *also)[0] == 0
+    assert set(rows_of(out / "retry-02/table")) == ending(2, 3, 5, 7)
+
+    (out / "retry-02/shards/00000_stats.json").unlink()
+    assert retry_failed.main([str(out), *also]) == 0  # nothing is left out of this one
+    assert "begun without" not in capsys.readouterr().out
+
+
+def test_an_empty_table_is_no_pass(
+    out: Path, passes: list[Job], outcomes: dict, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (out / "retry-01/table").mkdir(parents=True)
+    status, result = run(capsys, out)
+    assert (status, result["pass"], result["num_rows"]) == (0, 1, len(ending(5, 7)))
+    (out / "retry-02/table").mkdir(parents=True)
+    outcomes.clear()
+    assert run(capsys, out, "--again")[0] == 0
+    (out / "retry-03/table").mkdir(parents=True)
+    assert run(capsys, out)[1]["nothing_to_retry"] is True
+
+
+def test_no_ids_have_no_rows(out: Path) -> None:
+    assert not list(retry_failed._rows_of(out / "table", np.empty(0, np.int64)))
+    assert sum(len(b) for b in retry_failed._rows_of(out / "table", np.array([0, 95]))) == 2
+
+
 def test_pass_killed_while_its_table_was_written(
     out: Path, passes: list[Job], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -292,10 +335,11 @@ def test_wrong_folders_and_tables_are_refused(
 ) -> None:
     assert retry_failed.main([str(out / "none")]) == 2
     assert "no download was begun" in capsys.readouterr().err
-    (out / "retry-02/table").mkdir(parents=True)
+    run(capsys, out)
+    (out / "retry-01").rename(out / "retry-02")
     assert retry_failed.main([str(out)]) == 2
     assert "one is missing" in capsys.readouterr().err
-    (out / "retry-02/table").rmdir()
+    shutil.rmtree(out / "retry-02")
     (out / "table/table.json").unlink()
     assert retry_failed.main([str(out)]) == 2
     assert "table.json" in capsys.readouterr().err
