@@ -36,7 +36,8 @@ def mask_gallery(loader: Loader, num_items: int) -> tuple[list[GalleryItem], NDA
         The items, and the share of hidden patches of every image of the batch, [B].
     """
     shown = loader.preview(0)
-    return gallery_items(loader, shown, num_items), 1 - shown.visible.double().mean(dim=1).numpy()
+    hidden = 1 - shown.visible.double().mean(dim=1).cpu().numpy()
+    return gallery_items(loader, shown, num_items), hidden
 
 
 def gallery_items(loader: Loader, shown: Preview, num_items: int) -> list[GalleryItem]:
@@ -56,8 +57,8 @@ def gallery_items(loader: Loader, shown: Preview, num_items: int) -> list[Galler
         GalleryItem(
             key=loader.index.keys([int(shown.visits.sample_ids[i])])[0],
             caption=" / ".join(captions.texts(rows[i])),
-            crop=shown.images[i].numpy(),
-            visible=shown.visible[i].numpy(),
+            crop=shown.images[i].cpu().numpy(),
+            visible=shown.visible[i].cpu().numpy(),
             anchors=anchors[i],
             cluster=cluster[i],
             grid=(side, side),
