@@ -29,7 +29,7 @@ class EncoderRecord:
     """What made the embeddings."""
 
     id: str
-    """Name of the encoder."""
+    """Name of the encoder, such as that of its folder."""
     path: str
     """Folder it was read from; where it lies does not matter to whoever reads the store."""
     revision: str
@@ -45,9 +45,13 @@ class EncoderRecord:
 
     @property
     def identity(self) -> str:
-        """What must be the same for two embeddings to be comparable; for people and checkpoints."""
+        """What must be the same for two embeddings to be comparable; for people and checkpoints.
+
+        Folders are renamed: the name takes part only where the content is not known.
+        """
         how = f"{self.pooling}, {self.settings}" if self.settings else self.pooling
-        return f"{self.id}@{self.revision[:16]} ({how})"
+        what = f"sha256:{self.revision[:16]}" if self.revision else self.id
+        return f"{what} ({how})"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -158,11 +158,11 @@ def test_a_checkpoint_refuses_the_embeddings_of_another_encoder(
     assert run(folder / "index", run_dir) == 0
     (run_dir / "evaluation.json").unlink()
     store = folder / "index" / "embeddings" / "fake" / "caption" / "embeddings.json"
-    store.write_text(store.read_text().replace('"hashes"', '"others"'))
+    store.write_text(store.read_text().replace("1" * 64, "2" * 64))
     assert run(folder / "index", run_dir) == 1
     message = capsys.readouterr().err
-    assert "hashes@1111111111111111 (mean)" in message
-    assert "others@1111111111111111 (mean)" in message
+    assert "sha256:1111111111111111 (mean)" in message
+    assert "sha256:2222222222222222 (mean)" in message
 
 
 @pytest.mark.parametrize(

@@ -66,9 +66,9 @@ def test_neighbours_in_the_index_are_spread() -> None:
 def test_any_step_of_a_huge_set_costs_little() -> None:
     order = SampleOrder(400_000_000, 0)
     order.ids(0, 1024)
-    start = time.perf_counter()
+    start = time.process_time()
     ids = order.ids(10**9, 1024)
-    assert time.perf_counter() - start < 0.1
+    assert time.process_time() - start < 0.1
     assert len(set(ids.tolist())) == 1024
     assert ids.max() < 400_000_000
 
