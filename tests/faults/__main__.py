@@ -148,7 +148,7 @@ def inject(name: str, fault: Fault, seed: int, bench: Bench, work: Path) -> dict
         "said": outcome.said,
         "ended_s": outcome.ended_s,
         "back_s": outcome.back_s,
-        "lost": outcome.lost,
+        "lost": None if problem else outcome.lost,
         "replaced": outcome.replaced,
     }
 

@@ -18,7 +18,7 @@ def summary(injections: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "fault": name,
                 "injected": sum(each["times"] for each in own),
                 "survived": sum(each["times"] for each in good),
-                "lost": sum(each["lost"] for each in own),
+                "lost": _lost([each["lost"] for each in own]),
                 "replaced": sum(each["replaced"] for each in good),
                 "ended_s": [each["ended_s"] for each in good if not math.isnan(each["ended_s"])],
                 "back_s": [each["back_s"] for each in good if not math.isnan(each["back_s"])],
@@ -46,7 +46,7 @@ def table(record: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
         for row in rows
     ]
     injected, survived = (sum(row[key] for row in rows) for key in ("injected", "survived"))
-    lost = sum(row["lost"] for row in rows)
+    lost = _lost([row["lost"] for row in rows])
     lines += [f"| **all** | **{injected}** | **{survived}** | **{lost}** | | | |", ""]
     lines += ["Seconds: median (most) of the survived."]
     said = [row for row in rows if row["said"]]
@@ -62,6 +62,11 @@ def table(record: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
         lines += ["", "Not injected:", ""]
         lines += [f"- {fault}: {why}" for fault, why in skipped.items()]
     return lines
+
+
+def _lost(counts: list[Any]) -> int | str:
+    """The sum; samples of a job that came to no end could not be counted."""
+    return sum(counts) if all(isinstance(count, int) for count in counts) else "unknown"
 
 
 def _problem(injection: dict[str, Any]) -> str:
