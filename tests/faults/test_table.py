@@ -6,7 +6,6 @@ import math
 
 from tests.faults.table import summary, table
 
-
 SOUND = {
     "fault": "kill",
     "seed": 1,
