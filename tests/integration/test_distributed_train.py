@@ -132,12 +132,11 @@ def test_killed_runs_go_on_with_any_number_of_ranks(coloured_index: Path, tmp_pa
     whole, killed = losses(tmp_path / "whole"), losses(run_dir)
     assert list(killed) == list(range(1, NUM_STEPS + 1))
     assert killed == pytest.approx(whole, abs=1e-3)
-    # FastCLIP's value hardly moves in so few steps; the weights do.
-    before, end = (weights(tmp_path / "whole", step) for step in (NUM_STEPS - 2, NUM_STEPS))
-    moved = max(float((end[name] - before[name]).norm()) for name in end)
-    resumed = weights(run_dir, NUM_STEPS)
-    apart = max(float((end[name] - resumed[name]).norm()) for name in end)
-    assert apart < 0.1 * moved
+    # FastCLIP's value hardly moves in so few steps. Weights do, some by a hundredth in one step;
+    # keys' biases have no gradient but rounding, which Adam enlarges.
+    end, resumed = weights(tmp_path / "whole", NUM_STEPS), weights(run_dir, NUM_STEPS)
+    apart = max(float((end[name] - resumed[name]).norm() / end[name].norm()) for name in end)
+    assert apart < 1e-3
     ids = read_sample_ids(run_dir / "sample_ids.jsonl")
     assert ids == read_sample_ids(tmp_path / "whole" / "sample_ids.jsonl")
     for first in range(1, NUM_STEPS + 1, STEPS_OF_PASS):
@@ -150,7 +149,7 @@ def test_killed_runs_go_on_with_any_number_of_ranks(coloured_index: Path, tmp_pa
                 "kills": kills,
                 "final_loss": [whole[NUM_STEPS], killed[NUM_STEPS]],
                 "largest_loss_difference": max(differences),
-                "weights_apart_over_moved_in_2_steps": apart / moved,
+                "largest_relative_difference_of_weights": apart,
             }
         )
     )

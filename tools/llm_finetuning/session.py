@@ -96,6 +96,7 @@ class FineTuning:
         self._restore()
         ranks.on_main(lambda: _keep_log(settings.out / _LOG, self.step))
         self._model = _distributed(self.encoder, ranks)
+        self._settle_buckets()
 
     @property
     def checkpoints(self) -> Path:
@@ -166,10 +167,7 @@ class FineTuning:
         size, device = len(pairs.queries), self.encoder.device
         texts = [*pairs.queries, *pairs.documents, *pairs.negatives]
         instructions = [self.settings.instruction] * size + [""] * (len(texts) - size)
-        batch = self.encoder.tokenise(texts, instructions)
-        self._model.train()
-        with torch.autocast(device.type, torch.bfloat16, enabled=_is_bfloat16(self.encoder)):
-            vectors = self._model(batch.ids, batch.mask, batch.pooled)
+        vectors = self._vectors(texts, instructions)
         return info_nce(
             vectors[:size],
             vectors[size : 2 * size],
@@ -180,6 +178,20 @@ class FineTuning:
             both_ways=self.settings.both_ways,
             ranks=LossRanks.of(None),
         )
+
+    def _vectors(self, texts: list[str], instructions: list[str]) -> torch.Tensor:
+        """[K, E] float32, one for each text, with a graph behind them."""
+        batch = self.encoder.tokenise(texts, instructions)
+        self._model.train()
+        kind = self.encoder.device.type
+        with torch.autocast(kind, torch.bfloat16, enabled=_is_bfloat16(self.encoder)):
+            return self._model(batch.ids, batch.mask, batch.pooled)
+
+    def _settle_buckets(self) -> None:
+        """Let DDP order its buckets now; `training.parallel` says why."""
+        if self._ranks.world_size > 1:
+            self._vectors(["a"], [""]).sum().backward()
+            self.encoder.zero_grad(set_to_none=True)
 
     def _restore(self) -> None:
         checkpoint = load_on_all(self.checkpoints, self._ranks)

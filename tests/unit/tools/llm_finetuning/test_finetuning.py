@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -162,7 +163,7 @@ def tool(settings: Settings, num_ranks: int) -> dict[str, Any]:
             settings.index, "--llm", str(settings.llm), "--out", str(settings.out),
             "--batch-size", "16", "--steps", "4", "--warmup-steps", "1", "--lora.dropout", "0",
             "--learning-rate", "5e-3", "--max-tokens", "64", "--device", "cpu", "--log-every", "1",
-            "--num-threads", "1",
+            "--num-threads", "1", "--save-every", "2",
         ],
         cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
         capture_output=True, text=True, timeout=240, check=False,
@@ -171,18 +172,25 @@ def tool(settings: Settings, num_ranks: int) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_two_ranks_do_what_one_does(settings: Settings, tmp_path: Path) -> None:
+def test_four_ranks_do_what_one_does_and_go_on_bit_for_bit(
+    settings: Settings, tmp_path: Path
+) -> None:
     one = tool(replace(settings, out=tmp_path / "one"), 1)
-    two = tool(replace(settings, out=tmp_path / "two"), 2)
-    assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
-    assert two["steps"] == one["steps"] == 4
-    found, expected = (
+    four = tool(replace(settings, out=tmp_path / "four"), 4)
+    assert four["loss"] == pytest.approx(one["loss"], rel=1e-4)
+    assert four["steps"] == one["steps"] == 4
+    shutil.copytree(tmp_path / "four", tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed" / "adapter")
+    shutil.rmtree(tmp_path / "resumed" / "checkpoints" / "step_000000004")
+    tool(replace(settings, out=tmp_path / "resumed"), 4)
+    on_one, on_four, resumed = (
         load_file(tmp_path / name / "adapter" / "adapter_model.safetensors")
-        for name in ("two", "one")
+        for name in ("one", "four", "resumed")
     )
-    for name, tensor in found.items():
-        torch.testing.assert_close(tensor, expected[name], rtol=2e-2, atol=2e-4)
-    log = (tmp_path / "two" / "log.jsonl").read_text().splitlines()
+    for name, tensor in on_four.items():
+        torch.testing.assert_close(tensor, on_one[name], rtol=2e-2, atol=2e-4)
+        assert torch.equal(tensor, resumed[name])
+    log = (tmp_path / "resumed" / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in log] == [1, 2, 3, 4]
 
 
