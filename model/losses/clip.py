@@ -186,15 +186,16 @@ def _tiled_clip_loss(
         by_positive = constant - of_image / image_share - of_text / num_texts
 
     def gradients() -> tuple[Tensor, Tensor, Tensor]:
-        found = [pairs.gradients(each) for pairs, each in zip(versions, weights, strict=True)]
-        by_images = sum((each for each, _ in found), torch.zeros_like(images))
-        by_images += (by_positive * texts).sum(0) - 2 * smoothing * mean_text
-        by_texts = torch.stack([each for _, each in found])
-        by_texts += by_positive * images - 2 * smoothing / num_texts * mean_image
+        by_images, by_texts = torch.zeros_like(images), torch.empty_like(texts)
+        for version, (pairs, each) in enumerate(zip(versions, weights, strict=True)):
+            of_images, by_texts[version] = pairs.gradients(each)
+            by_images += of_images.addcmul_(by_positive[version], texts[version])
+        by_images -= 2 * smoothing * mean_text
+        by_texts.addcmul_(by_positive, images).sub_(2 * smoothing / num_texts * mean_image)
         share = 1 / (2 * len(images))
         # The loss depends on scale * c_ij alone, so by_images, summed over all ranks, has it all.
         by_scale = share * (images * by_images).sum()
-        return share * scale * by_images, share * scale * by_texts, by_scale
+        return by_images.mul_(share * scale), by_texts.mul_(share * scale), by_scale
 
     return with_gradients(value, (images, texts, scale), gradients)
 
