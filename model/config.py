@@ -181,7 +181,7 @@ class AdapterConfig:
     embedding_dim: int
     """Length E of an embedding, and channels of the adapter."""
     encoder: str = ""
-    """What made the embeddings, `ID@REVISION`; empty before data are at hand."""
+    """What made the embeddings, `sha256:HASH (how)`; empty before data are at hand."""
     layers: int = 4
     """Residual blocks."""
     mlp_ratio: float = 2.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -137,8 +138,17 @@ def from_open_clip(
         ),
         **_renamed(raw, _TOP_FIELDS),
         custom_text=bool(raw.get("custom_text", False)),
-        adapter=AdapterConfig(**adapter) if adapter else None,
+        adapter=_adapter(adapter) if adapter else None,
     )
+
+
+def _adapter(raw: Mapping[str, Any]) -> AdapterConfig:
+    """The adapter; models from before an encoder went by its content name `FOLDER@HASH (how)`."""
+    was = re.fullmatch(r"(.*)@([0-9a-f]{16})?( \(.*\))", raw.get("encoder", ""))
+    if was:
+        folder, content, how = was.groups()
+        raw = {**raw, "encoder": (f"sha256:{content}" if content else folder) + how}
+    return AdapterConfig(**raw)
 
 
 def open_clip_config(config: ClipConfig) -> dict[str, Any]:

@@ -8,9 +8,10 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 _PARTIAL = ".partial-"
+_LOCK = "lock"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -29,14 +30,15 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """As `write_text`, of any content."""
     partial = path.with_name(f".{path.name}{_PARTIAL}{os.getpid()}")
-    try:
-        with _open_locked(partial, fcntl.LOCK_EX) as file:  # shows that somebody is writing it
+    with _open_locked(partial, fcntl.LOCK_EX) as file:  # shows that somebody is writing it
+        try:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
             partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
     sync_folder(path.parent)
 
 
@@ -59,7 +61,8 @@ def remove_partials(folder: Path, name: str = "*") -> None:
     for path in folder.glob(f".{name}{_PARTIAL}*"):
         with suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
+            if _is_at(file, path):
+                path.unlink()
 
 
 @contextmanager
@@ -73,19 +76,46 @@ def work_folder(path: Path) -> Iterator[Path]:
         RuntimeError: another process is making the same thing.
         OSError: the folder cannot be made.
     """
-    work = path.with_name(f".{path.name}.partial")
-    try:
-        lock = _lock_in(work)
-    except BlockingIOError:
-        raise RuntimeError(f"another process is making {path}: wait for it") from None
-    with lock:
+    with locked_folder(path) as work:
+        clear(work)
         content = work / "content"
-        shutil.rmtree(content, ignore_errors=True)
         try:
             content.mkdir()
             yield content
         finally:
-            shutil.rmtree(work, ignore_errors=True)
+            clear(work)
+
+
+@contextmanager
+def locked_folder(path: Path) -> Iterator[Path]:
+    """As `work_folder`, but what lies in it outlives the block, and a kill, until it is cleared."""
+    work = path.with_name(f".{path.name}.partial")
+    try:
+        lock = _lock_in(work)
+    except BlockingIOError:
+        raise RuntimeError(f"another process is making {path}: wait for it or stop it") from None
+    with lock:
+        try:
+            yield work
+        finally:
+            _remove_if_clear(work)
+
+
+def clear(folder: Path) -> None:
+    """Remove all that lies in a `locked_folder`, so that it goes behind its block."""
+    for path in folder.glob("*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != _LOCK:
+            path.unlink(missing_ok=True)
+
+
+def _remove_if_clear(folder: Path) -> None:
+    """The lock goes last: from then on, the folder may be another process's."""
+    with suppress(OSError):
+        if [path.name for path in folder.iterdir()] == [_LOCK]:
+            (folder / _LOCK).unlink()
+            folder.rmdir()
 
 
 def _lock_in(folder: Path) -> BinaryIO:
@@ -93,19 +123,28 @@ def _lock_in(folder: Path) -> BinaryIO:
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):
-            return _open_locked(folder / "lock", fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return _open_locked(folder / _LOCK, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _open_locked(path: Path, how: int) -> BinaryIO:
-    """Open a file for writing and lock it, anew where it was removed between the two."""
+    """Open a file, lock and empty it; anew where it was removed or replaced before it was locked.
+
+    Nothing is emptied that another process has locked.
+    """
     while True:
-        file = path.open("wb")
+        file = path.open("ab")
         try:
             fcntl.flock(file, how)
             with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                if _is_at(file, path):
+                    file.truncate(0)
                     return file
         except BaseException:
             file.close()
             raise
         file.close()
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    """Whether an open file still has a name; without a file of that name, FileNotFoundError."""
+    return os.path.samestat(os.fstat(file.fileno()), path.stat())

@@ -8,7 +8,6 @@ that is there, or from the scans that a run left which did not get to its end.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 import time
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import index as layout
-from pipeline.durable import sync_folder, write_text
+from pipeline.durable import clear, locked_folder, sync_folder, write_text
 from pipeline.indexing.merge import Merged, merge
 from pipeline.indexing.options import ScanOptions
 from pipeline.indexing.report import IndexReport, make_report
@@ -129,24 +128,17 @@ def _work_folder(directory: Path) -> Iterator[Path]:
     It stays when the work is stopped, so that the scans in it are used by the next run; it goes
     when the work is done, and when there is nothing in it worth keeping.
     """
-    work = directory.with_name(f".{directory.name}.partial")
-    work.mkdir(parents=True, exist_ok=True)
-    with (work / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            msg = f"another process is making the index {directory}"
-            raise RuntimeError(f"{msg}; wait for it or stop it") from None
+    with locked_folder(directory) as work:
         try:
             yield work
         except ValueError:
-            shutil.rmtree(work, ignore_errors=True)
+            clear(work)
             raise
         except BaseException:
             if not any(path.is_dir() for path in (work / "scans").glob("*")):
-                shutil.rmtree(work, ignore_errors=True)
+                clear(work)
             raise
-        shutil.rmtree(work, ignore_errors=True)
+        clear(work)
 
 
 def _known_scans(

@@ -18,7 +18,6 @@ import json
 import random
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ import torch
 import tyro
 
 from tests.faults import data_faults, rank_faults, tool_faults, training_faults
-from tests.faults.bench import Bench
+from tests.faults.bench import Bench, WrongRunError
 from tests.faults.outcome import Fault, Outcome, SkippedError
 from tests.faults.processes import ROOT
 from tests.faults.table import summary, table
@@ -125,16 +124,23 @@ def inject_all(arguments: Arguments, injections: list[dict[str, Any]]) -> None:
 
 
 def inject(name: str, fault: Fault, seed: int, bench: Bench, work: Path) -> dict[str, Any]:
-    """One fault, in an empty folder; what did not hold afterwards is in `problem`."""
+    """One fault, in an empty folder; what did not hold afterwards is in `problem`.
+
+    The samples that were lost are None where the job came to no end at which to count them.
+    """
     folder = (work / "fault").resolve()
     folder.mkdir()
     begun = time.monotonic()
     problem, skipped, outcome = "", "", Outcome()
+    lost: int | None = None
     try:
         outcome = fault(bench, random.Random(f"{name}/{seed}"), folder)
+        lost = outcome.lost
     except SkippedError as reason:
         skipped = str(reason)
-    except (AssertionError, TimeoutError, subprocess.TimeoutExpired, OSError) as error:
+    except WrongRunError as error:
+        problem, lost = str(error), error.lost
+    except Exception as error:  # whatever it is, the record goes on
         problem = f"{type(error).__name__}: {error}"
     shutil.rmtree(folder)
     what = problem or skipped or outcome.said or "went on"
@@ -148,7 +154,7 @@ def inject(name: str, fault: Fault, seed: int, bench: Bench, work: Path) -> dict
         "said": outcome.said,
         "ended_s": outcome.ended_s,
         "back_s": outcome.back_s,
-        "lost": None if problem else outcome.lost,
+        "lost": lost,
         "replaced": outcome.replaced,
     }
 

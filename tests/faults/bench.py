@@ -12,6 +12,8 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -31,8 +33,18 @@ NUM_TRAIN = 96
 STEPS_OF_PASS = NUM_TRAIN // BATCH
 NUM_STEPS = 6 * STEPS_OF_PASS
 NUM_PICTURES = 1500
+_STEPS = list(range(1, NUM_STEPS + 1))
 LIMIT_S = 240.0
 """No job of the bench may take longer, disturbed or not."""
+
+
+class WrongRunError(AssertionError):
+    """A run that came to its end is not as the undisturbed one."""
+
+    def __init__(self, what: str, lost: int) -> None:
+        """Say what did not hold, and how many samples its passes lack."""
+        super().__init__(what)
+        self.lost = lost
 
 
 class Bench:
@@ -209,23 +221,46 @@ def check_checkpoints(run_dir: Path) -> None:
 
 def check_same_run(found: Path, expected: Path) -> int:
     """Hold a finished run to an undisturbed one, bit for bit; returns the samples lost."""
-    assert losses(found) == losses(expected), "other losses than without the fault"
-    names = [run / "checkpoints" / f"step_{NUM_STEPS:09d}" for run in (found, expected)]
-    one, other = (load_file(name / "open_clip_model.safetensors") for name in names)
-    assert all(one[name].equal(other[name]) for name in other), "other weights"
-    check_nothing_left(found)
+    with counted(found):
+        assert losses(found) == losses(expected), "other losses than without the fault"
+        names = [run / "checkpoints" / f"step_{NUM_STEPS:09d}" for run in (found, expected)]
+        one, other = (load_file(name / "open_clip_model.safetensors") for name in names)
+        assert all(one[name].equal(other[name]) for name in other), "other weights"
+        check_nothing_left(found)
     return check_order(found, expected)
 
 
 def check_order(found: Path, expected: Path) -> int:
-    """Hold a run's samples to those of an undisturbed one; returns how many a pass lacks."""
+    """Hold a finished run's samples to those of an undisturbed one; returns the samples lost."""
     ids = read_sample_ids(found / "sample_ids.jsonl")
-    assert list(ids) == list(range(1, NUM_STEPS + 1)), f"steps {list(ids)}"
-    assert ids == read_sample_ids(expected / "sample_ids.jsonl"), "another order of samples"
+    assert list(ids) == _STEPS, f"steps {list(ids)}"
+    with counted(found):
+        assert ids == read_sample_ids(expected / "sample_ids.jsonl"), "another order of samples"
+    return _num_lost(ids)
+
+
+@contextmanager
+def counted(run_dir: Path) -> Iterator[None]:
+    """Count the samples of a finished run that fails in the block, if all its steps are recorded.
+
+    Raises:
+        WrongRunError: for an AssertionError in the block.
+    """
+    try:
+        yield
+    except AssertionError as error:
+        ids = read_sample_ids(run_dir / "sample_ids.jsonl")
+        if list(ids) != _STEPS:
+            raise
+        raise WrongRunError(str(error), _num_lost(ids)) from error
+
+
+def _num_lost(ids: dict[int, list[int]]) -> int:
+    """Samples that passes lack; one that is served twice stands where another is lacking."""
     lost = 0
     for first in range(1, NUM_STEPS + 1, STEPS_OF_PASS):
-        served = [id_ for step in range(first, first + STEPS_OF_PASS) for id_ in ids[step]]
-        lost += NUM_TRAIN - len(set(served))
+        steps = range(first, first + STEPS_OF_PASS)
+        lost += NUM_TRAIN - len({id_ for step in steps for id_ in ids[step]})
     return lost
 
 

@@ -22,6 +22,7 @@ from tests.faults.bench import (
     check_nothing_left,
     check_order,
     check_same_run,
+    counted,
     last_step,
     losses,
 )
@@ -183,7 +184,8 @@ def slow_storage(bench: Bench, choose: random.Random, folder: Path) -> Outcome:
         with running(bench.training(run_dir, *cache, index=folder / "index")) as job:
             assert job.wait(LIMIT_S) == 0, job.output[-3000:]
         assert not list(folder.rglob("*.partial*")), "a half-fetched shard is left"
-    assert losses(run_dir) == losses(bench.run), "other losses than from a fast disk"
+    with counted(run_dir):
+        assert losses(run_dir) == losses(bench.run), "other losses than from a fast disk"
     return Outcome(lost=check_order(run_dir, bench.run))
 
 

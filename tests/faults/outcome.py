@@ -34,7 +34,7 @@ class Outcome:
 
 
 Fault = Callable[[Bench, random.Random, Path], Outcome]
-"""Injects a fault in an empty folder; an AssertionError says what did not hold afterwards."""
+"""Injects a fault in an empty folder; an exception says what did not hold afterwards."""
 
 
 def line_with(output: str, *words: str) -> str:

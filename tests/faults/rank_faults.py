@@ -17,6 +17,7 @@ from tests.faults.bench import (
     check_checkpoints,
     check_nothing_left,
     check_order,
+    counted,
     last_step,
     losses,
 )
@@ -93,8 +94,9 @@ def _go_on(bench: Bench, run_dir: Path, said: str, ended_s: float) -> Outcome:
         assert job.wait(LIMIT_S) == 0, job.output[-3000:]
         assert not job.orphans(), "processes outlive the job"
     # Another number of ranks rounds otherwise, and no more than that.
-    assert losses(run_dir) == pytest.approx(losses(bench.run), abs=1e-3), "other losses"
-    check_nothing_left(run_dir)
+    with counted(run_dir):
+        assert losses(run_dir) == pytest.approx(losses(bench.run), abs=1e-3), "other losses"
+        check_nothing_left(run_dir)
     return Outcome(said=said, ended_s=ended_s, back_s=back_s, lost=check_order(run_dir, bench.run))
 
 

@@ -46,7 +46,7 @@ def table(record: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
         for row in rows
     ]
     injected, survived = (sum(row[key] for row in rows) for key in ("injected", "survived"))
-    lost = _lost([row["lost"] for row in rows])
+    lost = _lost([each["lost"] for each in injections if not each["skipped"]])
     lines += [f"| **all** | **{injected}** | **{survived}** | **{lost}** | | | |", ""]
     lines += ["Seconds: median (most) of the survived."]
     said = [row for row in rows if row["said"]]
@@ -64,15 +64,19 @@ def table(record: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _lost(counts: list[Any]) -> int | str:
+def _lost(counts: list[int | None]) -> int | str:
     """The sum; samples of a job that came to no end could not be counted."""
-    return sum(counts) if all(isinstance(count, int) for count in counts) else "unknown"
+    known = [count for count in counts if count is not None]
+    if len(known) == len(counts):
+        return sum(known)
+    return f"{sum(known)} and unknown" if any(known) else "unknown"
 
 
 def _problem(injection: dict[str, Any]) -> str:
     """What did not hold after an injection; empty if it was survived with every sample."""
     lost = injection["lost"]
-    return injection["problem"] or (f"{lost} samples lost or served twice" if lost else "")
+    said = [injection["problem"], f"{lost} samples lost or served twice" if lost else ""]
+    return "; ".join(filter(None, said))
 
 
 def _seconds(values: list[float]) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ import pytest
 from pipeline.index import open_index
 from tests.faults import data_faults, tool_faults
 from tests.faults.__main__ import inject, main
-from tests.faults.bench import Bench
+from tests.faults.bench import BATCH, NUM_STEPS, STEPS_OF_PASS, Bench, check_order
 from tests.faults.outcome import Fault, Outcome, line_with
 from tests.faults.processes import running
 from tests.faults.soak_report import slope, verdict_of
@@ -65,6 +67,56 @@ def test_what_is_not_survived_is_recorded(bench: Bench, tmp_path: Path) -> None:
     page = "\n".join(table(record, rows))
     assert "| good | 2 | 2 | 0 | 0 | - | 1.5 (1.5) |" in page
     assert "no line names ('failed',)" in page
+
+
+def recorded(run_dir: Path, ids: dict[int, list[int]]) -> Path:
+    """A run folder that holds nothing but the samples of its steps."""
+    run_dir.mkdir()
+    lines = [json.dumps({"step": step, "ids": row}) + "\n" for step, row in ids.items()]
+    (run_dir / "sample_ids.jsonl").write_text("".join(lines), encoding="utf-8")
+    return run_dir
+
+
+def test_samples_of_a_run_that_ends_wrong_are_counted(bench: Bench, tmp_path: Path) -> None:
+    places = [divmod(step, STEPS_OF_PASS)[1] * BATCH for step in range(NUM_STEPS)]
+    ids = {step: [*range(first, first + BATCH)] for step, first in enumerate(places, 1)}
+    whole = recorded(tmp_path / "whole", ids)
+    assert check_order(whole, whole) == 0
+    twice = recorded(tmp_path / "twice", {**ids, 2: [*ids[1][:3], *ids[2][3:]]})
+    short = recorded(tmp_path / "short", {step: ids[step] for step in range(1, 9)})
+    (tmp_path / "work").mkdir()
+
+    def injected(run_dir: Path) -> dict[str, Any]:
+        def held(*_: object) -> Outcome:
+            return Outcome(lost=check_order(run_dir, whole))
+
+        return inject("wrong", held, 1, bench, tmp_path / "work")
+
+    wrong, cut_off = injected(twice), injected(short)
+    assert (wrong["problem"], wrong["lost"]) == ("another order of samples", 3)
+    assert cut_off["problem"].startswith("AssertionError: steps [1, ")
+    assert cut_off["lost"] is None
+
+
+@pytest.mark.parametrize("error", [AssertionError("no end"), KeyError("loss")], ids=repr)
+def test_whatever_is_not_survived_is_recorded_and_ends_with_1(
+    error: Exception,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fails(*_: object) -> Outcome:
+        raise error
+
+    monkeypatch.setattr(
+        "tests.faults.__main__.FAULTS", {"bad": fails, "good": lambda *_: Outcome()}
+    )
+    monkeypatch.setattr(sys, "argv", ["tests.faults", "--out", str(tmp_path / "new")])
+    assert main() == 1
+    assert capsys.readouterr().out.splitlines()[-1] == '{"injected": 2, "survived": 1}'
+    injections = json.loads((tmp_path / "new" / "faults.json").read_text())["injections"]
+    assert [(each["fault"], each["lost"]) for each in injections] == [("bad", None), ("good", 0)]
+    assert "| bad | 1 | 0 | unknown |" in (tmp_path / "new" / "faults.md").read_text()
 
 
 def test_wrong_use_of_the_driver_ends_with_2(

@@ -112,6 +112,21 @@ def test_the_config_goes_to_json_and_back() -> None:
     assert again.text == theirs.text
 
 
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        ("a@b@0123456789abcdef (mean, 512 tokens)", "sha256:0123456789abcdef (mean, 512 tokens)"),
+        ("llama-3-8b-cc@ (unknown, field short)", "llama-3-8b-cc (unknown, field short)"),
+    ],
+    ids=["folder", "import"],
+)
+def test_an_older_model_knows_its_encoder_by_content(before: str, now: str) -> None:
+    stored = open_clip_config(config(encoder=before))
+    found = from_open_clip("older", stored).adapter
+    assert found is not None
+    assert found.encoder == now
+
+
 def test_open_clip_stops_at_such_a_model() -> None:
     import open_clip
 

@@ -3,7 +3,10 @@
 import fcntl
 import io
 import os
+import threading
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -105,3 +108,92 @@ def test_what_is_removed_between_opening_and_locking_is_made_anew(
                 work_folder(tmp_path / "index").__enter__()
     assert len(removed) == 1
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_file_that_is_being_written_is_not_emptied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two threads, or processes of two containers, may write under the same temporary name."""
+    path, errors, sizes, waits = tmp_path / "file.json", [], [], threading.Event()
+    flock, fsync = fcntl.flock, os.fsync
+
+    def write_too() -> None:
+        try:
+            write_text(path, "second")
+        except OSError as error:
+            errors.append(error)
+
+    other = threading.Thread(target=write_too)
+
+    def lock(file: io.IOBase, how: int) -> None:
+        if threading.current_thread() is other:
+            waits.set()
+        flock(file, how)
+
+    def sync(descriptor: int) -> None:
+        if not sizes:
+            other.start()
+            assert waits.wait(10)
+            sizes.append(os.fstat(descriptor).st_size)
+        fsync(descriptor)
+
+    monkeypatch.setattr(fcntl, "flock", lock)
+    monkeypatch.setattr(os, "fsync", sync)
+    write_text(path, "first")
+    other.join()
+    assert (sizes, errors) == ([len("first")], [])
+    assert path.read_text() == "second"
+    assert [each.name for each in tmp_path.iterdir()] == ["file.json"]
+
+
+def test_a_file_that_takes_a_removed_ones_name_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its writer has given the first its own name, and writes the next, when the lock is tried."""
+    partial, flock = tmp_path / ".file.json.partial-7", fcntl.flock
+    partial.write_text("first")
+
+    def late(file: io.IOBase, how: int) -> None:
+        partial.replace(tmp_path / "file.json")
+        partial.write_text("next")
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    remove_partials(tmp_path)
+    assert partial.read_text() == "next"
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_whoever_comes_while_a_work_folder_goes_keeps_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, backwards: bool
+) -> None:
+    """In whatever order the file system lists what is to go."""
+    unlink, scandir, came = os.unlink, os.scandir, []
+
+    class Listing(list):
+        def __enter__(self) -> "Listing":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    def listed(path: Any = ".") -> Listing:
+        with scandir(path) as entries:
+            return Listing(sorted(entries, key=lambda entry: entry.name, reverse=backwards))
+
+    with ExitStack() as stack:
+
+        def come(path: Any, **options: Any) -> None:
+            unlink(path, **options)
+            if Path(path).name == "lock" and not came:
+                came.append(stack.enter_context(work_folder(tmp_path / "out")))
+                (came[0] / "a").write_text("made")
+
+        monkeypatch.setattr(os, "unlink", come)
+        monkeypatch.setattr(os, "scandir", listed)
+        with work_folder(tmp_path / "out") as content:
+            (content / "a").write_text("made before")
+        assert (came[0] / "a").read_text() == "made"
+        with pytest.raises(RuntimeError, match="another process"):
+            work_folder(tmp_path / "out").__enter__()
+    assert list(tmp_path.iterdir()) == []

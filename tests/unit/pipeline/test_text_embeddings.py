@@ -127,9 +127,16 @@ def test_unknown_embeddings_are_refused_with_those_there_are(index: Index) -> No
 
 def test_another_encoder_does_not_go_on_with_a_store(index: Index) -> None:
     written(index)
-    EmbeddingWriter(index, "tiny", "caption", replace(ENCODER, path="/elsewhere"))
+    EmbeddingWriter(index, "tiny", "caption", replace(ENCODER, id="renamed", path="/elsewhere"))
     with pytest.raises(ValueError, match="revision 'ab12', now 'cd34'"):
         EmbeddingWriter(index, "tiny", "caption", replace(ENCODER, revision="cd34"))
+
+
+def test_an_encoder_of_unknown_content_goes_by_its_name(index: Index) -> None:
+    unknown = replace(ENCODER, revision="")
+    EmbeddingWriter(index, "tiny", "caption", unknown)
+    with pytest.raises(ValueError, match="id 'tiny', now 'other'"):
+        EmbeddingWriter(index, "tiny", "caption", replace(unknown, id="other"))
 
 
 def test_the_fingerprint_is_of_captions_and_encoder_only(index: Index) -> None:
@@ -137,7 +144,7 @@ def test_the_fingerprint_is_of_captions_and_encoder_only(index: Index) -> None:
     first = open_text_embeddings(index, "tiny", "caption").fingerprint
     shutil.rmtree(index.directory / "embeddings")
     num_texts = index.captions().num_texts
-    elsewhere = replace(ENCODER, path="/elsewhere")
+    elsewhere = replace(ENCODER, id="renamed", path="/elsewhere")
     store = write_text_embeddings(index, "b", "caption", elsewhere, [vectors(num_texts)])
     assert store.fingerprint == first
     other = replace(ENCODER, pooling="cls")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import os
@@ -189,11 +190,30 @@ def test_two_at_once_are_refused(shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "index"
 
     def again(_done: int, _total: int) -> None:
-        with pytest.raises(RuntimeError, match="another process is making the index"):
+        with pytest.raises(RuntimeError, match=r"another process is making .*index: wait for it"):
             build(shards, out)
 
     build_index(sorted(shards.glob("*.tar")), out, progress=again)
     assert open_index(out).num_samples == 12
+
+
+def test_a_lock_that_goes_before_it_is_taken_is_made_anew(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it goes where another process has just come to its end."""
+    flock, lock = fcntl.flock, tmp_path / ".index.partial" / "lock"
+    gone: list[Path] = []
+
+    def late(file: io.IOBase, how: int) -> None:
+        if not gone:
+            gone.append(lock)
+            lock.unlink()
+            lock.parent.rmdir()
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    test_two_at_once_are_refused(shards, tmp_path)
+    assert gone
 
 
 def test_selections_outlive_a_new_index(shards: Path, tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def test_four_ranks_do_what_one_does_and_go_on_bit_for_bit(
 ) -> None:
     one = tool(replace(settings, out=tmp_path / "one"), 1)
     four = tool(replace(settings, out=tmp_path / "four"), 4)
-    assert four["loss"] == pytest.approx(one["loss"], rel=1e-4)
+    assert four["loss"] == pytest.approx(one["loss"], rel=1e-5)
     assert four["steps"] == one["steps"] == 4
     shutil.copytree(tmp_path / "four", tmp_path / "resumed")
     shutil.rmtree(tmp_path / "resumed" / "adapter")
@@ -188,7 +188,8 @@ def test_four_ranks_do_what_one_does_and_go_on_bit_for_bit(
         for name in ("one", "four", "resumed")
     )
     for name, tensor in on_four.items():
-        torch.testing.assert_close(tensor, on_one[name], rtol=2e-2, atol=2e-4)
+        # Ranks add up in another order: 3e-6 of a tensor were found after these steps.
+        assert (tensor - on_one[name]).norm() < 1e-4 * on_one[name].norm(), name
         assert torch.equal(tensor, resumed[name])
     log = (tmp_path / "resumed" / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in log] == [1, 2, 3, 4]
