@@ -121,7 +121,11 @@ def _remove_if_clear(folder: Path) -> None:
 def _lock_in(folder: Path) -> BinaryIO:
     """Make a folder, and lock it; whoever had it before may remove it at any moment until then."""
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:  # or it has just gone
+            if folder.is_file() or folder.is_symlink():
+                raise
         with suppress(FileNotFoundError):
             return _open_locked(folder / _LOCK, fcntl.LOCK_EX | fcntl.LOCK_NB)
 

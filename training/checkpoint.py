@@ -1,6 +1,6 @@
 """Checkpoints: safetensors and JSON, written whole or not at all, loaded without running code.
 
-A checkpoint is a folder `step_000001234`. Its `open_clip_model.safetensors` and
+A checkpoint is a folder `step_000001234`. A CLIP's `open_clip_model.safetensors` and
 `open_clip_config.json` are what open_clip opens as `local-dir:FOLDER`; `state.json` and one
 safetensors file for each part of the training state (`optimizer`, `loss`, ...) are what a run
 needs to go on. Tensors are whole, however many ranks wrote them, so any number can read them.
@@ -58,9 +58,9 @@ class Checkpoint:
     step: int
     """Optimiser steps done."""
     parts: dict[str, dict[str, Tensor]]
-    """Tensors by part and name; `WEIGHTS` and `OPTIMIZER` are always there."""
+    """Tensors by part and name; `OPTIMIZER` is always there, and of a CLIP `WEIGHTS`."""
     architecture: dict[str, Any]
-    """Content of open_clip_config.json."""
+    """Content of open_clip_config.json; empty where it is no CLIP that is trained."""
     state: dict[str, Any]
     """Everything else: configuration, fingerprints, versions, seconds spent."""
 
@@ -85,8 +85,7 @@ class CheckpointWriter:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="tessera-checkpoint")
         self._pool.submit(int).result()
         self._written: Future[Path] | None = None
-        for path in folder.glob(f"{_PARTIAL}*"):
-            shutil.rmtree(path, ignore_errors=True)
+        remove_unfinished(folder)
 
     def start(self, checkpoint: Checkpoint) -> None:
         """Begin to write, once the one before is written.
@@ -120,6 +119,16 @@ class CheckpointWriter:
             written.result()
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a killed process left half written or half removed.
+
+    Args:
+        folder: holds all checkpoints of the run; held by this process alone.
+    """
+    for path in folder.glob(f"{_PARTIAL}*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """Write a checkpoint and remove those that are too old.
 
@@ -149,7 +158,7 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     except (OSError, SafetensorError, MemoryError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(_explain(error, folder)) from error
-    for doomed in (same, *map(_set_aside, _folders(folder)[keep:])):
+    for doomed in (same, *map(_set_aside, checkpoint_folders(folder)[keep:])):
         shutil.rmtree(doomed, ignore_errors=True)
     return final
 
@@ -173,6 +182,11 @@ def _write_files(folder: Path, checkpoint: Checkpoint) -> dict[str, str]:
     return {name: _hash_and_sync(folder / name) for name in files}
 
 
+def checkpoint_folders(folder: Path) -> list[Path]:
+    """The checkpoints of a run, newest first; none if the folder is not there."""
+    return sorted(folder.glob(f"{_PREFIX}*"), reverse=True) if folder.is_dir() else []
+
+
 def load_latest(folder: Path) -> Checkpoint | None:
     """Read the newest whole checkpoint.
 
@@ -184,7 +198,7 @@ def load_latest(folder: Path) -> Checkpoint | None:
     Raises:
         CheckpointError: there are checkpoints and none is whole.
     """
-    folders = _folders(folder)
+    folders = checkpoint_folders(folder)
     for path in folders:
         try:
             return load(path)
@@ -304,11 +318,6 @@ def restore_optimizer(
 
 def _parameters_in_order(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def _folders(folder: Path) -> list[Path]:
-    """Checkpoints, newest first."""
-    return sorted(folder.glob(f"{_PREFIX}*"), reverse=True) if folder.is_dir() else []
 
 
 def _hash(path: Path) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from pipeline.durable import remove_partials, write_text
+from training.checkpoint import checkpoint_folders
 from training.config import TrainConfig, to_json
 from training.config_differences import differences
 
@@ -163,7 +164,7 @@ def newest_checkpoint(place: Path) -> Path:
     checkpoints = RunFolder(place).checkpoints
     if not checkpoints.is_dir():
         return place
-    found = sorted(checkpoints.glob("step_*"))
+    found = checkpoint_folders(checkpoints)
     if not found:
         raise FileNotFoundError(f"the run {place} has no checkpoint yet")
-    return found[-1]
+    return found[0]

@@ -34,6 +34,7 @@ from training.checkpoint import (
     Checkpoint,
     load_on_all,
     optimizer_tensors,
+    remove_unfinished,
     restore_optimizer,
     save,
 )
@@ -92,6 +93,7 @@ class FineTuning:
             "num_steps": self.num_steps,
         }
         ranks.on_main(lambda: _claim(settings.out, identity))
+        ranks.on_main(lambda: remove_unfinished(self.checkpoints))
         self._optimizer = build_optimizer(self.encoder, self._optim)
         self._restore()
         ranks.on_main(lambda: _keep_log(settings.out / _LOG, self.step))

@@ -197,3 +197,33 @@ def test_whoever_comes_while_a_work_folder_goes_keeps_its_own(
         with pytest.raises(RuntimeError, match="another process"):
             work_folder(tmp_path / "out").__enter__()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_work_folder_that_goes_while_it_is_made_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mkdir, went = os.mkdir, []
+
+    def late(path: Any, *more: Any) -> None:
+        if not went:
+            went.append(path)
+            raise FileExistsError(17, "File exists", str(path))
+        mkdir(path, *more)
+
+    monkeypatch.setattr(os, "mkdir", late)
+    with work_folder(tmp_path / "out") as content:
+        assert content.is_dir()
+    assert went == [tmp_path / ".out.partial"]
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_what_is_no_folder_in_the_place_of_a_work_folder_is_named(
+    tmp_path: Path, *, link: bool
+) -> None:
+    place = tmp_path / ".out.partial"
+    if link:
+        place.symlink_to(tmp_path / "gone")
+    else:
+        place.write_text("a file")
+    with pytest.raises(FileExistsError, match=r"\.out\.partial"):
+        work_folder(tmp_path / "out").__enter__()

@@ -92,6 +92,13 @@ def test_steps_done_again_are_logged_once(settings: Settings) -> None:
     assert [json.loads(line)["step"] for line in log] == [4, 6, 8, 12]
 
 
+def test_a_kill_in_a_checkpoint_leaves_nothing_behind_the_next_start(settings: Settings) -> None:
+    left = settings.out / "checkpoints" / ".partial_step_000000005"
+    left.mkdir(parents=True)
+    FineTuning(settings, Ranks())
+    assert not left.exists()
+
+
 def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(settings: Settings) -> None:
     run = FineTuning(replace(settings, save_every=2), Ranks())
     update = run.update
