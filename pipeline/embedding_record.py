@@ -53,6 +53,11 @@ class EncoderRecord:
         what = f"sha256:{self.revision[:16]}" if self.revision else self.id
         return f"{what} ({how})"
 
+    def content(self) -> dict[str, str | int]:
+        """The fields that decide an embedding; the name among them only as in `identity`."""
+        names = {"path", "id"} if self.revision else {"path"}
+        return {name: value for name, value in asdict(self).items() if name not in names}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoreRecord:

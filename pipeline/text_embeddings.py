@@ -74,10 +74,8 @@ class TextEmbeddings:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) over captions and encoder; the folders they lie in are no part of it."""
-        content = asdict(self._record)
-        del content["encoder"]["path"], content["rows_per_part"]
-        if self.encoder.revision:
-            del content["encoder"]["id"]  # the folder's name
+        content = asdict(self._record) | {"encoder": self.encoder.content()}
+        del content["rows_per_part"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def lookup(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
@@ -225,14 +223,11 @@ class EmbeddingWriter:
         """Go on with a store that was begun, if it is of the same captions and encoder."""
         check_captions(found, index, self._folder)
         mine, theirs = asdict(self._record.encoder), asdict(found.encoder)
-        names = {"path", "id"} if mine["revision"] else {"path"}
-        other = [what for what in mine.keys() - names if mine[what] != theirs[what]]
+        other = [what for what in self._record.encoder.content() if mine[what] != theirs[what]]
         if other:
             raise ValueError(
                 f"{self._folder} was begun with another encoder: "
-                + ", ".join(
-                    f"{what} {theirs[what]!r}, now {mine[what]!r}" for what in sorted(other)
-                )
+                + ", ".join(f"{what} {theirs[what]!r}, now {mine[what]!r}" for what in other)
                 + "; give another --name, or remove that folder"
             )
         self._record = found

@@ -12,11 +12,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from model.losses.config import LossKind, MultiText
 from training.sample_ids import read_sample_ids
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,18 +26,7 @@ BATCH = 16
 STEPS_OF_PASS = 6
 NUM_KILLS = int(os.environ.get("TESSERA_KILLS", "2"))
 NUM_STEPS = STEPS_OF_PASS * max(2, NUM_KILLS)
-LOSSES = [
-    "clip",
-    "siglip",
-    "sogclr",
-    "isogclr",
-    "fastclip_v0",
-    "fastclip_v1",
-    "fastclip_v2",
-    "fastclip_v3",
-    "per_version",
-    "all_texts",
-]
+LOSSES = [*get_args(LossKind), *get_args(MultiText)]
 """Losses, and CLIP's of two texts an image by their definitions."""
 LONG = LOSSES if NUM_KILLS > 2 else []
 """All losses on several ranks take minutes; test_distributed_losses.py has all of them."""

@@ -2,6 +2,8 @@
 
 import json
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -69,19 +71,24 @@ def test_only_the_newest_stay(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step_000000003", "step_000000010"]
 
 
-def test_a_kill_in_the_removal_leaves_no_half_under_a_checkpoints_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    save(tmp_path, 1, keep=1)
-
+@contextmanager
+def killed_while_removing(monkeypatch: pytest.MonkeyPatch, name: str) -> Iterator[None]:
     def killed(path: Path, **_: object) -> None:
         if path.exists():
             raise SystemExit(f"killed while removing {path.name}")
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint.shutil, "rmtree", killed)
-        with pytest.raises(SystemExit, match=r"\.partial_old_step_000000001"):
-            save(tmp_path, 2, keep=1)
+        with pytest.raises(SystemExit, match=name):
+            yield
+
+
+def test_a_kill_in_the_removal_leaves_no_half_under_a_checkpoints_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1, keep=1)
+    with killed_while_removing(monkeypatch, r"\.partial_old_step_000000001"):
+        save(tmp_path, 2, keep=1)
     assert [path.name for path in tmp_path.glob("step_*")] == ["step_000000002"]
     CheckpointWriter(tmp_path, keep=1)
     assert [path.name for path in tmp_path.iterdir()] == ["step_000000002"]
@@ -91,15 +98,8 @@ def test_a_kill_while_a_step_is_saved_again_leaves_one_of_the_two(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(tmp_path, 1, keep=1)
-
-    def killed(path: Path, **_: object) -> None:
-        if path.exists():
-            raise SystemExit(f"killed while removing {path.name}")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.shutil, "rmtree", killed)
-        with pytest.raises(SystemExit, match=r"\.partial_old_step_000000001"):
-            save(tmp_path, 1, keep=1)
+    with killed_while_removing(monkeypatch, r"\.partial_old_step_000000001"):
+        save(tmp_path, 1, keep=1)
     CheckpointWriter(tmp_path, keep=1)
     assert [path.name for path in tmp_path.iterdir()] == ["step_000000001"]
 
