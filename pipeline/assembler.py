@@ -76,6 +76,7 @@ class Assembler:
             batch_size=config.local_batch_size,
             num_threads=config.num_threads,
             device=config.device,
+            graph=config.dali_graph,
         )
         self._decoding = Lock()
 
