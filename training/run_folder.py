@@ -150,17 +150,25 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def newest_checkpoint(place: Path) -> Path:
-    """The last checkpoint of a run's folder; any other folder is a checkpoint itself.
+    """The folder that a model is read from, for every program that takes a model.
+
+    Args:
+        place: a run's folder or the folder of its checkpoints, for its last checkpoint; any other
+            folder is taken for a model's own (a checkpoint, open_clip's or Hugging Face's).
 
     Raises:
         FileNotFoundError: there is no such folder, or the run has no checkpoint yet.
     """
     if not place.is_dir():
         raise FileNotFoundError(f"there is no run and no checkpoint at {place}")
-    checkpoints = RunFolder(place).checkpoints
-    if not checkpoints.is_dir():
-        return place
+    run = RunFolder(place)
+    checkpoints = place if place.name == run.checkpoints.name else run.checkpoints
     found = checkpoint_folders(checkpoints)
-    if not found:
-        raise FileNotFoundError(f"the run {place} has no checkpoint yet")
-    return found[0]
+    if found:
+        return found[0]
+    if checkpoints.is_dir() or run.log.is_file() or run.metrics.is_file():
+        raise FileNotFoundError(
+            f"the run {place} has no checkpoint yet: the first is written after its first "
+            "save_every steps, or when it is stopped"
+        )
+    return place
