@@ -83,12 +83,18 @@ class DaliDecoder:
         self._num_failed = 0
         self._failed_last = False
 
-    def decode(self, encoded: Sequence[bytes], windows: NDArray[np.int32]) -> Decoded:
+    def decode(
+        self,
+        encoded: Sequence[bytes],
+        windows: NDArray[np.int32],
+        plain: NDArray[np.int8] | None = None,
+    ) -> Decoded:
         """Decode a batch; see `Decoder.decode`."""
+        known = np.zeros(len(encoded), np.bool_) if plain is None else plain == 1
         parts = {
             place: part
-            for place, (data, window) in enumerate(zip(encoded, windows, strict=True))
-            if (part := _plain_part(data, window)) is not None
+            for place, data in enumerate(encoded)
+            if (part := _plain_part(data, windows[place], bool(known[place]))) is not None
         }
         images, fallback = self._try_graph(list(parts.values()))
         places = list(parts) if images is not None else []
@@ -208,10 +214,10 @@ class DaliDecoder:
         return graph
 
 
-def _plain_part(data: bytes, window: NDArray[np.int32]) -> _Part | None:
+def _plain_part(data: bytes, window: NDArray[np.int32], known: bool) -> _Part | None:
     """What DALI gets of a file; None if another decoder must see to it."""
     try:
-        layout = walk_jpeg(data)
+        layout = walk_jpeg(data, header_only=known)
     except JpegLayoutError:
         return None
     part = stored_window(window, layout.orientation, (layout.height, layout.width))

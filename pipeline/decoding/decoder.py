@@ -38,11 +38,18 @@ class Decoder(Protocol):
         """What decodes, for statistics and logs: `turbo`, `pil`, `dali-cpu`, `dali-cuda:0`."""
         ...
 
-    def decode(self, encoded: Sequence[bytes], windows: NDArray[np.int32]) -> Decoded:
+    def decode(
+        self,
+        encoded: Sequence[bytes],
+        windows: NDArray[np.int32],
+        plain: NDArray[np.int8] | None = None,
+    ) -> Decoded:
         """Decode, crop and resize.
 
         Args:
             encoded: B files (JPEG, PNG, WebP).
             windows: [B, 4] int32 (y, x, height, width) in the upright picture.
+            plain: [B] 1 where the index found a plain JPEG (`Index.plain`), so that a look at its
+                header is enough; anything else has the file looked at as a whole.
         """
         ...
