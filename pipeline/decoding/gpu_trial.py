@@ -36,7 +36,6 @@ LEAST_DECIBELS = 36.0
 decoders stay above 45; colours that are repeated in place of interpolated ones, about 38."""
 PATIENCE_S = 120.0
 """A child that has not answered after so many seconds hangs."""
-_TIMED_S = 1.0
 _ROOT = Path(__file__).parents[2]
 _COMMAND = (sys.executable, "-m", "pipeline.decoding.gpu_trial")
 
@@ -67,6 +66,8 @@ class TrialSettings:
     """Pictures in one call."""
     num_threads: int
     """CPU threads of either decoder."""
+    timed_s: float = 1.0
+    """For so many seconds each decoder is timed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -210,7 +211,7 @@ def _rate(decoder: Decoder, pictures: TrialPictures, settings: TrialSettings) ->
     decoder.decode(files, windows)
     _finish(settings.device)
     start, num_batches = time.perf_counter(), 0
-    while not num_batches or time.perf_counter() - start < _TIMED_S:
+    while not num_batches or time.perf_counter() - start < settings.timed_s:
         decoder.decode(files, windows)
         num_batches += 1
     _finish(settings.device)
