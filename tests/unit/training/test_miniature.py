@@ -48,7 +48,7 @@ def test_rates_keep_their_proportion_and_lengths_theirs() -> None:
         rates = [s.config.optim.peak(s.config.batch_size) for s in stages_of(scale)]
         assert [rate / rates[0] for rate in rates] == pytest.approx([1, 0.025, 0.003125])
         warmups = [s.config.optim.warmup_samples / s.config.total_samples for s in stages_of(scale)]
-        assert warmups == pytest.approx([0.0164, 0.0512, 0.0512], abs=2 / 96)
+        assert warmups == pytest.approx([0.0164, 0.05, 0.2], abs=2 / 96)
     grids = [architecture(s.config).vision.grid_size for s in stages_of(small)]
     assert grids == [3, 8, 12]  # of 8 where the full model has 16: 6, 16, 24
     assert [architecture(s.config).text.context_length for s in stages_of(small)] == [8, 32, 32]
