@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from pipeline.durable import remove_partials, write_text
+from pipeline.file_lock import FileLock, HeldError
 from training.checkpoint import checkpoint_folders
 from training.config import TrainConfig, to_json
 from training.config_differences import differences
@@ -24,7 +24,7 @@ class RunFolder:
             path: the folder; need not exist.
         """
         self.path = path
-        self._lock: TextIO | None = None
+        self._lock: FileLock | None = None
 
     @property
     def checkpoints(self) -> Path:
@@ -123,21 +123,17 @@ class RunFolder:
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / "lock").open("w", encoding="utf-8")
+            self._lock = FileLock((self.path / "lock").open("w", encoding="utf-8"))
+        except HeldError as error:
+            raise ValueError(
+                f"another process is training in {self.path}: wait for it, or choose another "
+                f"--run-dir{error.remedy}"
+            ) from error
         except OSError as error:
             raise ValueError(
                 f"the run folder {self.path} cannot be written ({error.strerror}): "
                 "choose another one with --run-dir"
             ) from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            lock.close()
-            raise ValueError(
-                f"another process is training in {self.path}: wait for it, or choose another "
-                "--run-dir"
-            ) from error
-        self._lock = lock
 
     def _stored_config(self) -> dict[str, Any]:
         try:
