@@ -37,9 +37,9 @@ def test_every_recipe_becomes_small_and_stays_itself(name: str) -> None:
         assert after.config.mask.kind == before.config.mask.kind
         assert after.config.mask.mask_ratio == before.config.mask.mask_ratio
         assert after.config.optim.schedule == before.config.optim.schedule
-        pairs = after.config.optim.warmup_pairs(after.config.total_samples)
-        assert bool(pairs) == bool(before.config.optim.warmup_pairs(before.config.total_samples))
-        assert pairs < after.config.total_samples
+        warmup = after.config.optim.warmup_pairs(after.config.total_samples)
+        assert bool(warmup) == bool(before.config.optim.warmup_pairs(before.config.total_samples))
+        assert warmup < after.config.total_samples
 
 
 def test_rates_keep_their_proportion_and_lengths_theirs() -> None:
