@@ -28,6 +28,7 @@ from nvidia.dali.pipeline import Pipeline
 from pipeline.decoding.decoder import DaliGraph, Decoded, Decoder
 from pipeline.decoding.jpeg_walk import JpegLayoutError, walk_jpeg
 from pipeline.decoding.upright import stored_window, turn_upright
+from pipeline.device_copy import upload
 
 logger = logging.getLogger(__name__)
 
@@ -104,18 +105,13 @@ class DaliDecoder:
         # On CUDA the GPU decodes its part meanwhile.
         decoded = self._others.decode([encoded[place] for place in rest], windows[rest])
         failures = {int(rest[at]): reason for at, reason in decoded.failures.items()}
-        uploaded = self._upload(decoded.images)
+        uploaded = upload(decoded.images, self._device)
         if images is None:
             return Decoded(images=uploaded, failures=failures, fallback=fallback)
         merged = images.new_empty((len(encoded), *images.shape[1:]))
-        merged.index_copy_(0, self._upload(torch.tensor(places)), images)
-        merged.index_copy_(0, self._upload(torch.from_numpy(rest)), uploaded)
+        merged.index_copy_(0, upload(torch.tensor(places), self._device), images)
+        merged.index_copy_(0, upload(torch.from_numpy(rest), self._device), uploaded)
         return Decoded(images=merged, failures=failures)
-
-    def _upload(self, tensor: torch.Tensor) -> torch.Tensor:
-        if self._device.type == "cpu":
-            return tensor
-        return tensor.pin_memory().to(self._device, non_blocking=True)
 
     def _try_graph(self, parts: list[_Part]) -> tuple[torch.Tensor | None, str]:
         """[P, S, S, 3] uint8 upright images, or None and why the graph failed, if it did."""
@@ -130,7 +126,8 @@ class DaliDecoder:
         self._failed_last = False
         orientations = np.array([part.orientation for part in parts])
         for orientation in np.unique(orientations[orientations > 1]).tolist():
-            those = self._upload(torch.from_numpy(np.flatnonzero(orientations == orientation)))
+            those = torch.from_numpy(np.flatnonzero(orientations == orientation))
+            those = upload(those, self._device)
             images.index_copy_(0, those, turn_upright(images[those], orientation))
         return images, ""
 
