@@ -138,8 +138,8 @@ def test_a_batch_of_odd_files_is_put_together_without_a_wait(decoder: Decoder) -
 def test_thousands_of_batches_in_a_row_are_as_pillow_decodes_them(graph: DaliGraph) -> None:
     """No batch writes over the one before, while the GPU is busy with other work as well.
 
-    nvJPEG's batched decode on Hopper's JPEG engine does not wait for earlier work of its stream; the
-    decoder waits in its place (`DaliDecoder`).
+    nvJPEG's batched decode on Hopper's JPEG engine does not wait for earlier work of its stream;
+    the decoder waits in its place (`DaliDecoder`).
     """
     files = [encode(photo(320 + 8 * n, 240 + 8 * n, seed=n)) for n in range(64)]
     windows = np.array([(n % 7, n % 5, 200, 210 + n) for n in range(64)], dtype=np.int32)
