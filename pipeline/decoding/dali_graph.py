@@ -80,7 +80,7 @@ class DaliDecoder:
         self._kind: DaliGraph = graph
         self.name = f"dali-{device}"
         self._graph = self._build()
-        self._finished: torch.cuda.Event | None = None
+        self._finished = torch.cuda.Event(blocking=True) if device.type == "cuda" else None
         self._num_failed = 0
         self._failed_last = False
 
@@ -122,6 +122,8 @@ class DaliDecoder:
         except RuntimeError as error:
             reason = f"DALI failed: {_reason(error)}"
             self._note_failure(len(parts), reason)
+            if self._finished is not None:  # what the batch still has under way on the device
+                torch.cuda.synchronize(self._device)
             return None, reason
         self._failed_last = False
         orientations = np.array([part.orientation for part in parts])
@@ -151,7 +153,7 @@ class DaliDecoder:
         graph.feed_input("encoded", [part.file for part in parts])
         graph.feed_input("start", np.ascontiguousarray(windows[:, :2]))
         graph.feed_input("shape", np.ascontiguousarray(windows[:, 2:]))
-        if self._device.type == "cpu":
+        if self._finished is None:
             (images,) = graph.run()
             return torch.from_dlpack(images.as_tensor())
         stream = torch.cuda.current_stream(self._device)
@@ -159,7 +161,6 @@ class DaliDecoder:
         # The dynamic executor gives each batch memory of its own, which lives as long as the
         # tensor; torch tells DALI its stream, and DALI makes that stream wait for the pixels.
         tensor = torch.from_dlpack(images.as_tensor())
-        self._finished = torch.cuda.Event(blocking=True)
         self._finished.record(stream)
         return tensor
 
