@@ -244,7 +244,7 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     """Training data."""
     mask: MaskConfig = field(default_factory=lambda: MaskConfig(kind="none"))
-    """Which patches the model does not see in training; it sees all unless the recipe hides some."""
+    """Which patches the model does not see in training; none is hidden unless asked for."""
     loss: LossConfig = field(default_factory=LossConfig)
     """What the features of a batch are scored by."""
     text_side: TextSideConfig = field(default_factory=TextSideConfig)
@@ -303,8 +303,8 @@ class TrainConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.batch_size == 1 and not self.text_side.distill:
             raise ValueError(
-                "batch_size 1 has no negatives: the loss is a constant and nothing is learned. Take "
-                "2 pairs or more, as many as fit; accumulation encodes a large batch in parts"
+                "batch_size 1 has no negatives: the loss is a constant and nothing is learned. "
+                "Take 2 pairs or more; accumulation encodes a large batch in parts"
             )
         if self.total_samples < self.batch_size:
             raise ValueError(

@@ -305,7 +305,7 @@ def test_a_caption_is_read_at_its_first_end_token_as_open_clip_reads_it() -> Non
         "a plain caption",
     ]
     reference = open_clip.model.CLIP(**copy.deepcopy(SMALL)).eval()
-    ours = Clip(from_open_clip(copy.deepcopy(SMALL))).eval()
+    ours = Clip(from_open_clip("small", copy.deepcopy(SMALL))).eval()
     open_clip_weights.load(ours, reference.state_dict())
     tokens, offsets = (torch.from_numpy(each) for each in tokenize_prompts(captions, 77))
     with torch.no_grad():

@@ -74,9 +74,9 @@ def test_only_what_changes_the_run_counts_as_a_difference() -> None:
     staged = replace(small(), stages=(StageConfig(total_samples=200, optim=OptimConfig()),))
     chunked = replace(staged, stages=(replace(staged.stages[0], accumulation=2),))
     assert differences(to_json(staged), to_json(chunked)) == []
-    other = replace(small(), seed=3, mask=MaskConfig(kind="none"))
+    other = replace(small(), seed=3, mask=MaskConfig(kind="random"))
     assert differences(before, to_json(other)) == [
-        "mask.kind: was 'cluster', now 'none'",
+        "mask.kind: was 'none', now 'random'",
         "seed: was 0, now 3",
     ]
 
