@@ -23,6 +23,7 @@ from training import checkpoint
 from training.accumulation import equal_chunks
 from training.checkpoint import Checkpoint, CheckpointError, CheckpointWriter
 from training.config import TrainConfig
+from training.decoding import settle_decoding
 from training.distributed import Ranks
 from training.ema import WeightAverage
 from training.metrics import StepLog
@@ -68,7 +69,9 @@ def open_session(
     stage = stage_at(run_config, run_step)
     config, step = stage.config, run_step - stage.first_step
     architecture = architecture_of(config)
-    loader = open_loader(config.data.train, _rank_config(config, architecture, ranks, device))
+    share = _rank_config(config, architecture, ranks, device)
+    share = settle_decoding(config, share, ranks, device, found)
+    loader = open_loader(config.data.train, share)
     architecture = with_encoder(architecture, loader)
     adapter, measured = architecture.adapter, config.evaluation
     if adapter:
@@ -304,8 +307,6 @@ def _rank_config(
         )
     if config.compile:
         _check_chunks(share, share.local_batch_size // config.accumulation)
-    if device.type == "cuda" and share.device == "cuda":
-        share = replace(share, device=str(device))
     return replace(share, model_device=str(device))
 
 

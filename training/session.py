@@ -25,6 +25,7 @@ from training.accumulation import Encoded, equal_chunks, split
 from training.bad_batch import write_bad_batch
 from training.checkpoint import Checkpoint, CheckpointWriter
 from training.config import TrainConfig, to_json
+from training.decoding import decode_device
 from training.distributed import Ranks
 from training.ema import WeightAverage
 from training.environment import versions
@@ -343,6 +344,7 @@ class Session:
             },
             "decoder": decoder_kind(self.loader),
             "precision": self.precision,
+            "decoding": decode_device(self.loader).stored(),
             "config": to_json(self.config),
             "world_size": self.ranks.world_size,
             "mask_step": self.mask_step,
