@@ -249,14 +249,23 @@ def run_step(step: Step, command: str | None, log: Path, limit_s: float) -> Outc
 def probe(index: str, *, dry: bool) -> int:
     """Try each of DALI's graphs in a process that may die of it; prints one JSON line."""
     from pipeline import LoaderConfig
-    from pipeline.decode_device import probe_device
+    from pipeline.decode_device import probe_pictures
     from pipeline.decoding.decoder import DaliGraph
-    from pipeline.decoding.gpu_trial import try_graph
+    from pipeline.decoding.gpu_trial import TrialSettings, try_graph
+    from pipeline.selection import open_dataset
 
-    config = LoaderConfig(batch_size=32, device="cpu" if dry else "cuda")
+    config = LoaderConfig(batch_size=32)
+    pictures = probe_pictures(open_dataset(index), config)
+    settings = TrialSettings(
+        device="cpu" if dry else "cuda",
+        cpu_decoder="auto",
+        image_size=config.image_size,
+        batch_size=config.batch_size,
+        num_threads=config.num_threads,
+    )
     found = {}
     for graph in get_args(DaliGraph):
-        trial = probe_device(index, config, probe=partial(try_graph, graph))
+        trial = try_graph(graph, pictures, settings)
         found[graph] = asdict(trial)
         print(f"{graph}: {trial.fault or f'{trial.gpu_rate:,.0f} pictures/s'}", file=sys.stderr)
     sound = sum(not trial["fault"] for trial in found.values())
