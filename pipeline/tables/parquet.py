@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.tables.cells import MAX_TEXT_CHARACTERS
@@ -32,6 +33,14 @@ _FREE_VALUES = 4_000_000
 _MOST_VALUES_PER_BYTE = 8
 """A file may claim so many values a byte, beyond those that every file may have."""
 _SPLIT = re.compile(r"(?P<split>.+?)-\d{5}-of-\d{5}(?:-[0-9a-f]+)?\.parquet")
+
+
+_ID_TYPES = (
+    pa.types.is_string,
+    pa.types.is_large_string,
+    pa.types.is_integer,
+    pa.types.is_fixed_size_binary,
+)
 
 
 def is_saved_dataset(folder: Path) -> bool:
@@ -273,6 +282,45 @@ def parquet_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBat
                     number += len(batch)
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} cannot be read after row {number} ({error})") from None
+
+
+def id_batches(path: Path, column: str) -> Iterator[pa.Array]:
+    """A column of ids, some at a time: texts (also where they were kept as bytes), numbers, hashes.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: as `parquet_batches`, or the column holds something else than ids.
+    """
+    for batch in parquet_batches(path, [column]):
+        ids = plain_values(batch.column(0), f"{path}, column {column!r}")
+        if _is_binary(ids.type):
+            try:
+                ids = ids.cast(pa.large_string())
+            except pa.ArrowInvalid:
+                raise ValueError(f"{path}: the column {column!r} holds bytes, not text") from None
+        if not any(test(ids.type) for test in _ID_TYPES):
+            hint = ""
+            if pa.types.is_floating(ids.type):
+                hint = ", as pandas writes ids where one is missing: write the column as text"
+            raise ValueError(f"{path}: the column {column!r} holds {ids.type}, not ids{hint}")
+        yield ids
+
+
+def plain_values(column: pa.Array, where: str) -> pa.Array:
+    """A column whose texts or bytes came as a dictionary, with each value in its row.
+
+    Raises:
+        ValueError: a value is so long that the rows would need far more memory than the file.
+    """
+    if not pa.types.is_dictionary(column.type):
+        return column
+    longest = pc.call_function("max", [pc.call_function("binary_length", [column.dictionary])])
+    if (longest.as_py() or 0) > 4 * MAX_TEXT_CHARACTERS:
+        raise ValueError(
+            f"{where} holds a text of {longest.as_py():,} bytes; the limit is "
+            f"{4 * MAX_TEXT_CHARACTERS:,}"
+        )
+    return column.dictionary_decode()
 
 
 def _rows_at_once(group: Any, columns: Sequence[str]) -> int:
