@@ -1,14 +1,16 @@
 """Weights of other runs and of other people, read without running code.
 
 A source is a folder (a checkpoint of ours, open_clip's `local-dir:` layout, or a Hugging Face
-`CLIPModel`), a file that open_clip's trainer wrote, or a tag of weights that open_clip publishes
-for the model.
+`CLIPModel`, whole or in shards), a file that open_clip's trainer wrote, or a tag of weights that
+open_clip publishes for the model. A run's folder becomes one by `training.run_folder`'s
+`newest_checkpoint`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,11 +25,25 @@ from model.config import CLIP_PIXEL_MEAN, CLIP_PIXEL_STD, ClipConfig
 from model.open_clip_config import from_open_clip, pixel_statistics
 from model.positions import resize_image_positions, resize_text_positions
 
+logger = logging.getLogger(__name__)
+
 OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 HUGGING_FACE_WEIGHTS = "model.safetensors"
 HUGGING_FACE_CONFIG = "config.json"
 HUGGING_FACE_PIXELS = "preprocessor_config.json"
+
+_WEIGHT_FILES = (
+    OPEN_CLIP_WEIGHTS,
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    HUGGING_FACE_WEIGHTS,
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+"""Names under which a folder may hold its weights; the first that is there is read. An index names
+the shards and which tensors lie in each."""
 
 _BICUBIC = 3
 """Pillow's number of it, by which Hugging Face's files name it."""
@@ -55,6 +71,8 @@ def load_pretrained(clip: Clip, source: str | Path, *, resize: bool = True) -> l
         resize: Whether position tables of another size are resized: bicubic with antialiasing
             for images, linear for text.
 
+    The log says how many of the model's tensors came from the source.
+
     Returns:
         What was not loaded as it was found, one sentence each, for a person to read.
 
@@ -62,18 +80,54 @@ def load_pretrained(clip: Clip, source: str | Path, *, resize: bool = True) -> l
         FileNotFoundError: There is no such source, or open_clip could not get the tag's file.
         ValueError: The weights are of another architecture, or the file needs code to be run.
     """
-    path, described = _find(clip.config, source)
+    paths, described = _find(clip.config, source)
     if described:
         _require_same(clip.config, described, str(source))
-    state = read_state_dict(path)
+    state: dict[str, Tensor] = {}
+    for path in paths:
+        state |= read_state_dict(path)
     if any(name.startswith("vision_model.") for name in state):
         state = hugging_face.to_open_clip(state)
-    state, notes = _fitted(clip, state, resize=resize)
+    found = open_clip_weights.with_text_names(state, custom_text=clip.config.custom_text)
+    state, notes = _fitted(clip, found, resize=resize)
     if clip.config.adapter:
         state, more = _with_adapter(clip, state, clip.config)
         notes += more
     open_clip_weights.load(clip, state)
+    drawn_anew = [
+        name for name in state if name not in found or _is_other(name, found, state, clip)
+    ]
+    taken = len(state) - len(drawn_anew)
+    logger.info("loaded %d of %d tensors from %s", taken, len(state), source)
     return notes
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Files that hold the weights of a model's folder: one, or the shards that an index names.
+
+    Raises:
+        FileNotFoundError: The folder holds no weights, or a shard is missing.
+        ValueError: The index of the shards is damaged.
+    """
+    name = next((name for name in _WEIGHT_FILES if (folder / name).is_file()), None)
+    if name is None:
+        raise FileNotFoundError(
+            f"{folder} has no weights: none of {', '.join(_WEIGHT_FILES)} is there"
+        )
+    if not name.endswith(".index.json"):
+        return [folder / name]
+    places = _read_json(folder / name)
+    places = places.get("weight_map") if isinstance(places, dict) else None
+    names = sorted(set(map(str, places.values()))) if isinstance(places, dict) else []
+    if not names or any(Path(shard).name != shard for shard in names):
+        raise ValueError(f"{folder / name} is damaged: it names no shards of this folder")
+    missing = [shard for shard in names if not (folder / shard).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{folder} lacks {', '.join(missing)}, {len(missing)} of the {len(names)} shards that "
+            f"{name} names"
+        )
+    return [folder / shard for shard in names]
 
 
 def read_config(folder: Path) -> ClipConfig:
@@ -186,19 +240,15 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     return {name: value for name, value in content.items() if name not in _NOT_WEIGHTS}
 
 
-def _find(config: ClipConfig, source: str | Path) -> tuple[Path, ClipConfig | None]:
-    """The file with the weights, and the config that it was trained with where that is known."""
+def _find(config: ClipConfig, source: str | Path) -> tuple[list[Path], ClipConfig | None]:
+    """The files with the weights, and the config that they were trained with if it is known."""
     path = Path(source)
     if path.is_dir():
-        for name in (OPEN_CLIP_WEIGHTS, HUGGING_FACE_WEIGHTS):
-            if (path / name).is_file():
-                return path / name, read_config(path)
-        raise FileNotFoundError(
-            f"{path} has neither {OPEN_CLIP_WEIGHTS} nor {HUGGING_FACE_WEIGHTS}"
-        )
+        return weight_files(path), read_config(path)
     if path.is_file():
-        return path, None
-    return _find_tag(config, str(source))
+        return [path], None
+    tagged, described = _find_tag(config, str(source))
+    return [tagged], described
 
 
 def _find_tag(config: ClipConfig, tag: str) -> tuple[Path, ClipConfig]:
@@ -244,8 +294,7 @@ def _fitted(
     clip: Clip, state: Mapping[str, Tensor], *, resize: bool
 ) -> tuple[dict[str, Tensor], list[str]]:
     """The state dict with names, scalars and position tables as the model has them."""
-    config = clip.config
-    state = open_clip_weights.with_text_names(state, custom_text=config.custom_text)
+    config, state = clip.config, dict(state)
     notes = []
     for name in ("logit_scale", "logit_bias"):
         if name in state and state[name].numel() == 1:
@@ -301,6 +350,13 @@ def _with_adapter(
             notes.append(f"{name} is {was} there and {now} here: a fresh one is trained")
             found[name] = fresh[name]
     return found, notes
+
+
+def _is_other(
+    name: str, found: Mapping[str, Tensor], state: Mapping[str, Tensor], clip: Clip
+) -> bool:
+    """Whether a projection of the source gave way to a fresh one of another shape."""
+    return name in _projections(clip.config) and found[name].shape != state[name].shape
 
 
 def _projections(config: ClipConfig) -> tuple[str, ...]:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO
+
+from pipeline.file_lock import HELD_SUFFIX, FileLock, HeldError, has_flock
 
 _PARTIAL = ".partial-"
 _LOCK = "lock"
+_LOCKS = {_LOCK, _LOCK + HELD_SUFFIX}
+_STALE_S = 3600.0
+"""Without locks, a file that is being written tells itself from one left behind by its age."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -30,7 +36,11 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """As `write_text`, of any content."""
     partial = path.with_name(f".{path.name}{_PARTIAL}{os.getpid()}")
-    with _open_locked(partial, fcntl.LOCK_EX) as file:  # shows that somebody is writing it
+    file = _open_locked(partial)  # shows that somebody is writing it
+    if file is None:
+        partial = partial.with_name(f"{partial.name}-{uuid.uuid4().hex[:8]}")
+        file = partial.open("xb")
+    with file:
         try:
             file.write(content)
             file.flush()
@@ -59,9 +69,9 @@ def remove_partials(folder: Path, name: str = "*") -> None:
         name: of the files, as a pattern.
     """
     for path in folder.glob(f".{name}{_PARTIAL}*"):
-        with suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_at(file, path):
+        with suppress(FileNotFoundError, HeldError), path.open("rb") as file:
+            is_left = has_flock(file) or time.time() - path.stat().st_mtime > _STALE_S
+            if is_left and _is_at(file, path):
                 path.unlink()
 
 
@@ -92,13 +102,14 @@ def locked_folder(path: Path) -> Iterator[Path]:
     work = path.with_name(f".{path.name}.partial")
     try:
         lock = _lock_in(work)
-    except BlockingIOError:
-        raise RuntimeError(f"another process is making {path}: wait for it or stop it") from None
+    except HeldError as error:
+        msg = f"another process is making {path}: wait for it or stop it{error.remedy}"
+        raise RuntimeError(msg) from None
     with lock:
         try:
             yield work
         finally:
-            _remove_if_clear(work)
+            _remove_if_clear(work, lock)
 
 
 def clear(folder: Path) -> None:
@@ -106,19 +117,20 @@ def clear(folder: Path) -> None:
     for path in folder.glob("*"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
-        elif path.name != _LOCK:
+        elif path.name not in _LOCKS:
             path.unlink(missing_ok=True)
 
 
-def _remove_if_clear(folder: Path) -> None:
+def _remove_if_clear(folder: Path, lock: FileLock) -> None:
     """The lock goes last: from then on, the folder may be another process's."""
     with suppress(OSError):
-        if [path.name for path in folder.iterdir()] == [_LOCK]:
+        if {path.name for path in folder.iterdir()} <= _LOCKS:
             (folder / _LOCK).unlink()
+            lock.close()
             folder.rmdir()
 
 
-def _lock_in(folder: Path) -> BinaryIO:
+def _lock_in(folder: Path) -> FileLock:
     """Make a folder, and lock it; whoever had it before may remove it at any moment until then."""
     while True:
         try:
@@ -127,18 +139,26 @@ def _lock_in(folder: Path) -> BinaryIO:
             if folder.is_file() or folder.is_symlink():
                 raise
         with suppress(FileNotFoundError):
-            return _open_locked(folder / _LOCK, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path = folder / _LOCK
+            lock = FileLock(path.open("ab"))
+            with suppress(FileNotFoundError):
+                if _is_at(lock.file, path):
+                    return lock
+            lock.close()
 
 
-def _open_locked(path: Path, how: int) -> BinaryIO:
+def _open_locked(path: Path) -> IO[bytes] | None:
     """Open a file, lock and empty it; anew where it was removed or replaced before it was locked.
 
-    Nothing is emptied that another process has locked.
+    Nothing is emptied that another process has locked. None where the file system has no locks.
     """
     while True:
         file = path.open("ab")
         try:
-            fcntl.flock(file, how)
+            if not has_flock(file, wait=True):
+                file.close()
+                path.unlink(missing_ok=True)
+                return None
             with suppress(FileNotFoundError):
                 if _is_at(file, path):
                     file.truncate(0)

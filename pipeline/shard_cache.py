@@ -7,7 +7,6 @@ readable there until it is closed.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import logging
 import os
@@ -18,6 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from pipeline.file_lock import FileLock, HeldError
 from pipeline.index import ShardRecord
 from pipeline.storage import head_tail_crc32, open_binary
 
@@ -248,8 +248,7 @@ def _remove_partials(folder: Path) -> None:
     """Remove what killed processes left of their fetches; one under way is locked, and stays."""
     for partial in folder.glob(f".*{_PARTIAL}"):
         shard = folder / partial.name.removeprefix(".").removesuffix(_PARTIAL)
-        with _lock_of(shard).open("w") as file, suppress(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with suppress(HeldError), FileLock(_lock_of(shard).open("w")):
             partial.unlink(missing_ok=True)
 
 
@@ -261,6 +260,5 @@ def _lock_of(path: Path) -> Path:
 @contextmanager
 def _exclusive(path: Path) -> Iterator[None]:
     """One process or thread at a time; the lock goes with whoever holds it."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with FileLock(path.open("w"), wait=True):
         yield

@@ -1,27 +1,36 @@
-"""A page in headless Chromium, asked over its debugging pipe; nothing but the browser is needed."""
+"""Pages as a person sees them in the system's Chromium, through playwright."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from threading import Timer
-from typing import Any
+from functools import partial
 
 import pytest
+from playwright.sync_api import Browser as Chromium
+from playwright.sync_api import ConsoleMessage, Error, Playwright, Request, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-PATIENCE_S = 60.0
-_FIRST, _SECOND = 3, 4
-"""File descriptors on which Chromium reads commands and writes answers."""
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+START_MS = 120_000
+"""A start of the browser that takes longer skips the test."""
+LOAD_MS = 120_000
 
-LOOK = """({
-    wider: document.documentElement.scrollWidth - window.innerWidth,
+LOOK = """width => ({
+    wider: document.documentElement.scrollWidth - width,
     images: document.images.length,
     empty: [...document.images].filter(each => !(each.complete && each.naturalWidth)).length,
     drawn: document.querySelectorAll('svg path, svg image, svg rect').length,
@@ -47,136 +56,77 @@ class Seen:
     paper: str
     """Colour behind them."""
     complaints: list[str]
-    """What the console, the security policy or the network had to say."""
+    """Messages of the console, the security policy, scripts and the network."""
 
 
 class Browser:
-    """One tab; made by `open_browser`."""
+    """A running Chromium; made by `open_browser`."""
 
-    def __init__(self, process: subprocess.Popen[bytes], write: int, read: int) -> None:
-        self._process = process
-        self._write = write
-        self._answers = os.fdopen(read, "rb")
-        self._number = 0
-        self._complaints: list[str] = []
-        self._loaded = False
-        target = self._ask("Target.createTarget", url="about:blank")["targetId"]
-        self._session = ""
-        attached = self._ask("Target.attachToTarget", targetId=target, flatten=True)
-        self._session = attached["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self._ask(f"{domain}.enable")
+    def __init__(self, chromium: Chromium, thread: ThreadPoolExecutor) -> None:
+        self._chromium = chromium
+        self._thread = thread
 
     def look(self, address: str, *, width: int = 390, dark: bool = False) -> Seen:
         """Load a page in a window of this width and say what is there."""
-        self._ask(
-            "Emulation.setDeviceMetricsOverride",
-            width=width,
-            height=844,
-            deviceScaleFactor=1,
-            mobile=width < 600,
-        )
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self._ask("Emulation.setEmulatedMedia", features=[scheme])
-        self._complaints, self._loaded = [], False
-        stuck = Timer(PATIENCE_S, self._process.kill)
-        stuck.start()
-        self._ask("Page.navigate", url=address)
-        while not self._loaded:
-            self._note(self._receive())
-        stuck.cancel()
-        found = self._ask("Runtime.evaluate", expression=LOOK, returnByValue=True)
-        return Seen(complaints=self._complaints, **found["result"]["value"])
-
-    def close(self) -> None:
-        """End the browser."""
-        os.close(self._write)
-        self._answers.close()
-        self._process.wait(PATIENCE_S)
-
-    def _ask(self, method: str, **words: Any) -> dict[str, Any]:
-        self._number += 1
-        message = {"id": self._number, "method": method, "params": words}
-        if getattr(self, "_session", ""):
-            message["sessionId"] = self._session
-        os.write(self._write, json.dumps(message).encode() + b"\0")
-        while True:
-            answer = self._receive()
-            if answer.get("id") == self._number:
-                assert "error" not in answer, answer
-                return answer["result"]
-            self._note(answer)
-
-    def _receive(self) -> dict[str, Any]:
-        received = bytearray()
-        while byte := self._answers.read(1):
-            if byte == b"\0":
-                return json.loads(received)
-            received += byte
-        raise AssertionError(f"the browser ended: {self._process.poll()}")
-
-    def _note(self, event: dict[str, Any]) -> None:
-        method, words = event.get("method"), event.get("params", {})
-        if method == "Page.loadEventFired":
-            self._loaded = True
-        elif method == "Log.entryAdded":
-            self._complaints.append(words["entry"]["text"])
-        elif method == "Runtime.exceptionThrown":
-            self._complaints.append(str(words["exceptionDetails"]))
-        elif method == "Runtime.consoleAPICalled" and words["type"] in ("error", "warning"):
-            self._complaints.append(str(words["args"]))
-        elif method == "Network.requestWillBeSent":
-            address = words["request"]["url"]
-            if not address.startswith("data:") and words.get("type") != "Document":
-                self._complaints.append(f"loads {address}")
+        return self._thread.submit(_look, self._chromium, address, width, dark).result()
 
 
 @contextmanager
-def open_browser(folder: Path) -> Iterator[Browser]:
-    """Start headless Chromium, or skip the test where there is none.
+def open_browser(start_ms: float = START_MS) -> Iterator[Browser]:
+    """Start headless Chromium, or skip the test where there is none that starts in time.
 
-    Args:
-        folder: empty; for its profile.
+    The environment variable CHROMIUM names the program; by default it is looked for in PATH.
     """
-    program = next(filter(None, map(shutil.which, NAMES)), None)
+    program = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
     if program is None:
-        pytest.skip(f"no headless browser here ({', '.join(NAMES)})")
-    commands_out, commands_in = os.pipe()
-    answers_out, answers_in = os.pipe()
+        pytest.skip(f"there is no browser in PATH ({', '.join(NAMES)}), and CHROMIUM names none")
+    # playwright leaves an event loop running in its thread, where asyncio.run would then fail.
+    with ThreadPoolExecutor(1, thread_name_prefix="playwright") as thread:
+        playwright = thread.submit(sync_playwright().start).result()
+        try:
+            chromium = _start(thread, playwright, program, start_ms)
+            try:
+                yield Browser(chromium, thread)
+            finally:
+                thread.submit(chromium.close).result()
+        finally:
+            thread.submit(playwright.stop).result()
 
-    def place() -> None:
-        # Above both targets first, or one could be closed by the other's dup2.
-        ends = [os.dup2(end, number) for end, number in ((commands_out, 20), (answers_in, 21))]
-        for end, number in zip(ends, (_FIRST, _SECOND), strict=True):
-            os.dup2(end, number)
 
-    process = subprocess.Popen(
-        [
-            program,
-            "--headless=new",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--hide-scrollbars",
-            "--disable-dev-shm-usage",
-            "--remote-debugging-pipe",
-            f"--user-data-dir={folder}",
-            "--no-first-run",
-        ],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        close_fds=False,
-        preexec_fn=place,  # noqa: PLW1509
+def _start(
+    thread: ThreadPoolExecutor, playwright: Playwright, program: str, start_ms: float
+) -> Chromium:
+    launch = partial(
+        playwright.chromium.launch, executable_path=program, args=list(FLAGS), timeout=start_ms
     )
-    os.close(commands_out)
-    os.close(answers_in)
-    stuck = Timer(PATIENCE_S, process.kill)  # an answer that never comes ends the wait for it
-    stuck.start()
     try:
-        browser = Browser(process, commands_in, answers_out)
-        stuck.cancel()
-        yield browser
-        browser.close()
+        return thread.submit(launch).result()
+    except Error as error:
+        pytest.skip(f"{program} did not start: {str(error).splitlines()[0]}")
+
+
+def _look(chromium: Chromium, address: str, width: int, dark: bool) -> Seen:
+    context = chromium.new_context(
+        viewport={"width": width, "height": 844},
+        is_mobile=width < 600,
+        color_scheme="dark" if dark else "light",
+    )
+    complaints: list[str] = []
+
+    def note_message(message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            complaints.append(message.text)
+
+    def note_request(request: Request) -> None:
+        if not request.is_navigation_request() and not request.url.startswith("data:"):
+            complaints.append(f"loads {request.url}")
+
+    try:
+        page = context.new_page()
+        page.on("console", note_message)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", note_request)
+        page.goto(address, timeout=LOAD_MS)
+        return Seen(complaints=complaints, **page.evaluate(LOOK, width))
     finally:
-        stuck.cancel()
-        process.kill()
-        process.wait()
+        context.close()

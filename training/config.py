@@ -232,8 +232,9 @@ class TrainConfig:
     model: str
     """Architecture: an open_clip name such as ViT-B-16, or one of Tessera's own."""
     init_from: str = ""
-    """Weights to start from: a checkpoint folder of Tessera or open_clip, a file, or the tag of
-    published weights, which open_clip loads from its cache or downloads. Empty for fresh ones."""
+    """Weights to start from: a run's folder (its newest checkpoint), a model's folder of Tessera,
+    open_clip or Hugging Face, a file, or the tag of published weights, which open_clip loads from
+    its cache or downloads. Empty for fresh ones."""
     total_samples: int
     """Length of the run in pairs, repeats counted; rounded down to whole steps."""
     batch_size: int

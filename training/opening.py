@@ -6,6 +6,7 @@ import logging
 import math
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -26,7 +27,7 @@ from training.metrics import StepLog
 from training.optim import build_optimizer
 from training.overlap import overlap_warnings
 from training.parallel import parallelise
-from training.run_folder import RunFolder
+from training.run_folder import RunFolder, newest_checkpoint
 from training.sample_ids import SampleIdLog
 from training.session import EMA, LORA, LOSS, MASK, Session, decoder_kind, fingerprints
 from training.sides import set_trained, with_encoder
@@ -160,7 +161,7 @@ def _build(
     if clip.logit_bias is not None:
         clip.logit_bias.requires_grad_(config.loss.kind == "siglip")
     if not found and config.init_from:
-        for note in load_pretrained(clip, config.init_from):
+        for note in load_pretrained(clip, initial_weights(config.init_from)):
             logger.info("%s: %s", config.init_from, note)
     if found:
         open_clip_weights.load(clip, fit_positions(found.part(checkpoint.WEIGHTS), architecture))
@@ -172,6 +173,15 @@ def _build(
     if found and resumed:
         checkpoint.restore_optimizer(clip, optimizer, found.part(checkpoint.OPTIMIZER))
     return clip, model, loss, optimizer
+
+
+def initial_weights(source: str) -> str | Path:
+    """What `init_from` names: of a run's folder its last checkpoint, anything else as it stands.
+
+    Raises:
+        FileNotFoundError: it names a run that has no checkpoint yet.
+    """
+    return newest_checkpoint(Path(source)) if Path(source).is_dir() else source
 
 
 def _loss(run_config: TrainConfig, stage: Stage, loader: Loader) -> ContrastiveLoss:

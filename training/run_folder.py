@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from pipeline.durable import remove_partials, write_text
+from pipeline.file_lock import FileLock, HeldError
 from training.checkpoint import checkpoint_folders
 from training.config import TrainConfig, to_json
 from training.config_differences import differences
@@ -24,7 +24,7 @@ class RunFolder:
             path: the folder; need not exist.
         """
         self.path = path
-        self._lock: TextIO | None = None
+        self._lock: FileLock | None = None
 
     @property
     def checkpoints(self) -> Path:
@@ -123,21 +123,17 @@ class RunFolder:
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / "lock").open("w", encoding="utf-8")
+            self._lock = FileLock((self.path / "lock").open("w", encoding="utf-8"))
+        except HeldError as error:
+            raise ValueError(
+                f"another process is training in {self.path}: wait for it, or choose another "
+                f"--run-dir{error.remedy}"
+            ) from error
         except OSError as error:
             raise ValueError(
                 f"the run folder {self.path} cannot be written ({error.strerror}): "
                 "choose another one with --run-dir"
             ) from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            lock.close()
-            raise ValueError(
-                f"another process is training in {self.path}: wait for it, or choose another "
-                "--run-dir"
-            ) from error
-        self._lock = lock
 
     def _stored_config(self) -> dict[str, Any]:
         try:
@@ -154,17 +150,25 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def newest_checkpoint(place: Path) -> Path:
-    """The last checkpoint of a run's folder; any other folder is a checkpoint itself.
+    """The folder that a model is read from, for every program that takes a model.
+
+    Args:
+        place: a run's folder or the folder of its checkpoints, for its last checkpoint; any other
+            folder is taken for a model's own (a checkpoint, open_clip's or Hugging Face's).
 
     Raises:
         FileNotFoundError: there is no such folder, or the run has no checkpoint yet.
     """
     if not place.is_dir():
         raise FileNotFoundError(f"there is no run and no checkpoint at {place}")
-    checkpoints = RunFolder(place).checkpoints
-    if not checkpoints.is_dir():
-        return place
+    run = RunFolder(place)
+    checkpoints = place if place.name == run.checkpoints.name else run.checkpoints
     found = checkpoint_folders(checkpoints)
-    if not found:
-        raise FileNotFoundError(f"the run {place} has no checkpoint yet")
-    return found[0]
+    if found:
+        return found[0]
+    if checkpoints.is_dir() or run.log.is_file() or run.metrics.is_file():
+        raise FileNotFoundError(
+            f"the run {place} has no checkpoint yet: the first is written after its first "
+            "save_every steps, or when it is stopped"
+        )
+    return place

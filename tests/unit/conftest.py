@@ -10,6 +10,6 @@ from tests.chromium import Browser, open_browser
 
 
 @pytest.fixture(scope="session")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with open_browser(tmp_path_factory.mktemp("chromium")) as found:
+def browser() -> Iterator[Browser]:
+    with open_browser() as found:
         yield found

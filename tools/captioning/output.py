@@ -10,7 +10,6 @@ reads the file; a sample without a caption keeps its original.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections import Counter
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from pipeline.durable import sync_folder, write_text
+from pipeline.file_lock import FileLock, HeldError
 from pipeline.selection import Dataset
 
 _KEYS_AT_ONCE = 4096
@@ -83,9 +83,14 @@ class CaptionFile:
         _check_record(path, json.loads(json.dumps(identity)), environment)
         self._file = path.open("a+b")
         try:
+            self._lock = FileLock(self._file)
+        except HeldError as error:
+            msg = f"{path} is being written by another process{error.remedy}"
+            raise ValueError(msg) from None
+        try:
             self._take_up(dataset)
         except BaseException:
-            self._file.close()
+            self._lock.close()
             raise
         sync_folder(path.parent)
 
@@ -112,13 +117,9 @@ class CaptionFile:
 
     def __exit__(self, *_error: object) -> None:
         """Close the file."""
-        self._file.close()
+        self._lock.close()
 
     def _take_up(self, dataset: Dataset) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{self.path} is being written by another process") from None
         faults, ends = _read_lines(self.path, dataset)
         whole = len(faults) == dataset.num_samples
         self._num_done = len(faults) if whole else len(faults) // self.block_size * self.block_size

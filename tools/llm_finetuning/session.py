@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import math
@@ -22,6 +21,7 @@ from model.losses.ranks import Ranks as LossRanks
 from model.text_encoders import TextEncoder, open_text_encoder
 from model.text_encoders.lora import adapter_tensors, add_lora, restore_adapter, save_lora
 from pipeline.durable import write_text
+from pipeline.file_lock import FileLock, HeldError
 from pipeline.selection import Dataset, open_dataset
 from pipeline.text_embeddings import open_text_embeddings
 from tools.captioning.checkpoint import choose_dtype
@@ -334,12 +334,11 @@ def _is_bfloat16(encoder: TextEncoder) -> bool:
 
 def _lock(folder: Path, stack: ExitStack) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    file = stack.enter_context((folder / "lock").open("w", encoding="utf-8"))
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        stack.enter_context(FileLock((folder / "lock").open("w", encoding="utf-8")))
+    except HeldError as error:
         raise ValueError(
-            f"another process works in {folder}: wait for it, or give another --out"
+            f"another process works in {folder}: wait for it, or give another --out{error.remedy}"
         ) from None
 
 

@@ -16,7 +16,7 @@ from open_clip.model import resize_pos_embed, resize_text_pos_embed
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model import Clip, ClipConfig, TextConfig, VisionConfig, build_clip
+from model import Clip, ClipConfig, TextConfig, VisionConfig, build_clip, hugging_face
 from model.open_clip_config import open_clip_config, preprocess_config
 from model.open_clip_weights import dump
 from model.positions import resize_image_positions
@@ -109,6 +109,74 @@ def test_folder_loads_and_names_its_config(tmp_path: Path) -> None:
     assert_same(target, source)
 
 
+def test_open_clip_folder_with_a_bin_file_loads(tmp_path: Path) -> None:
+    source, target = make(), make(seed=1)
+    folder = write_folder(source, tmp_path / "small")
+    (folder / "open_clip_model.safetensors").unlink()
+    torch.save(dump(source), folder / "open_clip_pytorch_model.bin")
+    assert load_pretrained(target, folder) == []
+    assert_same(target, source)
+
+
+def write_shards(clip: Clip, folder: Path, *, suffix: str) -> Path:
+    """As transformers stores a large `CLIPModel`: tensors in two files, and an index of them."""
+    folder.mkdir()
+    config = json.dumps(hugging_face.hugging_face_config(clip.config))
+    (folder / "config.json").write_text(config, encoding="utf-8")
+    state = hugging_face.dump(clip)
+    stem = "pytorch_model" if suffix == ".bin" else "model"
+    places = {name: f"{stem}-0000{1 + number % 2}-of-00002{suffix}" for number, name in
+              enumerate(state)}  # fmt: skip
+    for file in set(places.values()):
+        part = {name: state[name] for name in state if places[name] == file}
+        torch.save(part, folder / file) if suffix == ".bin" else save_file(part, folder / file)
+    index = json.dumps({"metadata": {}, "weight_map": places})
+    (folder / f"{stem}{suffix}.index.json").write_text(index, encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_hugging_face_shards_load(
+    tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    source, target = make(), make(seed=1)
+    folder = write_shards(source, tmp_path / "theirs", suffix=suffix)
+    with caplog.at_level("INFO"):
+        assert load_pretrained(target, folder) == []
+    assert_same(target, source)
+    number = len(dump(source))
+    assert f"loaded {number} of {number} tensors from {folder}" in caplog.text
+
+
+def test_hugging_face_folder_with_one_bin_file_loads(tmp_path: Path) -> None:
+    source, target = make(), make(seed=1)
+    folder = write_shards(source, tmp_path / "theirs", suffix=".bin")
+    for path in folder.glob("pytorch_model*"):
+        path.unlink()
+    torch.save(hugging_face.dump(source), folder / "pytorch_model.bin")
+    assert load_pretrained(target, folder) == []
+    assert_same(target, source)
+
+
+def test_missing_shards_and_damaged_indexes_are_named(tmp_path: Path) -> None:
+    folder = write_shards(make(), tmp_path / "theirs", suffix=".bin")
+    (folder / "pytorch_model-00002-of-00002.bin").unlink()
+    with pytest.raises(FileNotFoundError, match=r"lacks pytorch_model-00002-of-00002\.bin, 1 of"):
+        load_pretrained(make(), folder)
+    index = folder / "pytorch_model.bin.index.json"
+    for content in ("[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": "../x.bin"}}', "no"):
+        index.write_text(content, encoding="utf-8")
+        with pytest.raises(ValueError, match="damaged"):
+            load_pretrained(make(), folder)
+
+
+def test_folder_with_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
+    folder = write_shards(make(), tmp_path / "theirs", suffix=".bin")
+    torch.save({"a": argparse.Namespace(b=1)}, folder / "pytorch_model-00001-of-00002.bin")
+    with pytest.raises(ValueError, match="holds more than tensors"):
+        load_pretrained(make(), folder)
+
+
 @pytest.mark.parametrize(
     ("vision", "text", "message"),
     [
@@ -188,7 +256,7 @@ def test_pickles_that_run_code_and_damaged_files_are_refused(tmp_path: Path) -> 
 
 
 def test_sources_that_are_not_there_are_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"neither open_clip_model.safetensors nor"):
+    with pytest.raises(FileNotFoundError, match=r"none of open_clip_model.safetensors, .* is"):
         load_pretrained(make(), tmp_path)
     with pytest.raises(FileNotFoundError, match=r"neither open_clip_config.json nor"):
         read_config(tmp_path)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.training.test_config import small
-from training.run_folder import RunFolder
+from training.run_folder import RunFolder, newest_checkpoint
 
 
 def test_the_same_configuration_may_go_on(tmp_path: Path) -> None:
@@ -60,3 +60,23 @@ def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
     with pytest.raises(ValueError, match="--run-dir"):
         RunFolder(tmp_path / "run").claim(small())
+
+
+def test_the_newest_checkpoint_is_found_from_three_folders(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for step in (3, 12):
+        (run / "checkpoints" / f"step_{step:09d}").mkdir(parents=True)
+    newest = run / "checkpoints" / "step_000000012"
+    for place in (run, run / "checkpoints", newest):
+        assert newest_checkpoint(place) == newest
+
+
+def test_a_run_without_a_checkpoint_is_told_from_a_folder_that_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "train.log").touch()
+    (tmp_path / "later" / "checkpoints").mkdir(parents=True)
+    for name in ("run", "later", "later/checkpoints"):
+        with pytest.raises(FileNotFoundError, match="has no checkpoint yet"):
+            newest_checkpoint(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match="there is no run and no checkpoint"):
+        newest_checkpoint(tmp_path / "nowhere")
