@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +92,7 @@ def test_a_wrong_delimiter_or_encoding_is_refused(
 ) -> None:
     (folder / "t.csv").write_text(quoted(","))
     with pytest.raises(ValueError, match=message):
-        open_source(folder / "t.csv", SourceOptions(**options))
+        open_source(folder / "t.csv", replace(SourceOptions(), **options))
 
 
 @pytest.mark.parametrize(
