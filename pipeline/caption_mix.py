@@ -142,6 +142,10 @@ class CaptionMix:
                 )
         return lines
 
+    def owners(self) -> list[tuple[Index, str]]:
+        """Index and name of each source, in the order of the tables."""
+        return [(self._index, name) for name in self.names]
+
     def warnings(self) -> list[str]:
         """A line for each source whose texts are class numbers, which teach a model no language."""
         return [

@@ -18,6 +18,7 @@ from model.execution import configure
 from model.losses import ContrastiveLoss, DistillationLoss, build_loss
 from model.losses.ranks import Ranks as LossRanks
 from pipeline import Loader, LoaderConfig, open_loader
+from pipeline.mixture import Mixture
 from training import checkpoint
 from training.checkpoint import Checkpoint, CheckpointError, CheckpointWriter
 from training.config import TrainConfig
@@ -65,7 +66,7 @@ def open_session(
     stage = stage_at(run_config, run_step)
     config, step = stage.config, run_step - stage.first_step
     architecture = architecture_of(config)
-    loader = open_loader(config.data.train, _rank_config(config, architecture, ranks, device))
+    loader = open_loader(config.data.train_sets, _rank_config(config, architecture, ranks, device))
     architecture = with_encoder(architecture, loader)
     adapter, measured = architecture.adapter, config.evaluation
     if adapter:
@@ -193,6 +194,13 @@ def _loss(run_config: TrainConfig, stage: Stage, loader: Loader) -> ContrastiveL
     config, pass_size = stage.config, loader.dataset.num_samples
     if config.text_side.distill:
         return DistillationLoss(LossRanks.of(None))
+    if config.loss.kind in ("isogclr", "fastclip_v2") and isinstance(loader.dataset, Mixture):
+        if set(loader.dataset.weights) != {1.0}:
+            raise ValueError(
+                f"loss.kind {config.loss.kind} corrects each sample's temperature by the number of "
+                "epochs, in which a sample comes once: give all training sets the weight 1, or take "
+                "fastclip_v3"
+            )
     return build_loss(
         config.loss,
         num_samples=loader.index.num_samples,
