@@ -375,16 +375,7 @@ class TrainConfig:
         self.optim.check_lengths(self.total_samples)
         for number, stage in enumerate(self.stages):
             stage.optim.check_lengths(stage.total_samples, f"stages.{number}.")
-        if self.data.every_text and self.loss.kind != "clip":
-            raise ValueError(
-                f"data.every_text serves several texts of an image, and loss.kind {self.loss.kind} "
-                "takes one: choose clip"
-            )
-        if self.data.every_text and self.loss.same_caption != "negative":
-            raise ValueError(
-                f"loss.same_caption {self.loss.same_caption} compares one caption of each image, "
-                "and data.every_text serves several: take loss.same_caption negative"
-            )
+        self._check_texts()
         last = self.stages[-1].optim if self.stages else self.optim
         check_sides(
             self.text_side,
@@ -402,6 +393,19 @@ class TrainConfig:
             self._check_totals()
         if self.evaluation.ema and not last.ema_samples:
             raise ValueError("evaluation.ema needs an average of weights: set optim.ema_samples")
+
+    def _check_texts(self) -> None:
+        """Several texts of an image are for some losses only."""
+        if self.data.every_text and self.loss.kind != "clip":
+            raise ValueError(
+                f"data.every_text serves several texts of an image, and loss.kind {self.loss.kind} "
+                "takes one: choose clip"
+            )
+        if self.data.every_text and self.loss.same_caption != "negative":
+            raise ValueError(
+                f"loss.same_caption {self.loss.same_caption} compares one caption of each image, "
+                "and data.every_text serves several: take loss.same_caption negative"
+            )
 
     def _check_totals(self) -> None:
         """Compiled blocks are made for one total of patches, or compile again at every step."""

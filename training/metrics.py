@@ -84,7 +84,7 @@ class StepLog:
             resumed_step: the last step that counts, 0 for a fresh run.
         """
         self._path = path
-        self._pending: list[tuple[tuple[Tensor, Tensor, Tensor], dict[str, Any]]] = []
+        self._pending: list[tuple[tuple[Tensor, ...], dict[str, Any]]] = []
         if path is not None:
             kept = [r for r in read_records(path) if r.step <= resumed_step]
             write_text(path, "".join(map(_line, kept)))
