@@ -35,9 +35,9 @@ class ChainedCaptions(CaptionMix):
         self._mixes, self._indexes = mixes, index.indexes
         self._first_ids = index.first_ids
         self.names = [name for mix in mixes for name in mix.names]
-        self._tables = [table for mix in mixes for table in mix._tables]
-        self._word_classes = [classes for mix in mixes for classes in mix._word_classes]
-        self._first_rows = np.cumsum([0, *(table.num_texts for table in self._tables)])
+        self.tables = [table for mix in mixes for table in mix.tables]
+        self.word_classes = [classes for mix in mixes for classes in mix.word_classes]
+        self._first_rows = np.cumsum([0, *(table.num_texts for table in self.tables)])
         own = [mix.fingerprint for mix in mixes]
         self.fingerprint = fingerprint_of(own) if any(own) else ""
 

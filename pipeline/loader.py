@@ -221,7 +221,7 @@ class Loader(Iterator[PackedBatch]):
 
 
 def open_loader(index_dir: TrainingSet | Sequence[TrainingSet], config: LoaderConfig) -> Loader:
-    """Open the training loader: endless, shuffled, cropped, and masked if the configuration says so.
+    """Open the training loader: endless, shuffled, cropped, and masked where it is asked for.
 
     Args:
         index_dir: `INDEX`, written by tools/index_shards.py, or `INDEX@SELECTION`, written by

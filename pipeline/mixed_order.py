@@ -59,6 +59,11 @@ class Interleaving:
         earlier = int(np.count_nonzero(self.places(number, candidates) < rest))
         return epochs * own + max(0, near - reach) + earlier
 
+    def most_in_batch(self, number: int, batch_size: int) -> int:
+        """Most visits of set `number` that a batch may hold."""
+        share = -(-batch_size * self.quotas[number] // self.epoch)
+        return min(batch_size, share + len(self.quotas))
+
 
 @dataclass(frozen=True, slots=True)
 class _MixedCuts:
@@ -104,11 +109,6 @@ class MixedOrder:
         self._interleaving = interleaving
         self._first_ids = tuple(first_ids)
         self._first_shards = tuple(first_shards)
-
-    def most_in_batch(self, number: int, batch_size: int) -> int:
-        """Most samples of set `number` that a batch may hold."""
-        share = -(-batch_size * self._interleaving.quotas[number] // self.num_samples)
-        return min(batch_size, share + len(self._orders))
 
     def visits(self, step: int, batch_size: int) -> Visits:
         """Sample ids of all sets, and the pass of its own set that each visit belongs to.

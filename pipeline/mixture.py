@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import cast
 
 from pipeline.chained_index import ChainedIndex, fingerprint_of
 from pipeline.counter_random import Purpose, keys
@@ -85,10 +86,7 @@ def open_sets(references: TrainingSet | Sequence[TrainingSet]) -> Dataset | Mixt
         FileNotFoundError: a set is missing.
         ValueError: none is named, one is damaged, two share samples, or a weight is wrong.
     """
-    is_list = isinstance(references, Sequence) and not isinstance(references, str)
-    is_pair = is_list and len(references) == 2 and isinstance(references[1], int | float)
-    listed = references if is_list and not is_pair else [references]
-    sets = [parse_set(reference) for reference in listed]  # pyright: ignore[reportArgumentType]
+    sets = [parse_set(reference) for reference in _listed(references)]
     if not sets:
         raise ValueError("name at least one index to train on")
     parts = tuple(open_dataset(reference) for reference, _ in sets)
@@ -162,6 +160,14 @@ def _order_of_one(
     if window_shards is None:
         return SampleOrder(index.num_samples, seed, dataset.rows)
     return WindowOrder(index.shard_sizes, seed, window_shards, dataset.rows)
+
+
+def _listed(references: TrainingSet | Sequence[TrainingSet]) -> Sequence[TrainingSet]:
+    if isinstance(references, str | Path):
+        return [references]
+    if len(references) == 2 and isinstance(references[1], int | float):
+        return [cast("tuple[Path | str, float]", references)]
+    return cast("Sequence[TrainingSet]", references)
 
 
 def _name(dataset: Dataset) -> str:

@@ -194,13 +194,13 @@ def _loss(run_config: TrainConfig, stage: Stage, loader: Loader) -> ContrastiveL
     config, pass_size = stage.config, loader.dataset.num_samples
     if config.text_side.distill:
         return DistillationLoss(LossRanks.of(None))
-    if config.loss.kind in ("isogclr", "fastclip_v2") and isinstance(loader.dataset, Mixture):
-        if set(loader.dataset.weights) != {1.0}:
-            raise ValueError(
-                f"loss.kind {config.loss.kind} corrects each sample's temperature by the number of "
-                "epochs, in which a sample comes once: give all training sets the weight 1, or take "
-                "fastclip_v3"
-            )
+    weights = loader.dataset.weights if isinstance(loader.dataset, Mixture) else (1.0,)
+    if config.loss.kind in ("isogclr", "fastclip_v2") and set(weights) != {1.0}:
+        raise ValueError(
+            f"loss.kind {config.loss.kind} corrects each sample's temperature by the number of "
+            "epochs, in each of which the sample comes once: give all training sets the weight 1, "
+            "or take fastclip_v3"
+        )
     return build_loss(
         config.loss,
         num_samples=loader.index.num_samples,
