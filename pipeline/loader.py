@@ -22,6 +22,7 @@ from pipeline.augment import AugmentConfig
 from pipeline.batch import PackedBatch
 from pipeline.caption_mix import CaptionMix
 from pipeline.chained_captions import open_captions
+from pipeline.decode_device import settle_device
 from pipeline.device_copy import DeviceCopier, Sent
 from pipeline.embedding_mix import EmbeddingMix
 from pipeline.loader_config import LoaderConfig
@@ -243,6 +244,8 @@ def open_loader(index_dir: TrainingSet | Sequence[TrainingSet], config: LoaderCo
         index.check_files()
     index.check_shards()
     check_batch(dataset, config.batch_size)
+    # One set's pictures show whether the GPU decodes like Pillow.
+    config = settle_device(dataset.parts[0] if isinstance(dataset, Mixture) else dataset, config)
     captions = open_captions(
         index, config.caption_weights, config.text_reduction, every_text=config.every_text
     )
@@ -267,7 +270,8 @@ def open_evaluation_loader(index_dir: Path | str, config: LoaderConfig) -> Loade
 
     Args:
         index_dir: `INDEX` or `INDEX@SELECTION`, as for `open_loader`.
-        config: sizes are taken from it; its crop, mask, embeddings and ranks are not used.
+        config: sizes are taken from it; its crop, mask, embeddings and ranks are not used, and auto
+            is the CPU.
 
     Raises:
         FileNotFoundError: no index or selection there, or a shard has gone.
@@ -283,6 +287,8 @@ def open_evaluation_loader(index_dir: Path | str, config: LoaderConfig) -> Loade
         config,
         mask=MaskConfig(kind="none"),
         augment=AugmentConfig(),
+        # Scores are the same on every machine.
+        device="cpu" if config.device == "auto" else config.device,
         text_embeddings="",
         rank=0,
         world_size=1,
