@@ -70,8 +70,7 @@ def open_session(
     stage = stage_at(run_config, run_step)
     config, step = stage.config, run_step - stage.first_step
     architecture = architecture_of(config)
-    share = _rank_config(config, architecture, ranks, device)
-    share = settle_decoding(config, share, ranks, device, found)
+    share = _rank_config(config, architecture, ranks, device, found)
     loader = open_loader(config.data.train_sets, share)
     architecture = with_encoder(architecture, loader)
     adapter, measured = architecture.adapter, config.evaluation
@@ -88,16 +87,9 @@ def open_session(
         logger.info("precision: %s", precision)
     with timeline.during("building the model"):
         clip, model, loss, optimizer = _build(
-            run_config,
-            stage,
-            architecture,
-            ranks,
-            device,
-            loader,
-            found,
-            precision,
+            run_config, stage, architecture, ranks, device, loader, found, precision,
             resumed=step > 0,
-        )
+        )  # fmt: skip
         average = _average(config, clip, ranks, device, loader, precision, found if step else None)
     for activity, seconds in (found.state["seconds"] if found else {}).items():
         timeline.add(activity, seconds)
@@ -306,9 +298,13 @@ def _tell_what_is_odd(config: TrainConfig, loader: Loader) -> None:
 
 
 def _rank_config(
-    config: TrainConfig, architecture: ClipConfig, ranks: Ranks, device: torch.device
+    config: TrainConfig,
+    architecture: ClipConfig,
+    ranks: Ranks,
+    device: torch.device,
+    found: Checkpoint | None,
 ) -> LoaderConfig:
-    """`loader_config` with this rank's share and device."""
+    """`loader_config` with this rank's share and devices."""
     shared = loader_config(config, architecture)
     share = replace(shared, rank=ranks.rank, world_size=ranks.world_size)
     if share.local_batch_size % config.accumulation:
@@ -318,7 +314,8 @@ def _rank_config(
         )
     if config.compile:
         _check_chunks(share, share.local_batch_size // config.accumulation)
-    return replace(share, model_device=str(device))
+    share = replace(share, model_device=str(device))
+    return settle_decoding(config, share, ranks, device, found)
 
 
 def _check_chunks(share: LoaderConfig, size: int) -> None:
