@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.indexing.scan_shard import MAX_CAPTION_CHARACTERS
+from pipeline.indexing.sample_texts import MAX_CAPTION_CHARACTERS
 
 
 class SkipReason(StrEnum):

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from pipeline.dataset_file import DatasetFile
 from pipeline.durable import sync_folder, work_folder, write_text
 from pipeline.indexing.rejection import RejectedSampleError
 from pipeline.sharding.image_bytes import ImageOptions, prepare_image, read_image_file
@@ -98,7 +99,7 @@ def make_shards(
     The same source and options give the same bytes. Every sample has its caption as `.txt`, and
     all of them as the list `captions` of a `.json` where samples may have several; a class number
     as `.cls`. Class names and the template lie beside the shards, as zero-shot evaluation wants
-    them, and what was skipped is listed in `skipped.jsonl`.
+    them, what an index should take in `dataset.json`, and what was skipped in `skipped.jsonl`.
 
     Args:
         source: from `open_source`.
@@ -141,6 +142,7 @@ def make_shards(
         report.num_shards = len(shards)
         report.num_bytes = sum(shard.stat().st_size for shard in shards)
         _write_lists(partial, source, options.template, skipped)
+        DatasetFile(captions=report.captions).write(partial)
         check_free(out)
         partial.rename(out)
         sync_folder(out.parent)
