@@ -122,6 +122,7 @@ def write_index(directory: Path, num_samples: int, samples_per_shard: int) -> No
             for name, low, high in (("size", 2_000, 60_000), ("width", 100, 900),
                                     ("height", 100, 900), ("label", -1, 0))
         },
+        "plain": pa.array(np.ones(num_samples, np.int8)),
     }  # fmt: skip
     write_batch(
         directory / layout.SAMPLES_FILE,

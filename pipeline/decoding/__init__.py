@@ -1,6 +1,21 @@
 """Decoders: JPEG, PNG and WebP files and crop windows to [B, S, S, 3] uint8."""
 
-from pipeline.decoding.choice import DecoderKind, open_decoder
-from pipeline.decoding.decoder import Decoded, Decoder
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.decoding.choice import DecoderKind, open_decoder
+    from pipeline.decoding.decoder import Decoded, Decoder
 
 __all__ = ["Decoded", "Decoder", "DecoderKind", "open_decoder"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: a program that only looks at files needs no torch."""
+    from importlib import import_module
+
+    homes = {"DecoderKind": "choice", "open_decoder": "choice"}
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{homes.get(name, 'decoder')}"), name)

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.decoding.decoder import Decoded
-from pipeline.indexing.image_check import IMAGE_FORMATS, exif_orientation
+from pipeline.decoding.exif import exif_orientation
+from pipeline.indexing.image_check import IMAGE_FORMATS
 
 _REASON_LENGTH = 200
 _UPRIGHT = {

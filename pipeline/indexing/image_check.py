@@ -7,13 +7,14 @@ pipeline, so every doubt is settled here, once.
 
 from __future__ import annotations
 
-import struct
 from io import BytesIO
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from pipeline.decoding.exif import exif_orientation
+from pipeline.decoding.jpeg_walk import plain_jpeg
 from pipeline.indexing.rejection import Reason, RejectedSampleError
 
 MAX_IMAGE_PIXELS = 100_000_000
@@ -22,8 +23,6 @@ MAX_IMAGE_BYTES = 256 * 1024**2
 """Bytes that an image file may have unless another limit is given."""
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
 """Names by Pillow of the formats that an index lets in."""
-_ORIENTATION_TAG = 0x0112
-_EXIF_SHORT = 3
 _PNG_DEPTH_PLACE = 24
 _OTHER_FORMATS = {
     b"GIF8": "GIF",
@@ -42,6 +41,8 @@ class ImageFacts(NamedTuple):
     """Pixels, after the EXIF orientation is applied."""
     height: int
     """Pixels, after the EXIF orientation is applied."""
+    plain: bool
+    """Whether the file is a plain JPEG; see `pipeline.decoding.jpeg_walk`."""
     dhash: int
     """Difference hash, 64 bits; 0 where it was not asked for."""
 
@@ -81,7 +82,7 @@ def check_image(
     exif = image.info.get("exif", b"")
     if isinstance(exif, bytes) and exif_orientation(exif) >= 5:
         width, height = height, width
-    return ImageFacts(width, height, difference_hash(image) if dhash else 0)
+    return ImageFacts(width, height, plain_jpeg(data), difference_hash(image) if dhash else 0)
 
 
 def difference_hash(image: Image.Image) -> int:
@@ -93,29 +94,6 @@ def difference_hash(image: Image.Image) -> int:
     small = image.convert("L").resize((9, 8), Image.Resampling.BOX)
     pixels = np.asarray(small, dtype=np.int16)
     return int.from_bytes(np.packbits(pixels[:, 1:] > pixels[:, :-1]).tobytes(), "big")
-
-
-def exif_orientation(exif: bytes) -> int:
-    """Orientation (1 to 8) that an EXIF block asks for; 1 where it says nothing valid.
-
-    Deliberately strict, as nvImageCodec is: the tag must be one SHORT in the first directory, and
-    XMP is not asked. Pillow accepts more, and width and height would then be swapped for pictures
-    that the decoder does not turn.
-    """
-    tiff = exif.removeprefix(b"Exif\0\0")
-    endian = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
-    if endian is None:
-        return 1
-    try:
-        (start,) = struct.unpack_from(f"{endian}I", tiff, 4)
-        (count,) = struct.unpack_from(f"{endian}H", tiff, start)
-        for entry in range(start + 2, start + 2 + 12 * count, 12):
-            tag, kind, length, value = struct.unpack_from(f"{endian}HHIH", tiff, entry)
-            if tag == _ORIENTATION_TAG:
-                return value if kind == _EXIF_SHORT and length == 1 and 1 <= value <= 8 else 1
-    except struct.error:
-        pass
-    return 1
 
 
 def _check_format(data: bytes) -> None:

@@ -270,7 +270,10 @@ def _candidate(file: BinaryIO, group: MemberGroup, scan: _Scan) -> _Candidate:
         place=scan.num_groups,
         key=group.key,
         member=caption_member,
-        row=(scan.prefix + group.key, 0, image.offset, image.num_bytes, *facts[:2], label),
+        row=(
+            *(scan.prefix + group.key, 0, image.offset, image.num_bytes),
+            *(facts.width, facts.height, label, int(facts.plain)),
+        ),
         values=values,
         texts=texts,
     )

@@ -22,6 +22,7 @@ from pipeline.index import (
     FORMAT_VERSION,
     REJECTED_FILE,
     REJECTED_SCHEMA,
+    SAMPLE_SCHEMA,
     Index,
 )
 from pipeline.indexing.clues import Clues
@@ -153,7 +154,7 @@ def scans_of_index(
     Shards with repeated keys are left out: their dropped samples are in no table, and would be
     wanted if the shard that has the same keys went away.
     """
-    if not can_stand_in(manifest, options):
+    if not can_stand_in(manifest, options) or not index.knows_plain:
         return {}
     directory = index.directory
     rejected = map_batch(directory / REJECTED_FILE, REJECTED_SCHEMA)
@@ -216,4 +217,5 @@ def _settings(options: ScanOptions) -> dict[str, Any]:
         "tokenizer": TOKENIZER_NAME,
         "options": options.to_json(),
         "scan_version": _SCAN_VERSION,
+        "columns": SAMPLE_SCHEMA.names,
     }

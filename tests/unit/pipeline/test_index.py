@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.arrow_file import map_batch, write_batch
 from pipeline.index import open_index
 from pipeline.indexing import ScanOptions, build_index
 from pipeline.storage import head_tail_crc32
@@ -48,6 +49,23 @@ def test_columns_are_read_only_views_of_the_file(index_dir: Path) -> None:
     assert not index.offset.flags.owndata
     assert index.keys(np.array([2, 0])) == ["c", "a"]
     assert (index.num_rejected, index.rejections) == (0, {})
+
+
+def test_an_index_of_the_first_edition_opens_and_is_scanned_again(index_dir: Path) -> None:
+    assert open_index(index_dir).plain.tolist() == [1, 1, 1]
+    path = index_dir / "samples.arrow"
+    write_batch(index_dir / "old", map_batch(path).drop_columns(["plain"]))
+    (index_dir / "old").replace(path)
+    manifest = json.loads((index_dir / "index.json").read_text("utf-8"))
+    manifest["files"][path.name] = path.stat().st_size
+    (index_dir / "index.json").write_text(json.dumps(manifest), "utf-8")
+    old = open_index(index_dir)
+    assert old.plain.tolist() == [-1, -1, -1]
+    assert not old.knows_plain
+    shards = [record.location for record in old.shards]
+    report = build_index(shards, index_dir)
+    assert report.num_scanned_shards == len(shards)
+    assert open_index(index_dir).plain.tolist() == [1, 1, 1]
 
 
 def test_shard_records_describe_the_files(index_dir: Path) -> None:

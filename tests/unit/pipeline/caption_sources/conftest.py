@@ -33,7 +33,8 @@ def write_index(directory: Path, num_samples: int) -> Index:
     ints = pa.array(np.ones(num_samples, np.int32))
     keys = pa.array([f"{n:09d}" for n in rows], pa.large_string())
     zeros = pa.array(np.zeros(num_samples, np.int32))
-    columns = [keys, zeros, pa.array(rows), ints, ints, ints, ints]
+    plain = pa.array(np.ones(num_samples, np.int8))
+    columns = [keys, zeros, pa.array(rows), ints, ints, ints, ints, plain]
     texts = [caption_of(n) for n in range(num_samples)]
     urls = pa.array([url_of(n) for n in range(num_samples)], pa.large_string())
     schema = pa.schema([pa.field("value", urls.type, nullable=False)])

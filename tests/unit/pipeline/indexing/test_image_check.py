@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.indexing.image_check import check_image, exif_orientation
+from pipeline.decoding.exif import exif_orientation
+from pipeline.indexing.image_check import check_image
 from pipeline.indexing.rejection import Reason, RejectedSampleError
 
 
