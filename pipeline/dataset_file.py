@@ -23,11 +23,11 @@ class DatasetFile:
     captions: str = "txt"
     """What `tools/index_shards.py --captions` is to be told."""
     columns: tuple[str, ...] = ()
-    """Fields of the samples' json that are worth keeping, as `--columns` takes them: `NAME`, or
-    `NAME:float` for numbers."""
+    """Fields of the samples' json, or of the parquet beside each shard, that are worth keeping, as
+    `--columns` takes them: `NAME`, or `NAME:float` for numbers."""
     file_name: str = ""
-    """Field of the samples' json that holds the name of the picture's file in the source; empty
-    where pictures had none."""
+    """The one that holds the name of the picture's file in the source; empty where pictures had
+    none."""
 
     def write(self, folder: Path) -> None:
         """Write the file into a folder of shards."""
