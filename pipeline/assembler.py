@@ -21,6 +21,7 @@ from pipeline.batch import PackedBatch
 from pipeline.caption_mix import CaptionMix
 from pipeline.chained_index import ChainedIndex
 from pipeline.decoding import open_decoder
+from pipeline.device_copy import upload
 from pipeline.embedding_mix import EmbeddingMix
 from pipeline.index import Index
 from pipeline.loader_config import LoaderConfig
@@ -105,8 +106,13 @@ class Assembler:
         """Hand the mask the model's patch projection; see `Loader.set_patch_embedding`."""
         if self._embedding is None:
             raise ValueError("the mask compares pixels only: embedding_first and _last are 0")
-        # Through the host: on CUDA the mask is queued on another stream than the model's.
-        self._embedding.update(weight.cpu(), step, positions.cpu())
+        # Through the host: on CUDA the mask is queued on another stream than the model's. There the
+        # weights stay, so that no batch waits for them.
+        device = torch.device(self._config.device)
+        weight, positions = (
+            upload(each.detach().float().cpu().numpy(), device) for each in (weight, positions)
+        )
+        self._embedding.update(weight, step, positions)
         self._mask = self._new_mask()
 
     def fetch(self, step: int) -> Fetched | None:
@@ -245,8 +251,26 @@ class Assembler:
                 images = augment(images, self._plan.augmentation(visits), config.augment)
             patches = patchify(images, config.patch_size)
         stage.num_bytes += patches.numel()
-        noise = torch.from_numpy(self._plan.noise(visits, config.num_patches))
-        return Patches(images=images, patches=patches, noise=noise.to(images.device), visits=visits)
+        with self._stats.mask.working(0):
+            noise = self._plan.noise(visits, config.num_patches, images.device)
+        return Patches(images=images, patches=patches, noise=noise, visits=visits)
+
+    def _cuts(self, image_offsets: Tensor, shown: Preview) -> tuple[tuple[int, int], ...]:
+        """`PackedBatch.cuts`; on a GPU the counts of whole groups, which need not be read back."""
+        num_chunks, num_images = self._config.num_chunks, len(shown.images)
+        if num_chunks == 1 or num_images % num_chunks:
+            return ()
+        firsts = range(0, num_images + 1, num_images // num_chunks)
+        patches: list[int | None]
+        if image_offsets.is_cuda:
+            patches = [self.mask.num_visible(first, shown.visible.shape[1]) for first in firsts]
+        else:
+            patches = [int(image_offsets[first]) for first in firsts]
+        if None in patches:  # a mask by threshold; the GPU was waited for in packing as well
+            patches = [int(image_offsets[first]) for first in firsts]
+        per_image = (len(shown.text_offsets) - 1) // num_images
+        tokens = [int(shown.text_offsets[first * per_image]) for first in firsts]
+        return tuple((int(rows or 0), ids) for rows, ids in zip(patches, tokens, strict=True))
 
     def _tokens(
         self, visits: Visits, rows: NDArray[np.int64]
@@ -263,12 +287,14 @@ class Assembler:
             shown.patches, shown.visible, self.mask.num_visible(*shown.visible.shape)
         )
         stored = self._text_embeddings
+        text_offsets = torch.from_numpy(shown.text_offsets)
         return PackedBatch(
             patches=patches,
             positions=positions,
             image_offsets=image_offsets,
             tokens=torch.from_numpy(shown.tokens),
-            text_offsets=torch.from_numpy(shown.text_offsets),
+            text_offsets=text_offsets,
+            cuts=self._cuts(image_offsets, shown),
             sample_ids=torch.from_numpy(shown.visits.sample_ids),
             text_embeddings=torch.from_numpy(stored.lookup(shown.caption_rows)) if stored else None,
         )

@@ -32,6 +32,9 @@ class PackedBatch:
     """[B] int64, rows of the index: provenance, per-sample state, audits."""
     text_embeddings: Tensor | None = None
     """[B*R, E] float16, stored embeddings of the same captions; None where the loader has none."""
+    cuts: tuple[tuple[int, int], ...] = ()
+    """(rows of patches, rows of tokens) before each chunk of the batch and at its end, known to the
+    host; empty where the loader was told of no chunks."""
 
     @property
     def num_samples(self) -> int:
@@ -52,15 +55,13 @@ class PackedBatch:
         """The same batch on `device`; from pinned memory to CUDA the host does not wait."""
         # The other way it has to: the host would read what has not come yet.
         ahead = torch.device(device).type == "cuda"
-        return PackedBatch(
-            **{name: t.to(device, non_blocking=ahead) for name, t in self.tensors().items()}
-        )
+        moved = {name: t.to(device, non_blocking=ahead) for name, t in self.tensors().items()}
+        return PackedBatch(**moved, cuts=self.cuts)
 
     def pin_memory(self) -> PackedBatch:
         """The same batch with all that lies on the CPU in page-locked memory."""
-        return PackedBatch(
-            **{n: t if t.is_cuda else t.pin_memory() for n, t in self.tensors().items()}
-        )
+        pinned = {n: t if t.is_cuda else t.pin_memory() for n, t in self.tensors().items()}
+        return PackedBatch(**pinned, cuts=self.cuts)
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
         """Keep the batch's CUDA memory from other uses until what `stream` has queued is done."""
@@ -96,4 +97,4 @@ class PackedBatch:
     def tensors(self) -> dict[str, Tensor]:
         """The fields that are there, by name."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in values.items() if value is not None}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}

@@ -15,10 +15,21 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from pipeline.batch import PackedBatch
+
+
+def upload(array: NDArray[Any], device: torch.device) -> Tensor:
+    """An array as a tensor on a device; from pinned memory, so that the host does not wait."""
+    tensor = torch.from_numpy(array)
+    if device.type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

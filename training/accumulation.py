@@ -44,7 +44,8 @@ EncodeChunk = Callable[[nn.Module, PackedBatch], Encoded]
 def split(batch: PackedBatch, num_chunks: int) -> list[PackedBatch]:
     """Cut a batch into equal chunks of consecutive pairs, as views.
 
-    Offsets are read, so a batch on a GPU would stop it: split first, then move.
+    A loader that was told of the chunks says where they begin (`PackedBatch.cuts`). Where it was
+    not, offsets are read, and a batch on a GPU stops it.
 
     Raises:
         ValueError: the number of pairs is no multiple of `num_chunks`.
@@ -56,7 +57,11 @@ def split(batch: PackedBatch, num_chunks: int) -> list[PackedBatch]:
     if num_chunks == 1:
         return [batch]
     size = batch.num_samples // num_chunks
-    return [_part(batch, first, first + size) for first in range(0, batch.num_samples, size)]
+    cuts = batch.cuts if len(batch.cuts) == num_chunks + 1 else _cuts(batch, size)
+    return [
+        _part(batch, number * size, (number + 1) * size, cuts[number], cuts[number + 1])
+        for number in range(num_chunks)
+    ]
 
 
 def encode(model: nn.Module, batch: PackedBatch) -> Encoded:
@@ -139,24 +144,27 @@ def _gradient(leaf: Tensor) -> Tensor:
     return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
 
 
-def _part(batch: PackedBatch, first: int, last: int) -> PackedBatch:
-    image_offsets, patches = _rows(batch.image_offsets, first, last)
+def _cuts(batch: PackedBatch, size: int) -> list[tuple[int, int]]:
+    """As `PackedBatch.cuts`, read from the offsets."""
+    images = batch.image_offsets[::size].tolist()
+    texts = batch.text_offsets[:: size * batch.texts_per_image].tolist()
+    return list(zip(images, texts, strict=True))
+
+
+def _part(
+    batch: PackedBatch, first: int, last: int, start: tuple[int, int], stop: tuple[int, int]
+) -> PackedBatch:
+    """Pairs first .. last - 1, whose patches and tokens lie between two cuts."""
+    patches, tokens = (slice(*bounds) for bounds in zip(start, stop, strict=True))
     per_image = batch.texts_per_image
     texts = slice(first * per_image, last * per_image)
-    text_offsets, tokens = _rows(batch.text_offsets, texts.start, texts.stop)
     embeddings = batch.text_embeddings
     return PackedBatch(
         patches=batch.patches[patches],
         positions=batch.positions[patches],
-        image_offsets=image_offsets,
+        image_offsets=batch.image_offsets[first : last + 1] - start[0],
         tokens=batch.tokens[tokens],
-        text_offsets=text_offsets,
+        text_offsets=batch.text_offsets[texts.start : texts.stop + 1] - start[1],
         sample_ids=batch.sample_ids[first:last],
         text_embeddings=None if embeddings is None else embeddings[texts],
     )
-
-
-def _rows(offsets: Tensor, first: int, last: int) -> tuple[Tensor, slice]:
-    """Offsets of sequences first .. last - 1 counted from their first row, and their rows."""
-    start, end = int(offsets[first]), int(offsets[last])
-    return offsets[first : last + 1] - start, slice(start, end)

@@ -260,8 +260,7 @@ def _rank_config(
             f"accumulation {config.accumulation} does not divide the {share.local_batch_size} "
             "pairs of a rank"
         )
-    # A batch that is cut into chunks is cut in host memory, where its offsets can be read.
-    return share if config.accumulation > 1 else replace(share, model_device=str(device))
+    return replace(share, model_device=str(device), num_chunks=config.accumulation)
 
 
 def loader_config(config: TrainConfig, architecture: ClipConfig) -> LoaderConfig:
