@@ -255,11 +255,11 @@ class Assembler:
             noise = self._plan.noise(visits, config.num_patches, images.device)
         return Patches(images=images, patches=patches, noise=noise, visits=visits)
 
-    def _cuts(self, image_offsets: Tensor, shown: Preview) -> tuple[tuple[int, int], ...]:
+    def _cuts(self, image_offsets: Tensor, shown: Preview) -> tuple[tuple[int, int], ...] | None:
         """`PackedBatch.cuts`; on a GPU the counts of whole groups, which need not be read back."""
         num_chunks, num_images = self._config.num_chunks, len(shown.images)
         if num_chunks == 1 or num_images % num_chunks:
-            return ()
+            return None
         firsts = range(0, num_images + 1, num_images // num_chunks)
         patches: list[int | None]
         if image_offsets.is_cuda:

@@ -32,9 +32,9 @@ class PackedBatch:
     """[B] int64, rows of the index: provenance, per-sample state, audits."""
     text_embeddings: Tensor | None = None
     """[B*R, E] float16, stored embeddings of the same captions; None where the loader has none."""
-    cuts: tuple[tuple[int, int], ...] = ()
+    cuts: tuple[tuple[int, int], ...] | None = None
     """(rows of patches, rows of tokens) before each chunk of the batch and at its end, known to the
-    host; empty where the loader was told of no chunks."""
+    host; None where the loader was told of no chunks."""
 
     @property
     def num_samples(self) -> int:

@@ -57,7 +57,8 @@ def split(batch: PackedBatch, num_chunks: int) -> list[PackedBatch]:
     if num_chunks == 1:
         return [batch]
     size = batch.num_samples // num_chunks
-    cuts = batch.cuts if len(batch.cuts) == num_chunks + 1 else _cuts(batch, size)
+    known = batch.cuts
+    cuts = known if known and len(known) == num_chunks + 1 else _cuts(batch, size)
     return [
         _part(batch, number * size, (number + 1) * size, cuts[number], cuts[number + 1])
         for number in range(num_chunks)
