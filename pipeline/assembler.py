@@ -110,7 +110,7 @@ class Assembler:
         # weights stay, so that no batch waits for them.
         device = torch.device(self._config.device)
         weight, positions = (
-            upload(each.detach().float().cpu().numpy(), device) for each in (weight, positions)
+            upload(each.detach().float().cpu(), device) for each in (weight, positions)
         )
         self._embedding.update(weight, step, positions)
         self._mask = self._new_mask()
@@ -195,7 +195,8 @@ class Assembler:
             self._report(visits, failures, others)
             if others is None:
                 return _without(failures, images, visits)
-            images[places], failed_again = self._decode(others, self._read(others))
+            decoded, failed_again = self._decode(others, self._read(others))
+            images.index_copy_(0, upload(torch.from_numpy(places), images.device), decoded)
             visits = visits.with_others(places, others)
             failures = {int(places[n]): reason for n, reason in failed_again.items()}
         if failures:
@@ -255,23 +256,6 @@ class Assembler:
             noise = self._plan.noise(visits, config.num_patches, images.device)
         return Patches(images=images, patches=patches, noise=noise, visits=visits)
 
-    def _cuts(self, image_offsets: Tensor, shown: Preview) -> tuple[tuple[int, int], ...] | None:
-        """`PackedBatch.cuts`; on a GPU the counts of whole groups, which need not be read back."""
-        num_chunks, num_images = self._config.num_chunks, len(shown.images)
-        if num_chunks == 1 or num_images % num_chunks:
-            return None
-        firsts = range(0, num_images + 1, num_images // num_chunks)
-        patches: list[int | None]
-        if image_offsets.is_cuda:
-            patches = [self.mask.num_visible(first, shown.visible.shape[1]) for first in firsts]
-        else:
-            patches = [int(image_offsets[first]) for first in firsts]
-        if None in patches:  # a mask by threshold; the GPU was waited for in packing as well
-            patches = [int(image_offsets[first]) for first in firsts]
-        per_image = (len(shown.text_offsets) - 1) // num_images
-        tokens = [int(shown.text_offsets[first * per_image]) for first in firsts]
-        return tuple((int(rows or 0), ids) for rows, ids in zip(patches, tokens, strict=True))
-
     def _tokens(
         self, visits: Visits, rows: NDArray[np.int64]
     ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
@@ -294,7 +278,6 @@ class Assembler:
             image_offsets=image_offsets,
             tokens=torch.from_numpy(shown.tokens),
             text_offsets=text_offsets,
-            cuts=self._cuts(image_offsets, shown),
             sample_ids=torch.from_numpy(shown.visits.sample_ids),
             text_embeddings=torch.from_numpy(stored.lookup(shown.caption_rows)) if stored else None,
         )

@@ -84,13 +84,13 @@ def _jitter(images: Tensor, uniforms: NDArray[np.float64], config: AugmentConfig
                 continue
             rows = _rows(chosen & (order[:, turn] == number), images.device)
             chosen_factors = factors[chosen & (order[:, turn] == number), number]
-            factor = upload(chosen_factors.astype(np.float32), images.device)
+            factor = upload(torch.from_numpy(chosen_factors.astype(np.float32)), images.device)
             pixels = change(images[rows].float(), factor.view(-1, 1, 1, 1))
             images[rows] = pixels.clamp_(0, 255).to(torch.uint8)
 
 
 def _rows(chosen: NDArray[np.bool_], device: torch.device) -> Tensor:
-    return upload(np.flatnonzero(chosen), device)
+    return upload(torch.from_numpy(np.flatnonzero(chosen)), device)
 
 
 @cache

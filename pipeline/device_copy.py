@@ -15,18 +15,19 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from pipeline.batch import PackedBatch
 
 
-def upload(array: NDArray[Any], device: torch.device) -> Tensor:
-    """An array as a tensor on a device; from pinned memory, so that the host does not wait."""
-    tensor = torch.from_numpy(array)
+def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Queue a copy from host memory on the current stream; the host does not wait for it.
+
+    Args:
+        tensor: not to be changed by the caller afterwards.
+        device: where it is wanted; on a CPU the tensor is there already.
+    """
     if device.type == "cpu":
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)

@@ -24,7 +24,7 @@ def noise(keys: NDArray[np.uint64], num_patches: int, device: torch.device) -> T
     Returns:
         [B, N] float32, multiples of 2**-24: `counter_random.uniforms` rounded down.
     """
-    key = upload(keys.view(np.int64), device)
+    key = upload(torch.from_numpy(keys.view(np.int64)), device)
     counter = torch.arange(1, num_patches + 1, device=device) * _signed(0x9E3779B97F4A7C15)
     words = _mix(key[:, None] + counter)
     return _shifted(words, 40).float() * 2.0**-24

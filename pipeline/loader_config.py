@@ -72,9 +72,6 @@ class LoaderConfig:
     """Shards of a window; more mix better, fewer read less ahead. Not used by `global`."""
     cache: CacheConfig = field(default_factory=CacheConfig)
     """Where remote shards are kept."""
-    num_chunks: int = 1
-    """Equal parts of this rank's batch that a model encodes one by one; `PackedBatch.cuts` says
-    where they begin, so that nothing is read back from a GPU."""
     num_steps: int = 1
     """Steps of the run, over which a mask goes from pixels to embeddings; not used otherwise."""
     num_threads: int = 2
@@ -93,7 +90,6 @@ class LoaderConfig:
             "num_threads",
             "prefetch",
             "window_shards",
-            "num_chunks",
             "num_steps",
         ):
             if getattr(self, name) < 1:
@@ -112,28 +108,12 @@ class LoaderConfig:
                 f"batch_size {self.batch_size} does not divide over {self.world_size} ranks: take "
                 f"{self.batch_size // self.world_size * self.world_size or self.world_size}"
             )
-        self._check_chunks()
         if self.group_size and self.local_batch_size % self.group_size:
             fitting = gcd(self.local_batch_size, self.group_size)
             raise ValueError(
                 f"{self.local_batch_size} pairs of a rank cannot be cut into groups of "
                 f"{self.group_size} images that share a mask budget: take mask.group_size "
                 f"{fitting}, or fewer ranks"
-            )
-
-    def _check_chunks(self) -> None:
-        chunk, rest = divmod(self.local_batch_size, self.num_chunks)
-        if rest:
-            raise ValueError(
-                f"{self.local_batch_size} pairs of a rank cannot be cut into {self.num_chunks} "
-                "equal chunks: take another number of chunks (accumulation) or another batch size"
-            )
-        # Elsewhere the host reads where a chunk begins; a GPU it would have to wait for.
-        if self.device.startswith("cuda") and self.group_size and chunk % self.group_size:
-            raise ValueError(
-                f"a chunk of {chunk} pairs is not made of whole groups of {self.group_size} images "
-                f"that share a mask budget: take mask.group_size {gcd(chunk, self.group_size)}, "
-                "fewer chunks (accumulation), or decode on the CPU (data.device cpu)"
             )
 
     def _check_budget(self) -> None:

@@ -20,7 +20,6 @@ from pipeline.augment import AugmentConfig
 from pipeline.decoding.decoder import Decoded
 from pipeline.loader import Loader
 from pipeline.masking import MaskConfig, triton_cluster
-from training.accumulation import split
 
 CONFIG = LoaderConfig(
     batch_size=32,
@@ -29,7 +28,6 @@ CONFIG = LoaderConfig(
     context_length=24,
     device="cuda",
     num_threads=1,
-    num_chunks=4,
 )
 AUGMENT = AugmentConfig(flip=0.5, jitter=(0.4, 0.4, 0.4, 0.1), greyscale=0.2)
 
@@ -110,9 +108,7 @@ def make_two(loader: Loader, pinned: set[int]) -> Tensor:
         loader.assemble(0)  # constants of the device are made once, and waited for
         with NoWaiting(pinned):
             batch = loader.assemble(1)
-            chunks = split(batch, CONFIG.num_chunks)
     assert all(tensor.device.type == "cuda" for tensor in batch.tensors().values())
-    assert sum(len(chunk.patches) for chunk in chunks) == len(batch.patches)
     return batch.patches
 
 
@@ -140,9 +136,3 @@ def test_the_guard_sees_what_waits(imagined: set[int]) -> None:
             array.pin_memory().to("cuda")
         with pytest.raises(AssertionError, match="reads the device"):
             torch.empty(3, device="cuda").cpu()
-
-
-def test_chunks_on_a_gpu_are_whole_groups() -> None:
-    mask = MaskConfig(kind="cluster", group_size=16)
-    with pytest.raises(ValueError, match="whole groups"):
-        replace(CONFIG, mask=mask)
