@@ -204,6 +204,8 @@ class EvaluationConfig(Suite):
 
     batch_size: int = 128
     """Images encoded at once."""
+    at_start: bool = False
+    """Measure the model before its first step as well."""
     text_encoder: str = ""
     """Folder of the language model that embeds prompts and captions whose embeddings are stored
     nowhere; only for models that read embeddings."""

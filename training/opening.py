@@ -23,6 +23,7 @@ from training.checkpoint import Checkpoint, CheckpointError, CheckpointWriter
 from training.config import TrainConfig
 from training.distributed import Ranks
 from training.ema import WeightAverage
+from training.health import Health
 from training.metrics import StepLog
 from training.optim import build_optimizer
 from training.overlap import overlap_warnings
@@ -30,7 +31,7 @@ from training.parallel import parallelise
 from training.run_folder import RunFolder, newest_checkpoint
 from training.sample_ids import SampleIdLog
 from training.session import EMA, LORA, LOSS, MASK, Session, decoder_kind, fingerprints
-from training.sides import set_trained, with_encoder
+from training.sides import set_trained, trained_words, with_encoder
 from training.stages import Stage, fit_positions, stage_at, stages_of
 from training.stages import architecture as stage_architecture
 from training.timeline import Timeline
@@ -65,7 +66,7 @@ def open_session(
     stage = stage_at(run_config, run_step)
     config, step = stage.config, run_step - stage.first_step
     architecture = architecture_of(config)
-    loader = open_loader(config.data.train, _rank_config(config, architecture, ranks, device))
+    loader = open_loader(config.data.train, rank_config(config, architecture, ranks, device))
     architecture = with_encoder(architecture, loader)
     adapter, measured = architecture.adapter, config.evaluation
     if adapter:
@@ -108,6 +109,7 @@ def open_session(
         writer=CheckpointWriter(folder.checkpoints, config.keep_checkpoints) if main else None,
         timeline=timeline,
         clock=StepClock(timeline),
+        health=Health(config),
         slow_steps=SlowSteps(config.watch.slow_step, world_size=ranks.world_size),
         watchers=open_watchers(run_config, folder, resumed_step=run_step) if main else [],
         step=step,
@@ -168,6 +170,7 @@ def _build(
         if not found.state["config"].get("text_side", {}).get("distill") or resumed:
             loss.load_state_tensors(found.part(LOSS))
     set_trained(clip, config, found.part(LORA) if found and resumed else None)
+    logger.info("%s", trained_words(clip))
     model = parallelise(clip, ranks, device, config.distributed.strategy)
     optimizer = build_optimizer(clip, config.optim)
     if found and resumed:
@@ -235,7 +238,7 @@ def _tell_what_is_odd(config: TrainConfig, loader: Loader) -> None:
         logger.info("%s", line)
 
 
-def _rank_config(
+def rank_config(
     config: TrainConfig, architecture: ClipConfig, ranks: Ranks, device: torch.device
 ) -> LoaderConfig:
     """`loader_config` with this rank's share and device."""

@@ -75,7 +75,7 @@ def test_only_what_changes_the_run_counts_as_a_difference() -> None:
     assert differences(to_json(staged), to_json(chunked)) == []
     other = replace(small(), seed=3, mask=MaskConfig(kind="none"))
     assert differences(before, to_json(other)) == [
-        "mask.kind: was 'cluster', now 'none'",
+        "mask.kind: was cluster, now none",
         "seed: was 0, now 3",
     ]
 
