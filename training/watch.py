@@ -5,10 +5,13 @@ from __future__ import annotations
 import importlib
 import logging
 import secrets
+import socket
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from pipeline.durable import write_text
 from training.config import TrainConfig, WatchConfig, to_json
@@ -23,7 +26,11 @@ _PACKAGES = {
     "wandb": ("wandb", "wandb"),
 }
 """Package and the module of it, or of torch, that is imported, by the option that wants it."""
-_INIT_S = 6
+_OFFLINE = ("offline", "disabled", "dryrun", "shared")
+"""Modes of the package in which it needs no service."""
+_ANSWER_S = 3
+"""Seconds that the service has to take a connection."""
+_INIT_S = 5
 """Seconds that the service has to answer; the fallback needs some of its own."""
 _FINISH_S = 10
 """Seconds that the end of a run waits for what is still to be sent."""
@@ -160,18 +167,31 @@ def _open_run(**options: Any) -> Any:
     """
     import wandb
 
-    settings = {"login_timeout": 1, "finish_timeout": _FINISH_S, "silent": True}
+    common = {"login_timeout": 1, "finish_timeout": _FINISH_S, "silent": True}
+    settings = wandb.Settings(init_timeout=_INIT_S, **common)
     try:
-        return wandb.init(**options, settings=wandb.Settings(init_timeout=_INIT_S, **settings))
-    except Exception as error:  # its errors have no common class beside this one
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "no answer"
+        if settings.mode not in _OFFLINE:
+            _require_answer(settings.base_url)
+        return wandb.init(**options, settings=settings)
+    except Exception as error:  # the package's errors have no class in common but this one
+        reason = (str(error).strip() or "no answer").splitlines()[0].rstrip(".")
         logger.warning(
             "Weights & Biases cannot be used (%s); the run is written to %s instead, and "
             "`wandb sync` sends it later",
-            reason.rstrip("."),
+            reason,
             Path(options["dir"]) / "wandb",
         )
-    return wandb.init(**options, mode="offline", settings=wandb.Settings(**settings))
+    wandb.teardown()  # what failed holds on to the run's id
+    return wandb.init(**options, mode="offline", settings=wandb.Settings(**common))
+
+
+def _require_answer(url: str) -> None:
+    """Raise OSError where nothing answers; the package itself would try again for long."""
+    if getproxies():
+        return  # the way leads through a proxy, which the package knows how to use
+    address = urlsplit(url)
+    port = address.port or (80 if address.scheme == "http" else 443)
+    socket.create_connection((address.hostname or "", port), timeout=_ANSWER_S).close()
 
 
 def _values(record: StepRecord) -> dict[str, Any]:
