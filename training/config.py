@@ -38,8 +38,10 @@ class DataConfig:
     """Flips and colour changes; none by default, as open_clip trains."""
     decoder: DecoderKind = "auto"
     """What decodes: turbo, dali, pil, or the fastest of this machine."""
-    device: Literal["cpu", "cuda"] = "cpu"
-    """Where pictures are decoded and masked; cuda is DALI's GPU decoder and not measured yet."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where pictures are decoded and masked; cuda is DALI's GPU decoder. auto tries it on some of
+    the run's pictures before the first step, takes the faster of the two where it decodes like
+    Pillow, and keeps the choice to the end of the run (docs/gpu.md)."""
     order: Literal["global", "window"] = "global"
     """global: every sample may follow every other. window: samples are mixed over some shards at a
     time, for slow or remote storage."""

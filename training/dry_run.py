@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from pipeline.caption_mix import parse_weights
 from pipeline.selection import Dataset, open_dataset
 from training.config import TrainConfig, to_json
 from training.config_differences import changed_fields, flatten, option
+from training.decoding import settle_decoding
 from training.distributed import Ranks
 from training.environment import device_words
 from training.estimate import Tokens, compute_type, matrix_rate, memory_bytes, step_flops
@@ -109,6 +111,10 @@ class DryRun:
         config = stage.config
         model = architecture_of(config)
         wanted = rank_config(config, model, Ranks(), self.device)
+        if torch.cuda.is_available():
+            wanted = replace(wanted, device="cpu")  # the trial of a GPU's decoder is the start's
+        else:
+            wanted = settle_decoding(config, wanted, Ranks(), self.device, None)
         if self.missing:
             return
         with open_loader(config.data.train, wanted) as loader:

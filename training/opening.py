@@ -21,6 +21,7 @@ from pipeline import Loader, LoaderConfig, open_loader
 from training import checkpoint
 from training.checkpoint import Checkpoint, CheckpointError, CheckpointWriter
 from training.config import TrainConfig
+from training.decoding import settle_decoding
 from training.distributed import Ranks
 from training.ema import WeightAverage
 from training.health import Health
@@ -66,7 +67,9 @@ def open_session(
     stage = stage_at(run_config, run_step)
     config, step = stage.config, run_step - stage.first_step
     architecture = architecture_of(config)
-    loader = open_loader(config.data.train, rank_config(config, architecture, ranks, device))
+    share = rank_config(config, architecture, ranks, device)
+    share = settle_decoding(config, share, ranks, device, found)
+    loader = open_loader(config.data.train, share)
     architecture = with_encoder(architecture, loader)
     adapter, measured = architecture.adapter, config.evaluation
     if adapter:
@@ -249,8 +252,6 @@ def rank_config(
             f"accumulation {config.accumulation} does not divide the {share.local_batch_size} "
             "pairs of a rank"
         )
-    if device.type == "cuda" and share.device == "cuda":
-        share = replace(share, device=str(device))
     # A batch that is cut into chunks is cut in host memory, where its offsets can be read.
     return share if config.accumulation > 1 else replace(share, model_device=str(device))
 
