@@ -74,7 +74,8 @@ def _remember(session: Session, outcome: Outcome) -> None:
     kept = [each for each in read_evaluations(session.folder) if each["step"] < session.run_step]
     lines = [json.dumps(each) + "\n" for each in [*kept, record]]
     write_text(session.folder.evaluations, "".join(lines))
-    history = [(each["step"], dict(_scores(each))) for each in [*kept, record]]
+    evaluations = read_evaluations(session.folder)
+    history = [(each["step"], dict(_scores(each))) for each in evaluations]
     for watcher in session.watchers:
         watcher.write_scores(*history[-1])
     warning = falling_scores(history)
