@@ -118,6 +118,7 @@ class DryRun:
         if self.missing:
             return
         with open_loader(config.data.train, wanted) as loader:
+            self.doubts += [d for d in loader.captions.warnings() if d not in self.doubts]
             adapter = with_encoder(model, loader).adapter
             if adapter:
                 check_text_features(adapter, config.evaluation, config.evaluation.text_encoder)
