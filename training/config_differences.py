@@ -120,15 +120,15 @@ def _in_pairs(tree: dict[str, Any], total_samples: int) -> dict[str, Any]:
 
 
 _DEFAULTS = flatten(
-    to_json(TrainConfig(recipe="", run_dir="", model="", total_samples=1, batch_size=1))
+    to_json(TrainConfig(recipe="", run_dir="", model="", total_samples=2, batch_size=2))
 )
 _STAGE_DEFAULTS = {
     name.removeprefix("stages.0."): value
     for name, value in flatten(
         to_json(
             TrainConfig(
-                recipe="", run_dir="", model="", total_samples=1, batch_size=1,
-                stages=(StageConfig(total_samples=1, optim=OptimConfig()),),
+                recipe="", run_dir="", model="", total_samples=2, batch_size=2,
+                stages=(StageConfig(total_samples=2, optim=OptimConfig()),),
             )
         )
     ).items()
