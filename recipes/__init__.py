@@ -33,9 +33,12 @@ class Recipe:
 
     def makes_data(self, config: TrainConfig) -> bool:
         """Whether `prepare` makes the training data of this run itself, where they are missing."""
-        train = parse_reference(config.data.train).index_dir
-        drawn = Path(demo().data.train) if self.require_data is draw_demo_data else None
-        return train in (miniature.TRAIN, drawn)
+        drawn = [miniature.TRAIN]
+        if self.require_data is draw_demo_data:
+            drawn.append(Path(demo().data.train_references[0]))
+        return all(
+            parse_reference(each).index_dir in drawn for each in config.data.train_references
+        )
 
     def prepare(self, config: TrainConfig) -> None:
         """Make the data of a run of this recipe, as far as they are its own.

@@ -12,6 +12,7 @@ from pipeline.augment import AugmentConfig
 from pipeline.crops import CropConfig
 from pipeline.decoding import DecoderKind
 from pipeline.masking import MaskConfig
+from pipeline.mixture import parse_set
 from pipeline.shard_cache import CacheConfig
 from pipeline.text_reduction import TextReductionKind
 from training.environment import num_cores, processes_here
@@ -22,8 +23,9 @@ from training.tower_config import ImageSideConfig, TextSideConfig, check_sides
 class DataConfig:
     """Where the pairs come from and how they are augmented."""
 
-    train: str = ""
-    """Folder of the training index, or INDEX@SELECTION."""
+    train: str | tuple[str, ...] = ""
+    """Folder of the training index, or INDEX@SELECTION; or several of them with weights, such as
+    `A=1 B@clean=0.5`: an epoch then visits each sample of a set as often as its weight says."""
     captions: tuple[str, ...] = ("caption",)
     """Caption sources that are trained on, `NAME` or `NAME=WEIGHT`; one text is drawn per visit.
     LaCLIP's draw from four rewrites: `caption=1 laclip=4`; VeCLIP's: `caption vecap`."""
@@ -53,6 +55,16 @@ class DataConfig:
     """CPU threads that read, and that decode, of each process; 0 shares out the cores."""
     prefetch: int = 2
     """Batches made ahead."""
+
+    @property
+    def train_sets(self) -> tuple[str, ...]:
+        """The training sets, one or more, each as it was named."""
+        return (self.train,) if isinstance(self.train, str) else tuple(self.train)
+
+    @property
+    def train_references(self) -> tuple[str, ...]:
+        """INDEX or INDEX@SELECTION of each training set."""
+        return tuple(parse_set(each)[0] for each in self.train_sets)
 
     @property
     def threads(self) -> int:

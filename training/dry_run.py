@@ -14,7 +14,8 @@ from evaluation.text_features import check_text_features
 from model import Clip, load_pretrained
 from pipeline import open_loader
 from pipeline.caption_mix import parse_weights
-from pipeline.selection import Dataset, open_dataset
+from pipeline.mixture import Mixture, open_sets
+from pipeline.selection import Dataset
 from training.config import TrainConfig, to_json
 from training.config_differences import changed_fields, flatten, option
 from training.decoding import settle_decoding
@@ -56,9 +57,9 @@ class DryRun:
         """What a start would warn of."""
         self._makes_data = makes_data
         self.device = torch.device("cpu")
-        self._dataset: Dataset | None = None
+        self._dataset: Dataset | Mixture | None = None
         with self._noting():
-            self._dataset = open_dataset(config.data.train)
+            self._dataset = open_sets(config.data.train_sets)
         if self._dataset is None and self._missing_file:
             self.missing = self.problems.pop()
         self._check()
@@ -117,7 +118,7 @@ class DryRun:
             wanted = settle_decoding(config, wanted, Ranks(), self.device, None)
         if self.missing:
             return
-        with open_loader(config.data.train, wanted) as loader:
+        with open_loader(config.data.train_sets, wanted) as loader:
             self.doubts += [d for d in loader.captions.warnings() if d not in self.doubts]
             adapter = with_encoder(model, loader).adapter
             if adapter:
@@ -211,7 +212,7 @@ class DryRun:
         dataset, config = self._dataset, self.config
         length = self._mean_length(architecture(config).text.context_length)
         epochs = config.num_steps * config.batch_size / dataset.num_samples
-        chosen = f" of {dataset.index.num_samples:,}" if dataset.selection else ""
+        chosen = f" of {dataset.index.num_samples:,}" if dataset.selection_fingerprint else ""
         lines = [
             f"                 about {length * config.batch_size:,.0f} text tokens "
             f"({length:.1f} a caption)",
@@ -235,7 +236,10 @@ class DryRun:
         return sum(w for _, w in parse_weights(data.captions)) if data.every_text else 1.0
 
 
-def _mean_tokens(dataset: Dataset | None, source: str, context_length: int) -> float:
+def _mean_tokens(dataset: Dataset | Mixture | None, source: str, context_length: int) -> float:
+    if isinstance(dataset, Mixture):
+        means = [_mean_tokens(part, source, context_length) for part in dataset.parts]
+        return float(np.average(means, weights=dataset.quotas))
     try:
         if dataset is None:
             return _ASSUMED_TEXT_TOKENS

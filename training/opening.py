@@ -18,6 +18,7 @@ from model.execution import configure
 from model.losses import ContrastiveLoss, DistillationLoss, build_loss
 from model.losses.ranks import Ranks as LossRanks
 from pipeline import Loader, LoaderConfig, open_loader
+from pipeline.mixture import Mixture
 from training import checkpoint
 from training.checkpoint import Checkpoint, CheckpointError, CheckpointWriter
 from training.config import TrainConfig
@@ -69,7 +70,7 @@ def open_session(
     architecture = architecture_of(config)
     share = rank_config(config, architecture, ranks, device)
     share = settle_decoding(config, share, ranks, device, found)
-    loader = open_loader(config.data.train, share)
+    loader = open_loader(config.data.train_sets, share)
     architecture = with_encoder(architecture, loader)
     adapter, measured = architecture.adapter, config.evaluation
     if adapter:
@@ -199,6 +200,13 @@ def _loss(run_config: TrainConfig, stage: Stage, loader: Loader) -> ContrastiveL
     config, pass_size = stage.config, loader.dataset.num_samples
     if config.text_side.distill:
         return DistillationLoss(LossRanks.of(None))
+    weights = loader.dataset.weights if isinstance(loader.dataset, Mixture) else (1.0,)
+    if config.loss.kind in ("isogclr", "fastclip_v2") and set(weights) != {1.0}:
+        raise ValueError(
+            f"loss.kind {config.loss.kind} corrects each sample's temperature by the number of "
+            "epochs, in each of which the sample comes once: give all training sets the weight 1, "
+            "or take fastclip_v3"
+        )
     return build_loss(
         config.loss,
         num_samples=loader.index.num_samples,

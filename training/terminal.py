@@ -54,7 +54,11 @@ def next_commands(config: TrainConfig, argv: Sequence[str], checkpoint: Path) ->
     """
     kind = "random" if config.mask.kind == "cluster" else "cluster"
     changes = {"--mask.kind": kind, "--run-dir": f"{config.run_dir}-{kind}"}
-    measured = (*config.evaluation.retrieval, *config.evaluation.zero_shot, config.data.train)
+    measured = (
+        *config.evaluation.retrieval,
+        *config.evaluation.zero_shot,
+        config.data.train_references[0],
+    )
     start = ["torchrun", "--nproc-per-node", str(processes_here())]
     program = [*(start if processes_here() > 1 else ["python"]), "train.py"]
     image_only = bool(config.text_side.embeddings)
