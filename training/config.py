@@ -325,11 +325,13 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs; auto takes a GPU if there is one."""
     precision: Literal["auto", "float32", "bfloat16", "pure_bfloat16"] = "auto"
-    """Of matrix products; auto is bfloat16 on a GPU and float32 on a CPU. bfloat16 is autocast;
-    pure_bfloat16 also runs norms and the residual stream in it. Weights and the optimiser are
-    float32 in all of them."""
+    """bfloat16: all that blocks compute is bfloat16, and the residual stream between them float32.
+    pure_bfloat16: the stream too. Weights and the optimiser are float32 in all of them. auto is
+    bfloat16 on a GPU, and on a CPU that multiplies it in hardware for towers of width 384 or more;
+    else float32. A resumed run keeps the choice."""
     compile: bool = False
-    """torch.compile the blocks of both towers; needs the same number of patches in all batches."""
+    """torch.compile the blocks of both towers; needs the same number of patches in all batches, and
+    with accumulation in all chunks."""
     checkpoint_blocks: bool = False
     """Keep only the inputs of blocks for the backward pass, and run each block again there."""
     num_threads: int = 0
@@ -403,8 +405,6 @@ class TrainConfig:
 
     def _check_totals(self) -> None:
         """Compiled blocks are made for one total of patches, or compile again at every step."""
-        if self.accumulation > 1 and self.mask.kind != "none":
-            raise ValueError("compile needs equal chunks, and a mask's are not: accumulation 1")
         by_threshold = self.mask.mode is None and self.mask.threshold is not None
         if self.mask.mode == "threshold" or by_threshold:
             raise ValueError("compile needs the same patches in all batches: mask.mode budget")
