@@ -27,6 +27,7 @@ from training.config import TrainConfig
 from training.decoding import settle_decoding
 from training.distributed import Ranks
 from training.ema import WeightAverage
+from training.health import Health
 from training.metrics import StepLog
 from training.optim import build_optimizer
 from training.overlap import overlap_warnings
@@ -35,7 +36,7 @@ from training.precision import TYPES, Precision, choose_precision
 from training.run_folder import RunFolder, newest_checkpoint
 from training.sample_ids import SampleIdLog
 from training.session import EMA, LORA, LOSS, MASK, Session, decoder_kind, fingerprints
-from training.sides import set_trained, with_encoder
+from training.sides import set_trained, trained_words, with_encoder
 from training.stages import Stage, fit_positions, stage_at, stages_of
 from training.stages import architecture as stage_architecture
 from training.timeline import Timeline
@@ -70,21 +71,21 @@ def open_session(
     stage = stage_at(run_config, run_step)
     config, step = stage.config, run_step - stage.first_step
     architecture = architecture_of(config)
-    share = _rank_config(config, architecture, ranks, device, found)
+    share = rank_config(config, architecture, ranks, device)
+    share = settle_decoding(config, share, ranks, device, found)
     loader = open_loader(config.data.train_sets, share)
     architecture = with_encoder(architecture, loader)
     adapter, measured = architecture.adapter, config.evaluation
     if adapter:
         ranks.on_main(lambda: check_text_features(adapter, measured, measured.text_encoder))
     _check_decoder(loader, ranks, found)
+    precision = _precision(config, device, architecture, found)
     if ranks.is_main:
         _tell_what_is_odd(config, loader)
+        logger.info("precision: %s", precision)
     if found:
         trained = config if step else stages_of(run_config)[max(0, stage.number - 2)].config
         _check_same_run(found, loader, with_encoder(architecture_of(trained), loader))
-    precision = _precision(config, device, architecture, found)
-    if ranks.is_main:
-        logger.info("precision: %s", precision)
     with timeline.during("building the model"):
         clip, model, loss, optimizer = _build(
             run_config, stage, architecture, ranks, device, loader, found, precision,
@@ -119,12 +120,11 @@ def open_session(
         writer=CheckpointWriter(folder.checkpoints, config.keep_checkpoints) if main else None,
         timeline=timeline,
         clock=StepClock(timeline),
+        health=Health(config),
         slow_steps=SlowSteps(config.watch.slow_step, world_size=ranks.world_size),
         watchers=open_watchers(run_config, folder, resumed_step=run_step) if main else [],
-        step=step,
-        mask_weights=mask_weights,
-        mask_step=mask_step,
-    )
+        step=step, mask_weights=mask_weights, mask_step=mask_step,
+    )  # fmt: skip
 
 
 def architecture_of(config: TrainConfig) -> ClipConfig:
@@ -175,6 +175,7 @@ def _build(
         if not found.state["config"].get("text_side", {}).get("distill") or resumed:
             loss.load_state_tensors(found.part(LOSS))
     set_trained(clip, config, found.part(LORA) if found and resumed else None)
+    logger.info("%s", trained_words(clip))
     model = parallelise(clip, ranks, device, config.distributed.strategy)
     optimizer = build_optimizer(clip, config.optim)
     if found and resumed:
@@ -297,14 +298,10 @@ def _tell_what_is_odd(config: TrainConfig, loader: Loader) -> None:
         logger.info("%s", line)
 
 
-def _rank_config(
-    config: TrainConfig,
-    architecture: ClipConfig,
-    ranks: Ranks,
-    device: torch.device,
-    found: Checkpoint | None,
+def rank_config(
+    config: TrainConfig, architecture: ClipConfig, ranks: Ranks, device: torch.device
 ) -> LoaderConfig:
-    """`loader_config` with this rank's share and devices."""
+    """`loader_config` with this rank's share and device."""
     shared = loader_config(config, architecture)
     share = replace(shared, rank=ranks.rank, world_size=ranks.world_size)
     if share.local_batch_size % config.accumulation:
@@ -314,8 +311,7 @@ def _rank_config(
         )
     if config.compile:
         _check_chunks(share, share.local_batch_size // config.accumulation)
-    share = replace(share, model_device=str(device))
-    return settle_decoding(config, share, ranks, device, found)
+    return replace(share, model_device=str(device))
 
 
 def _check_chunks(share: LoaderConfig, size: int) -> None:
