@@ -24,7 +24,7 @@ _APP1, _APP14, _COM = 0xE1, 0xEE, 0xFE
 _BASELINE, _PROGRESSIVE = 0xC0, 0xC2
 _FRAMES = frozenset({*range(0xC0, 0xD0)} - {_DHT, 0xC8, _DAC})
 _SEGMENTS = frozenset({*range(0xC0, 0xD0), *range(0xDA, 0xF0), _COM}) - {0xC8}
-_PLAIN_SEGMENTS = frozenset({*range(0xE0, 0xF0), _COM})
+_METADATA = frozenset({*range(0xE0, 0xF0), _COM})
 _PLAIN_IDS = (b"\1\2\3", b"\0\1\2")
 _PLAIN_SAMPLING = (b"\x11\x11\x11", b"\x21\x11\x11", b"\x22\x11\x11")
 _STRAY = frozenset({0, 0x01, 0xFF, *range(0xD0, 0xD8)})
@@ -114,12 +114,29 @@ def walk_jpeg(data: bytes) -> JpegLayout:
     )
 
 
+def bare_jpeg(data: bytes) -> bytes:
+    """The file with nothing before its first scan but what the pixels are decoded with.
+
+    Bytes between segments, metadata and colour spaces are left out; so are a sequential scan's
+    progressive parameters, which have no meaning there and are sometimes wrong.
+
+    Raises:
+        JpegLayoutError: it is no JPEG, or its header is cut short or broken.
+    """
+    walk = _Walk(data)
+    walk.header()
+    parts = [data[:2], *(data[start:end] for start, end in walk.coding)]
+    if data[walk.frame - 3] != _PROGRESSIVE:
+        parts[-1] = parts[-1][:-3] + b"\x00\x3f\x00"
+    return b"".join([*parts, data[walk.at :]])
+
+
 class _Walk:
     """A place in the file and what was seen before it."""
 
     __slots__ = (
-        "at", "data", "end", "frame", "has_exif", "has_restarts", "orientation", "plain", "scans",
-        "tables",
+        "at", "coding", "data", "end", "frame", "has_exif", "has_restarts", "orientation", "plain",
+        "scans", "tables",
     )  # fmt: skip
 
     def __init__(self, data: bytes) -> None:
@@ -135,6 +152,8 @@ class _Walk:
         self.scans = 0
         self.end = 0
         self.plain = True
+        self.coding: list[tuple[int, int]] = []
+        """Start and end of each segment of the header that the pixels are decoded with."""
         self.tables: set[int] = set()
         """Tables that were defined: 0 to 3 quantisers, 0x100 + class and number Huffman."""
 
@@ -142,6 +161,8 @@ class _Walk:
         """Go to the data of the first scan."""
         while True:
             marker, body, length = self._segment()
+            if marker not in _METADATA:
+                self.coding.append((body - 4, self.at))
             if marker == _SOS:
                 if not self.frame:
                     raise JpegLayoutError("a scan comes before the frame header")
@@ -207,7 +228,7 @@ class _Walk:
         data = self.data
         if marker == _APP14 and data.startswith(b"Adobe", body, body + length):
             return length >= 12 and data[body + 11] == 1
-        if marker in _PLAIN_SEGMENTS:
+        if marker in _METADATA:
             return True
         if marker == _DRI:
             self.has_restarts = True
