@@ -120,7 +120,8 @@ def is_finished(command: Command, folder: RunFolder, timeline: Timeline) -> bool
         return True
     with timeline.during("making the data"):
         find_recipe(config.recipe).prepare(config)
-    config.evaluation.check()
+    for doubt in config.evaluation.check():
+        logger.warning("%s", doubt)
     return False
 
 

@@ -1,10 +1,6 @@
 """Labelled sets: an index with labels, or a folder of class folders.
 
-Beside the shards of an index, or one folder above, lie `classnames.txt` (line k names class k) and
-`zeroshot_classification_templates.txt` (one template a line, `{c}` stands for the name), as
-CLIP_benchmark lays its sets out. A class folder may hold the two files as well; without them,
-folders named by WordNet ids of ImageNet-1k, or 0 to 999 as in ImageNet-V2, take open_clip's class
-names and its 80 templates, and other folders their own names and the same templates. A subset of
+Where class names and templates come from is said in pipeline/class_prompts.py. A subset of
 ImageNet's folders (-A, -R) is a choice among its own classes only, as is usual.
 
 Legend: M pictures of a set, C classes.
@@ -19,26 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.image_sets import IMAGE_SUFFIXES, ImageFiles, ImageSet, IndexedImages
+from pipeline.class_prompts import (
+    CLASS_NAMES,
+    Prompts,
+    in_class_order,
+    prompts_of_folders,
+    read_prompts,
+)
 from pipeline.index import INDEX_FILE
 from pipeline.selection import Dataset, open_dataset, parse_reference
-from pipeline.storage import folder_of, read_text
-
-CLASS_NAMES = "classnames.txt"
-TEMPLATES = "zeroshot_classification_templates.txt"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Prompts:
-    """Class names and templates of a data set."""
-
-    class_names: list[str]
-    """Line k is class k of the labels."""
-    templates: list[str]
-    """Sentences with `{c}` where the name goes."""
-
-    def of_class(self, number: int) -> list[str]:
-        """All prompts of one class."""
-        return [t.replace("{c}", self.class_names[number]) for t in self.templates]
+from pipeline.storage import folder_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +45,26 @@ class LabelledSet:
         """Classes that occur, or have a folder."""
         return len(self.folders) or int(self.labels.max()) + 1
 
+    def files(self) -> set[str]:
+        """Files of the pictures, or shards that hold them."""
+        if self.paths:
+            return {str(path.resolve()) for path in self.paths}
+        return {shard.location for shard in open_dataset(self.place).index.shards}
+
+    def pictures_in(self, files: set[str]) -> set[tuple[str, int]]:
+        """The pictures in some of `files()`: the file of each, and the byte where it begins."""
+        if self.paths:
+            return {(each, 0) for each in self.files() & files}
+        dataset = open_dataset(self.place)
+        index = dataset.index
+        locations = [shard.location for shard in index.shards]
+        shards, offsets = dataset.of_samples(index.shard), dataset.of_samples(index.offset)
+        wanted = np.isin(shards, [n for n, each in enumerate(locations) if each in files])
+        return {
+            (locations[shard], offset)
+            for shard, offset in zip(shards[wanted].tolist(), offsets[wanted].tolist(), strict=True)
+        }
+
     def images(self, num_threads: int) -> ImageSet:
         """The pictures, open; whoever asks closes them."""
         if self.paths:
@@ -70,10 +76,11 @@ class LabelledSet:
 
         Raises:
             FileNotFoundError: an index has none beside its shards.
-            ValueError: there are fewer names than classes; in a folder of class folders, or more.
+            ValueError: there are fewer names than classes, in a folder of class folders also more;
+                or a template has no place for the name.
         """
         if self.folders:
-            prompts = _prompts_of_folders(Path(self.place), self.folders)
+            prompts = prompts_of_folders(self.place, self.folders)
         else:
             index = open_dataset(self.place).index
             prompts = read_prompts(folder_of(index.shards[0].location))
@@ -106,35 +113,10 @@ def open_labelled(place: str) -> LabelledSet:
     return LabelledSet(place=place, labels=labels, folders=(), paths=())
 
 
-def read_prompts(folder: str | Path) -> Prompts:
-    """Read the class names and templates that lie beside shards, or one folder above.
-
-    Raises:
-        FileNotFoundError: one of the two files is missing.
-        ValueError: a line between others is empty.
-    """
-    above = str(folder).rstrip("/").rpartition("/")[0]
-    lines = []
-    for name in (CLASS_NAMES, TEMPLATES):
-        text = _first_of([f"{folder}/{name}", f"{above}/{name}"])
-        if text is None:
-            msg = f"zero-shot evaluation needs {folder}/{name}, one entry a line"
-            raise FileNotFoundError(msg)
-        lines.append(text)
-    return Prompts(
-        class_names=_names(lines[0], f"{CLASS_NAMES} of {folder}"), templates=_entries(lines[1])
-    )
-
-
 def class_folders(folder: Path) -> list[Path]:
-    """Folders in a folder that hold pictures, in the order of their classes.
-
-    By name; if all are numbers, by number.
-    """
-    found = [each for each in folder.iterdir() if each.is_dir() and _pictures(each)]
-    if found and all(each.name.isdecimal() for each in found):
-        return sorted(found, key=lambda each: int(each.name))
-    return sorted(found)
+    """Folders in a folder that hold pictures, in the order of their classes."""
+    found = [each.name for each in folder.iterdir() if each.is_dir() and _pictures(each)]
+    return [folder / name for name in in_class_order(found)]
 
 
 def _open_folders(folder: Path) -> LabelledSet:
@@ -159,62 +141,6 @@ def _pictures(folder: Path) -> list[Path]:
 
 def _labels(dataset: Dataset) -> NDArray[np.int64]:
     return dataset.of_samples(dataset.index.label).astype(np.int64)
-
-
-def _prompts_of_folders(folder: Path, folders: tuple[str, ...]) -> Prompts:
-    names, templates = (_first_of([f"{folder}/{name}"]) for name in (CLASS_NAMES, TEMPLATES))
-    class_names = _names(names, str(folder / CLASS_NAMES)) if names else _known_names(folders)
-    if len(class_names) != len(folders):
-        raise ValueError(
-            f"{folder / CLASS_NAMES} names {len(class_names)} classes, and {len(folders)} folders "
-            "there hold pictures: which line is whose cannot be told"
-        )
-    return Prompts(
-        class_names=class_names,
-        templates=_entries(templates) if templates else imagenet_templates(),
-    )
-
-
-def _names(text: str, where: str) -> list[str]:
-    """Class names, one a line; an empty line between others would shift those behind it."""
-    found = text.rstrip().splitlines()
-    for number, line in enumerate(found, 1):
-        if not line.strip():
-            raise ValueError(f"{where}: line {number} is empty, and line k names class k")
-    return found
-
-
-def _entries(text: str) -> list[str]:
-    return [line for line in text.splitlines() if line]
-
-
-def _known_names(folders: tuple[str, ...]) -> list[str]:
-    """open_clip's names of ImageNet classes, or the folders' own."""
-    from open_clip import IMAGENET_CLASSNAMES  # takes seconds
-    from timm.data.imagenet_info import ImageNetInfo
-
-    numbers = {name: n for n, name in enumerate(ImageNetInfo("imagenet-1k").label_names())}
-    if all(name in numbers for name in folders):
-        return [IMAGENET_CLASSNAMES[numbers[name]] for name in folders]
-    if folders == tuple(map(str, range(len(IMAGENET_CLASSNAMES)))):
-        return list(IMAGENET_CLASSNAMES)
-    return [name.replace("_", " ") for name in folders]
-
-
-def imagenet_templates() -> list[str]:
-    """open_clip's 80 templates for ImageNet, with `{c}` where the name goes."""
-    from open_clip import OPENAI_IMAGENET_TEMPLATES
-
-    return [template("{c}") for template in OPENAI_IMAGENET_TEMPLATES]
-
-
-def _first_of(locations: list[str]) -> str | None:
-    for location in locations:
-        try:
-            return read_text(location)
-        except FileNotFoundError:
-            continue
-    return None
 
 
 def is_index(place: str) -> bool:

@@ -139,6 +139,19 @@ def open_pair(train: str, test: str, shots: Sequence[int] = ()) -> tuple[Labelle
     return one, other
 
 
+def doubts_of_pair(train: LabelledSet, test: LabelledSet) -> list[str]:
+    """A sentence if pictures are in both sets of a probe."""
+    files = train.files() & test.files()
+    shared = len(train.pictures_in(files) & test.pictures_in(files)) if files else 0
+    if not shared:
+        return []
+    return [
+        f"{shared:,} of the {len(test.labels):,} pictures of the test set {test.place} are also "
+        f"in the training set {train.place}: the linear probe has seen them, and its score says "
+        "little about new pictures"
+    ]
+
+
 def _names_of(labelled: LabelledSet) -> list[str]:
     """Class names, where a set brings them; those of class folders are compared themselves."""
     try:

@@ -45,7 +45,7 @@ def lines(outcome: Outcome) -> list[str]:
     """A line for each score, beside what guessing gives."""
     found = [
         f"zero-shot {score.dataset}: {score.acc1:.1%} of {score.num_images} images right, "
-        f"{score.num_classes} classes, chance {score.chance:.1%}"
+        f"{score.num_classes} classes, {score.num_prompts} prompts, chance {score.chance:.1%}"
         for score in (run.result for run in outcome.zero_shot)
     ]
     for score in (run.scores for run in outcome.retrieval):

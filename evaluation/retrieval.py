@@ -33,6 +33,8 @@ RECALL_AT = (1, 5, 10)
 _IMAGE_TILE = 2048
 _TEXT_TILE = 4096
 """Similarities are computed in tiles of this size and never held: 32 MiB at a time."""
+_LOOKED_AT = 200
+"""Samples whose captions are looked at for doubts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,6 +106,30 @@ def evaluate_retrieval(
         image_of_text=image_of_text,
         ranks=found,
     )
+
+
+def doubts_of_captions(place: str) -> list[str]:
+    """A sentence if most captions of a set have several lines, as several captions in a file do.
+
+    Args:
+        place: `INDEX`, or `INDEX@SELECTION`.
+
+    Raises:
+        FileNotFoundError: there is no such index.
+    """
+    dataset = open_dataset(place)
+    if dataset.index.scan_options.captions != "txt":
+        return []
+    table = dataset.index.captions()
+    texts = table.texts(table.rows(dataset.sample_ids(0, _LOOKED_AT))[0])
+    lines = [sum(bool(line.strip()) for line in text.splitlines()) for text in texts]
+    if 2 * sum(count > 1 for count in lines) <= len(lines):
+        return []
+    return [
+        f"{place}: a text has {max(lines)} lines, and all of them are read as one caption; if each "
+        "line is a caption, as in CLIP_benchmark's sets, give --captions lines here or to "
+        "tools/index_shards.py"
+    ]
 
 
 def score_retrieval(

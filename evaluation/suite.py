@@ -14,16 +14,15 @@ from evaluation.compositional import (
 )
 from evaluation.encoder import Encoder
 from evaluation.labelled import open_labelled
-from evaluation.linear_probe import evaluate_linear_probe, open_pair
+from evaluation.linear_probe import doubts_of_pair, evaluate_linear_probe, open_pair
 from evaluation.report.data import (
     FewShotResult,
     LinearProbeResult,
     SugarCrepeResult,
     WinogroundResult,
 )
-from evaluation.retrieval import RetrievalRun, evaluate_retrieval
+from evaluation.retrieval import RetrievalRun, doubts_of_captions, evaluate_retrieval
 from evaluation.zero_shot import ZeroShotRun, evaluate_zero_shot
-from pipeline.selection import open_dataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,23 +61,28 @@ class Suite:
         """The pairs of `linear_probe`."""
         return zip(self.linear_probe[::2], self.linear_probe[1::2], strict=True)
 
-    def check(self) -> None:
+    def check(self) -> list[str]:
         """Make sure that all data are there, before any work.
+
+        Returns:
+            What is allowed and probably not meant, one sentence each, for a person to read.
 
         Raises:
             FileNotFoundError: a set, its class names or its pictures are missing.
             ValueError: a set is damaged, has no labels, or too few images for a probe.
         """
+        doubts: list[str] = []
         for place in self.zero_shot:
             open_labelled(place).prompts()
         for place in self.retrieval:
-            open_dataset(place)
+            doubts += doubts_of_captions(place)
         for train, test in self.pairs:
-            open_pair(train, test, self.few_shot)
+            doubts += doubts_of_pair(*open_pair(train, test, self.few_shot))
         for place in self.sugarcrepe:
             open_sugarcrepe(place, self.sugarcrepe_images)
         for place in self.winoground:
             open_winoground(place)
+        return doubts
 
 
 @dataclass(kw_only=True, slots=True)

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from evaluation.encoder import Encoder
-from evaluation.labelled import Prompts, open_labelled
+from evaluation.labelled import open_labelled
 from evaluation.report.data import ZeroShotResult
+from pipeline.class_prompts import Prompts
 
 _ROWS = 4096
 """Images whose class scores are held at once."""
@@ -67,7 +68,13 @@ def evaluate_zero_shot(encoder: Encoder, place: str) -> ZeroShotRun | None:
     known = labels >= 0
     features = images.features if known.all() else images.features[known]
     return score_zero_shot(
-        features, classes, labels[known], prompts.class_names, place, num_bad=images.num_bad
+        features,
+        classes,
+        labels[known],
+        prompts.class_names,
+        place,
+        num_prompts=len(prompts.class_names) * len(prompts.templates),
+        num_bad=images.num_bad,
     )
 
 
@@ -89,6 +96,7 @@ def score_zero_shot(
     class_names: list[str],
     dataset: str,
     *,
+    num_prompts: int = 0,
     num_bad: int = 0,
 ) -> ZeroShotRun:
     """Accuracies by cosine similarity.
@@ -99,6 +107,7 @@ def score_zero_shot(
         labels: [M] long, 0 .. C-1.
         class_names: C names.
         dataset: name for the result.
+        num_prompts: texts that the classes' features come from.
         num_bad: images that could not be decoded.
     """
     found = accuracies(images, classes, labels)
@@ -115,6 +124,7 @@ def score_zero_shot(
         acc5=found.acc5,
         mean_per_class_recall=found.mean_per_class_recall,
         chance=1 / len(class_names),
+        num_prompts=num_prompts,
         num_bad=num_bad,
     )
     return ZeroShotRun(

@@ -157,6 +157,7 @@ def open_clip_config(config: ClipConfig) -> dict[str, Any]:
     Write it to `<name>.json` and pass that to `open_clip.add_model_config`; or, less
     `custom_text`, pass it to `open_clip.CLIP` or `CustomTextCLIP` as arguments. open_clip cannot
     build a model with an adapter: its config stands under `tessera_adapter`, at which it stops.
+    A key without a value is left out: open_clip's tokenizer cannot read `tokenizer_kwargs: null`.
 
     Raises:
         ValueError: The towers' activations differ in a way that open_clip has no option for.
@@ -167,24 +168,29 @@ def open_clip_config(config: ClipConfig) -> dict[str, Any]:
             f"open_clip has one quick_gelu for both towers, and {config.name!r} has "
             f"{vision.activation} for images and {text.activation} for text"
         )
-    return {
+    content = {
         **_values(config, _TOP_FIELDS),
         # `create_model` takes this key out before it calls the class.
         **({"custom_text": True} if config.custom_text else {}),
         **({"tessera_adapter": dataclasses.asdict(config.adapter)} if config.adapter else {}),
         "quick_gelu": vision.activation == "quick_gelu",
-        "vision_cfg": {
-            **_values(vision, _VISION_FIELDS),
-            **_open_clip_options(vision),
-            "no_ln_pre": not vision.ln_pre,
-        },
-        "text_cfg": {
-            **_values(text, _TEXT_FIELDS),
-            **_open_clip_options(text),
-            "no_causal_mask": not text.causal,
-            "proj_type": "linear" if text.projection else "none",
-            "tokenizer_kwargs": dict(text.tokenizer_options) or None,
-        },
+    }
+    vision_cfg = {
+        **_values(vision, _VISION_FIELDS),
+        **_open_clip_options(vision),
+        "no_ln_pre": not vision.ln_pre,
+    }
+    text_cfg = {
+        **_values(text, _TEXT_FIELDS),
+        **_open_clip_options(text),
+        "no_causal_mask": not text.causal,
+        "proj_type": "linear" if text.projection else "none",
+        "tokenizer_kwargs": dict(text.tokenizer_options) or None,
+    }
+    return {
+        **_present(content),
+        "vision_cfg": _present(vision_cfg),
+        "text_cfg": _present(text_cfg),
     }
 
 
@@ -271,6 +277,10 @@ def _open_clip_options(tower: VisionConfig | TextConfig) -> dict[str, Any]:
 
 def _renamed(raw: Mapping[str, Any], fields: Mapping[str, str]) -> dict[str, Any]:
     return {ours: raw[theirs] for theirs, ours in fields.items() if theirs in raw}
+
+
+def _present(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in content.items() if value is not None}
 
 
 def _values(config: object, fields: Mapping[str, str]) -> dict[str, Any]:

@@ -162,7 +162,9 @@ def run(arguments: Arguments, ranks: Ranks) -> dict[str, Any]:
         folder = Path(ranks.on_main(lambda: str(arguments.index_dir or temporary)))
         indexed = ranks.on_main(lambda: index_shards(arguments, folder))
         suite = with_indexes(arguments, indexed)
-        suite.check()
+        doubts = suite.check()
+        if ranks.is_main:
+            warn(doubts, indexed)
         if model.clip.config.adapter:
             check_text_features(model.clip.config.adapter, suite, arguments.text_encoder)
         with tqdm(unit=" pictures and texts", disable=None if ranks.is_main else True) as bar:
@@ -267,6 +269,14 @@ def with_indexes(arguments: Arguments, indexed: dict[str, str]) -> Suite:
     suite = Suite(**{each.name: getattr(arguments, each.name) for each in fields(Suite)})
     names = ("zero_shot", "retrieval", "linear_probe")
     return replace(suite, **{n: tuple(indexed.get(p, p) for p in getattr(suite, n)) for n in names})
+
+
+def warn(doubts: Sequence[str], indexed: Mapping[str, str]) -> None:
+    """Say on stderr what was probably not meant, by the names that a person gave."""
+    for line in doubts:
+        for place, index in indexed.items():
+            line = line.replace(index, place)
+        print(f"warning: {line}", file=sys.stderr)
 
 
 def rejected_samples(suite: Suite, indexed: Mapping[str, str]) -> dict[str, dict[str, int]]:

@@ -1,19 +1,21 @@
 """Give a trained model to open_clip or to Hugging Face transformers.
 
-    python tools/export.py runs/demo/checkpoints/step_000000250 --format open_clip --out model
+    python tools/export.py runs/demo --format open_clip --out model
     python tools/export.py CHECKPOINT --format open_clip --out model.safetensors
     python tools/export.py CHECKPOINT --format hugging-face --out model
     python tools/export.py CHECKPOINT --format open_clip-image --out visual.safetensors
 
-CHECKPOINT is a checkpoint folder of a run. For open_clip, a folder opens under the name
+CHECKPOINT is a run folder (its newest checkpoint is taken), a checkpoint folder, or a model's
+folder of open_clip or Hugging Face. For open_clip, the result is a folder that opens under the name
 `local-dir:FOLDER`, whatever the model; a single .safetensors file goes with a model that open_clip
 knows: `open_clip.create_model_and_transforms(NAME, pretrained=FILE)`. For transformers, a folder
 opens with `CLIPModel.from_pretrained` and `CLIPProcessor.from_pretrained`. Neither has a text tower
 that reads a language model's embeddings (docs/llm2clip.md): of such a model the image tower alone
 is written, as a file for `load_state_dict` of `.visual` of open_clip's model.
 
-What was written is opened again by the library it is meant for, and its features of random images
-and texts are compared with the checkpoint's; only then does it get its name. Prints one JSON line
+The result is opened again by the library it is meant for, and its features of random images and
+texts are compared with the checkpoint's, for open_clip its pixels and token ids too; only then does
+it get its name. Prints one JSON line
 last. Exit status: 0 done, 2 wrong use, 1 failed, 130 stopped by Ctrl-C.
 """
 
@@ -25,17 +27,21 @@ import os
 import shutil
 import sys
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
+from evaluation.image_sets import evaluation_transform
 from model import Clip, build_clip, hugging_face, open_clip_weights
 from model.config import ClipConfig, clip_config
 from model.open_clip_config import preprocess_config
@@ -46,16 +52,21 @@ from model.pretrained import (
     OPEN_CLIP_WEIGHTS,
     load_pretrained,
     read_config,
+    require_usual_resize,
 )
+from pipeline.tokenizer import tokenize_prompts
+from training.run_folder import newest_checkpoint
 from training.session import EMA
 from training.tensor_file import save_tensors
 
 TOLERANCE = 1e-5
-"""Largest difference of a value of two features of unit length, in float32."""
+"""Largest difference of a value of two features of unit length, in float32, and of two pixels."""
+_CAPTIONS = ("a photo of a cat.", "Two dogs, on a hill; it\u2019s raining \u2026", "word " * 100)
+"""Tokenised by both sides: plain, with what is cleaned, and too long for any context."""
 
 
 class ExportError(Exception):
-    """What was written does not give the checkpoint's features."""
+    """The result gives other pixels, token ids or features than the checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +74,7 @@ class Arguments:
     """Give a trained model to another library."""
 
     checkpoint: tyro.conf.Positional[Path]
-    """Checkpoint folder, such as runs/NAME/checkpoints/step_000001000."""
+    """Run folder, checkpoint folder, or a model's folder of open_clip or Hugging Face."""
     format: Literal["open_clip", "open_clip-image", "hugging-face"]
     """For open_clip, its image tower alone, or transformers' CLIPModel."""
     out: Path
@@ -76,7 +87,7 @@ class Arguments:
     def __post_init__(self) -> None:
         if self.out.exists() and not self.overwrite:
             raise ValueError(f"{self.out} exists: choose another --out, or add --overwrite")
-        inside = self.checkpoint.resolve()
+        inside = self.folder.resolve()
         if self.out.resolve() in (inside, *inside.parents):
             raise ValueError(
                 f"--out {self.out} holds the checkpoint, which --overwrite would delete: choose "
@@ -90,9 +101,14 @@ class Arguments:
             )
 
     @property
+    def folder(self) -> Path:
+        """The checkpoint itself, of a run its newest one."""
+        return newest_checkpoint(self.checkpoint)
+
+    @property
     def weights(self) -> Path:
         """Where the weights are read from."""
-        return self.checkpoint / f"{EMA}.safetensors" if self.ema else self.checkpoint
+        return self.folder / f"{EMA}.safetensors" if self.ema else self.folder
 
 
 def main() -> int:
@@ -120,8 +136,9 @@ def export(arguments: Arguments) -> dict[str, object]:
         FileNotFoundError: There is no such checkpoint.
         ValueError: The checkpoint's model cannot be expressed in this format.
     """
-    out = arguments.out
-    config = named(read_config(arguments.checkpoint), arguments.checkpoint)
+    out, folder = arguments.out, arguments.folder
+    require_usual_resize(folder)
+    config = named(read_config(folder), folder)
     known = known_to_open_clip(config)
     if arguments.format == "open_clip" and config.adapter:
         raise ValueError(
@@ -147,11 +164,14 @@ def export(arguments: Arguments) -> dict[str, object]:
         partial.rename(out)
     finally:
         remove(partial)
+    print(f"checkpoint  {folder}")
     print(f"model       {config.name}, {sum(p.numel() for p in clip.parameters()):,} parameters")
     print(f"checked     features differ by at most {difference:.1e}")
     print(f"open it     {opening(arguments, config)}")
+    if arguments.format == "open_clip" and config.text.tokenizer:
+        print(f"tokenizer   not checked: put the files of {config.text.tokenizer} into the folder")
     return {
-        "checkpoint": str(arguments.checkpoint),
+        "checkpoint": str(folder),
         "model": config.name,
         "format": arguments.format,
         "out": str(out),
@@ -164,14 +184,16 @@ def write_open_clip(clip: Clip, path: Path) -> float:
 
     Returns:
         Largest difference of its features from the model's.
+
+    Raises:
+        ExportError: open_clip makes other pixels or token ids of the same picture and captions.
     """
     import open_clip
 
-    theirs: Any  # torch.nn.Module does not say that it has encoders
     weights = open_clip_weights.dump(clip)
     if path.suffix == ".safetensors":
         save_tensors(weights, path)
-        theirs = open_clip.create_model(clip.config.name, pretrained=str(path)).eval()
+        name, pretrained = clip.config.name, str(path)
     else:
         path.mkdir()
         save_tensors(weights, path / OPEN_CLIP_WEIGHTS)
@@ -180,11 +202,48 @@ def write_open_clip(clip: Clip, path: Path) -> float:
             "preprocess_cfg": preprocess_config(clip.config),
         }
         (path / OPEN_CLIP_CONFIG).write_text(json.dumps(content, indent=1), encoding="utf-8")
-        theirs = open_clip.create_model(f"local-dir:{path}").eval()
+        name, pretrained = f"local-dir:{path}", None
+    theirs: Any  # torch.nn.Module does not say that it has encoders
+    theirs, _, transform = open_clip.create_model_and_transforms(name, pretrained=pretrained)
+    theirs.eval()
+    require_same_pixels(clip.config, transform)
+    if clip.config.text.uses_clip_bpe:
+        require_same_tokens(clip.config, open_clip.get_tokenizer(name))
     probe = Probe.of(clip.config)
     with torch.no_grad():
         pair = theirs.encode_image(probe.images), theirs.encode_text(probe.texts)
     return probe.difference(clip, *pair)
+
+
+def require_same_pixels(config: ClipConfig, transform: Any) -> None:
+    """Refuse a result whose transform brings a picture to other pixels than the model's own.
+
+    Raises:
+        ExportError: it does.
+    """
+    noise = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise)
+    theirs, ours = transform(picture), evaluation_transform(config)(picture)
+    if theirs.shape != ours.shape or not torch.allclose(theirs, ours, atol=TOLERANCE):
+        raise ExportError(
+            f"open_clip normalises pixels for {config.name!r} otherwise than this checkpoint: let "
+            "--out be a folder, which keeps their mean and deviation"
+        )
+
+
+def require_same_tokens(config: ClipConfig, tokenizer: Any) -> None:
+    """Refuse a result whose tokenizer gives other ids than the model was trained on.
+
+    Raises:
+        ExportError: it does.
+    """
+    context = config.text.context_length
+    tokens, offsets = tokenize_prompts(_CAPTIONS, context)
+    ours = torch.zeros(len(_CAPTIONS), context, dtype=torch.long)
+    for row, (start, end) in enumerate(pairwise(offsets.tolist())):
+        ours[row, : end - start] = torch.from_numpy(tokens[start:end]).long()
+    if not torch.equal(tokenizer(list(_CAPTIONS)), ours):
+        raise ExportError("open_clip's tokenizer gives other token ids: not written")
 
 
 def write_open_clip_image(clip: Clip, path: Path) -> float:

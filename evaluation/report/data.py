@@ -160,6 +160,8 @@ class ZeroShotResult:
     """Mean over classes of the share ranked first."""
     chance: float
     """`acc1` of guessing."""
+    num_prompts: int = 0
+    """Prompts of all classes; 0 in records from before they were counted."""
     num_bad: int = 0
     """Images left out because they could not be decoded."""
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.class_prompts import in_class_order, prompts_of_folders
 from pipeline.indexing.scan_shard import MAX_TEXT_BYTES
 from pipeline.sharding.samples import (
     Draft,
@@ -56,8 +57,7 @@ def read_folder(folder: Path, *, labels_from_folders: bool) -> Source:
             draft.label = printable(Path(name.parts[0]))
         source.drafts.append(draft)
     if labels_from_folders:
-        # Folder names made of digits are names too: "7" may well be the third class.
-        source.class_names = number_labels(source.drafts, source.skipped, digits_are_names=True)
+        _name_classes(source, folder)
         return source
     detail = "a caption without a picture of the same name"
     source.skipped += [
@@ -65,6 +65,16 @@ def read_folder(folder: Path, *, labels_from_folders: bool) -> Source:
         for path in lone_texts
     ]
     return source
+
+
+def _name_classes(source: Source, folder: Path) -> None:
+    """Number the class folders, and name them as an evaluation of the same folders does."""
+    folders = in_class_order({str(draft.label) for draft in source.drafts if draft.label})
+    # Folder names made of digits are names too: "7" may well be the third class.
+    number_labels(source.drafts, source.skipped, digits_are_names=True)
+    if folders:
+        prompts = prompts_of_folders(str(folder), folders)
+        source.class_names, source.templates = prompts.class_names, prompts.templates
 
 
 def _pictures_and_texts(folder: Path) -> tuple[list[Path], dict[Path, Path], list[Path]]:

@@ -9,6 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pipeline.class_prompts import in_class_order
 from pipeline.indexing.scan_shard import MAX_CAPTION_CHARACTERS
 
 
@@ -74,6 +75,8 @@ class Source:
     """Whether samples may have several captions."""
     class_names: list[str] | None
     """Names by class number; None where there are no labels or only numbers."""
+    templates: list[str] | None = None
+    """Zero-shot templates with `{c}` for the class name; None where the source brings none."""
     num_empty_captions: int = 0
     """Empty captions left out of samples that have others."""
     fetch: Callable[[int], bytes] | None = None
@@ -137,6 +140,8 @@ def number_labels(
 ) -> list[str] | None:
     """Turn class names into numbers in the order of the names; numbers stay as they are.
 
+    Numbers that are names (`digits_are_names`) are ordered as class folders are.
+
     Drafts without a usable label are taken out of `drafts` and added to `skipped`.
 
     Returns:
@@ -144,7 +149,7 @@ def number_labels(
     """
     found = {draft.label for draft in drafts if draft.label is not None}
     numeric = not digits_are_names and all(str(label).isdecimal() for label in found)
-    names = sorted(map(str, found))
+    names = in_class_order(map(str, found)) if digits_are_names else sorted(map(str, found))
     numbers = {name: int(name) if numeric else number for number, name in enumerate(names)}
     kept: list[Draft] = []
     for draft in drafts:

@@ -15,12 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from pipeline.class_prompts import CLASS_NAMES, TEMPLATES, as_template
 from pipeline.durable import sync_folder, work_folder, write_text
 from pipeline.indexing.rejection import RejectedSampleError
 from pipeline.sharding.image_bytes import ImageOptions, prepare_image, read_image_file
 from pipeline.sharding.samples import Draft, Skipped, SkippedError, Source
 
 SKIPPED_FILE = "skipped.jsonl"
+_TEMPLATE = "a photo of a {c}."
 _NUM_EXAMPLES = 3
 _IN_FLIGHT_PER_THREAD = 4
 
@@ -35,8 +37,10 @@ class PackOptions:
     """A shard ends behind the sample that brings its content to this many bytes."""
     shuffle_seed: int | None = None
     """Seed of the order of the samples; by default they keep the order of the source."""
-    template: str = "a photo of a {c}."
-    """Caption of samples that have a class but no caption; `{c}` is the class name."""
+    template: str = ""
+    """Caption of samples that have a class but no caption, and their zero-shot template; `{c}` or
+    `{}` is the class name. By default `a photo of a {c}.`, and of class folders the templates that
+    an evaluation of the folders takes."""
     threads: int = 1
     """Images read and prepared at the same time."""
 
@@ -45,8 +49,20 @@ class PackOptions:
             if getattr(self, name) < 1:
                 option = "--" + name.replace("_", "-")
                 raise ValueError(f"{option} must be at least 1, got {getattr(self, name)}")
-        if "{c}" not in self.template:
-            raise ValueError(f"--template must hold {{c}}, the class name; got {self.template!r}")
+        if self.template:
+            as_template(self.template, "--template")
+
+    def caption(self, class_name: str) -> str:
+        """The caption of a sample that has only a class."""
+        return self._template.replace("{c}", class_name)
+
+    def zero_shot_templates(self, source: Source) -> list[str]:
+        """Templates that lie beside the shards."""
+        return [self._template] if self.template or not source.templates else source.templates
+
+    @property
+    def _template(self) -> str:
+        return as_template(self.template or _TEMPLATE, "--template")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -97,7 +113,7 @@ def make_shards(
 
     The same source and options give the same bytes. Every sample has its caption as `.txt`, and
     all of them as the list `captions` of a `.json` where samples may have several; a class number
-    as `.cls`. Class names and the template lie beside the shards, as zero-shot evaluation wants
+    as `.cls`. Class names and templates lie beside the shards, as zero-shot evaluation wants
     them, and what was skipped is listed in `skipped.jsonl`.
 
     Args:
@@ -127,7 +143,7 @@ def make_shards(
                 if isinstance(image, Skipped):
                     skipped.append(image)
                 else:
-                    sample = _sample(draft, image, source, options.template)
+                    sample = _sample(draft, image, source, options)
                     write(sample)
                     report.num_samples += 1
                     report.num_captions += max(1, len(draft.captions))
@@ -140,7 +156,7 @@ def make_shards(
         shards = sorted(partial.glob("*.tar"))
         report.num_shards = len(shards)
         report.num_bytes = sum(shard.stat().st_size for shard in shards)
-        _write_lists(partial, source, options.template, skipped)
+        _write_lists(partial, source, options, skipped)
         check_free(out)
         partial.rename(out)
         sync_folder(out.parent)
@@ -217,14 +233,14 @@ def _prepare(
     return _Prepared(changed, suffix, changed is not data)
 
 
-def _sample(draft: Draft, image: _Prepared, source: Source, template: str) -> dict[str, Any]:
+def _sample(draft: Draft, image: _Prepared, source: Source, options: PackOptions) -> dict[str, Any]:
     """The sample as webdataset's writer takes it."""
     captions = draft.captions
     if not captions:
         name = str(draft.label)
         if source.class_names is not None and isinstance(draft.label, int):
             name = source.class_names[draft.label]
-        captions = [template.replace("{c}", name)]
+        captions = [options.caption(name)]
     sample: dict[str, Any] = {"__key__": f"{draft.number:09d}", image.suffix: image.data}
     sample["txt"] = captions[0].encode()
     if source.has_lists:
@@ -270,11 +286,14 @@ def _shard_writer(folder: Path, options: PackOptions) -> Iterator[Callable[[dict
             file.close()
 
 
-def _write_lists(folder: Path, source: Source, template: str, skipped: list[Skipped]) -> None:
+def _write_lists(
+    folder: Path, source: Source, options: PackOptions, skipped: list[Skipped]
+) -> None:
     if source.class_names is not None:
         names = "".join(f"{name}\n" for name in source.class_names)
-        write_text(folder / "classnames.txt", names)
-        write_text(folder / "zeroshot_classification_templates.txt", template + "\n")
+        write_text(folder / CLASS_NAMES, names)
+        templates = options.zero_shot_templates(source)
+        write_text(folder / TEMPLATES, "".join(f"{each}\n" for each in templates))
     if skipped:
         lines = [json.dumps(entry._asdict()) for entry in skipped]
         write_text(folder / SKIPPED_FILE, "\n".join(lines) + "\n")

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from evaluation.gallery import mask_gallery, retrieval_examples
 from evaluation.image_sets import ImageFiles, IndexedImages, decode, evaluation_transform
 from evaluation.labelled import read_prompts
 from evaluation.linear_probe import Split, fit
+from evaluation.records import lines
 from evaluation.retrieval import evaluate_retrieval
 from evaluation.suite import Suite, evaluate
 from evaluation.views import ViewConfig
@@ -32,6 +34,7 @@ from pipeline.index import open_index
 from pipeline.indexing import ScanOptions, build_index
 from pipeline.masking import MaskConfig
 from pipeline.selection import open_dataset
+from pipeline.sharding import ImageOptions, PackOptions, SourceOptions, make_shards, open_source
 from pipeline.storage import folder_of, list_shards
 from tests.compositional_sets import write_sugarcrepe, write_winoground
 from tests.conftest import COLOURS, sample_members, write_tar
@@ -319,6 +322,85 @@ def test_sets_that_make_no_probe_are_refused_before_any_work(
     build_index(list_shards(shards), tmp_path / "index")
     with pytest.raises(ValueError, match="same class names"):
         Suite(linear_probe=(place, str(tmp_path / "index"))).check()
+
+
+def test_a_probe_on_its_own_training_pictures_is_doubted(
+    coloured_index: Path, tmp_path: Path
+) -> None:
+    place, shards = str(coloured_index), list_shards(coloured_index.parent / "shards")
+    (doubt,) = Suite(linear_probe=(place, place)).check()
+    assert doubt.startswith(f"96 of the 96 pictures of the test set {place} are also in")
+    build_index(shards[:1], tmp_path / "part")
+    (doubt,) = Suite(linear_probe=(str(tmp_path / "part"), place)).check()
+    num_shared = open_index(tmp_path / "part").num_samples
+    assert doubt.startswith(f"{num_shared} of the 96 pictures"), "another index of the same shards"
+    build_index(shards[1:], tmp_path / "rest")
+    assert Suite(linear_probe=(str(tmp_path / "part"), str(tmp_path / "rest"))).check() == []
+    for kind in ("train", "test"):
+        for number, name in enumerate(["a", "b"]):
+            (tmp_path / kind / name).mkdir(parents=True)
+            for n in range(5):
+                image = Image.new("RGB", (40, 40), (number, n, 0))
+                image.save(tmp_path / kind / name / f"{n}.png")
+    train, test = str(tmp_path / "train"), str(tmp_path / "test")
+    assert Suite(linear_probe=(train, test)).check() == []
+    (doubt,) = Suite(linear_probe=(train, f"{train}/")).check()
+    assert doubt.startswith("10 of the 10 pictures")
+
+
+@pytest.mark.parametrize(
+    ("text", "captions", "is_doubted"),
+    [
+        ("one\ntwo\nthree\n", "txt", True),
+        ("one\n\n", "txt", False),
+        ("one\ntwo\nthree\n", "lines", False),
+    ],
+)
+def test_captions_of_several_lines_are_doubted(
+    text: str, captions: str, is_doubted: bool, tmp_path: Path
+) -> None:
+    members = [(name, data) for n in range(6) for name, data in sample_members(n)]
+    members = [(n, text.encode() if n.endswith(".txt") else data) for n, data in members]
+    write_tar(tmp_path / "0.tar", members)
+    index = tmp_path / "index"
+    build_index([str(tmp_path / "0.tar")], index, options=ScanOptions(captions=captions))
+    doubts = Suite(retrieval=(str(index),)).check()
+    assert [("3 lines" in doubt, "--captions lines" in doubt) for doubt in doubts] == (
+        [(True, True)] if is_doubted else []
+    )
+
+
+def test_the_tool_says_its_doubts_by_the_names_it_was_given(tmp_path: Path) -> None:
+    place = tmp_path / "wds" / "test"
+    place.mkdir(parents=True)
+    members = [(name, data) for n in range(30) for name, data in sample_members(n)]
+    members = [(n, b"one\ntwo\n" if n.endswith(".txt") else data) for n, data in members]
+    write_tar(place / "0.tar", members)
+    done = subprocess.run(
+        [sys.executable, "tools/evaluate.py", "tessera-demo", "--retrieval", str(place)],
+        cwd=ROOT, capture_output=True, text=True, timeout=200, check=True,
+    )  # fmt: skip
+    assert f"warning: {place}: a text has 2 lines" in done.stderr
+
+
+def test_class_folders_and_their_shards_have_the_same_score(tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    for number, colour in enumerate(COLOURS):
+        (folder / f"very_{colour}").mkdir(parents=True)
+        for n in range(3):
+            image = folder / f"very_{colour}" / f"{n}.jpg"
+            image.write_bytes(dict(sample_members(number + 6 * n))[f"{number + 6 * n:09d}.jpg"])
+    source = open_source(folder, SourceOptions(labels_from_folders=True))
+    make_shards(source, tmp_path / "shards", images=ImageOptions(), options=PackOptions())
+    build_index(list_shards(tmp_path / "shards"), tmp_path / "index")
+    torch.manual_seed(0)
+    encoder = Encoder(clip=build_clip("tessera-demo").eval())
+    suite = Suite(zero_shot=(str(folder), str(tmp_path / "index")))
+    outcome = evaluate(encoder, suite)
+    (ours, theirs) = (replace(run.result, dataset="") for run in outcome.zero_shot)
+    assert ours == theirs
+    assert ours.num_prompts == 6 * 80
+    assert "6 classes, 480 prompts, chance 16.7%" in lines(outcome)[0]
 
 
 def test_few_shots_of_a_suite(clip: Clip, coloured_index: Path) -> None:

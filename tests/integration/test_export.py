@@ -12,6 +12,7 @@ from typing import Any
 import open_clip
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -73,6 +74,63 @@ def test_folder_opens_in_open_clip(tmp_path: Path) -> None:
     torch.testing.assert_close(caption_features(clip, ids), wanted, atol=1e-5, rtol=1e-5)
     assert "(0.5, 0.4, 0.3)" in str(transform).replace("[", "(").replace("]", ")")
     assert [path.name for path in out.parent.iterdir()] == ["exported"]
+
+
+def clip_benchmarks_loader(name: str) -> tuple[Any, Any, Any]:
+    """The calls of `clip_benchmark.models.open_clip.load_open_clip`, 1.6.2, in their order."""
+    model, _, transform = open_clip.create_model_and_transforms(name, pretrained="", cache_dir=None)
+    return model.to("cpu").eval(), transform, open_clip.get_tokenizer(name)
+
+
+@pytest.mark.parametrize("what", ["a checkpoint", "an export"])
+def test_open_clips_usual_lines_and_clip_benchmark_open_it(what: str, tmp_path: Path) -> None:
+    config = clip_config("tessera-demo")
+    folder, clip = checkpoint_of(config, tmp_path / "step_000000010")
+    if what == "an export":
+        out = tmp_path / "exported"
+        tool.export(tool.Arguments(checkpoint=folder, format="open_clip", out=out))
+        folder = out
+
+    model, transform, tokenizer = clip_benchmarks_loader(f"local-dir:{folder}")
+    ids = tokenizer(["a cat", "two dogs on a hill " * 20])
+    picture = transform(Image.new("RGB", (80, 60), "red"))
+
+    assert ids.shape == (2, 32)
+    assert picture.shape == (3, 64, 64)
+    with torch.no_grad():
+        wanted = model.encode_text(ids)
+        assert model.encode_image(picture[None]).shape == (1, 128)
+    torch.testing.assert_close(caption_features(clip, ids), wanted, atol=1e-5, rtol=1e-5)
+    content = (folder / "open_clip_config.json").read_text("utf-8")
+    assert "null" not in content
+
+
+def test_a_run_folder_stands_for_its_newest_checkpoint(tmp_path: Path) -> None:
+    checkpoints = tmp_path / "run" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    words: dict[str, Any] = {"format": "open_clip", "out": tmp_path / "exported"}
+    with pytest.raises(FileNotFoundError, match="no checkpoint yet"):
+        tool.Arguments(checkpoint=tmp_path / "run", **words)
+    for step in (10, 20):
+        newest, _ = checkpoint_of(clip_config("tessera-demo"), checkpoints / f"step_{step:09d}")
+
+    result = tool.export(tool.Arguments(checkpoint=tmp_path / "run", **words))
+
+    assert result["checkpoint"] == str(newest)
+    with pytest.raises(ValueError, match="holds the checkpoint"):
+        tool.Arguments(
+            checkpoint=tmp_path / "run", format="open_clip", out=tmp_path / "run", overwrite=True
+        )
+
+
+def test_other_pixels_in_open_clip_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, _ = checkpoint_of(clip_config("tessera-demo"), tmp_path / "step_000000010")
+    monkeypatch.setattr(tool, "preprocess_config", lambda config: {"mean": [0.5] * 3})
+    with pytest.raises(tool.ExportError, match="normalises pixels"):
+        tool.export(tool.Arguments(checkpoint=checkpoint, format="open_clip", out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_average_of_the_weights(tmp_path: Path) -> None:

@@ -307,9 +307,34 @@ def test_classes_by_sub_folder_are_ready_for_zero_shot(tmp_path: Path) -> None:
     texts = [texts[0] for texts in indexed_texts(index).values()]
     assert texts[0] == "a photo of a 10."
     assert texts[-1] == "a photo of a sea lion."
-    prompts = read_prompts(tmp_path / "out")
-    assert prompts.class_names == ["10", "7", "sea lion"]
-    assert prompts.templates == ["a photo of a {c}."]
+    assert read_prompts(tmp_path / "out").class_names == ["10", "7", "sea lion"]
+
+
+def test_class_folders_and_their_shards_have_the_same_prompts(tmp_path: Path) -> None:
+    from evaluation.labelled import open_labelled, read_prompts
+
+    source = tmp_path / "set"
+    for number, name in enumerate(["golden_retriever", "sea__lion", "tree"]):
+        write_pictures(source / name, number + 1)
+    made(source, tmp_path / "plain", "--labels-from-folders")
+    assert read_prompts(tmp_path / "plain") == open_labelled(str(source)).prompts()
+    assert read_prompts(tmp_path / "plain").class_names == ["golden retriever", "sea lion", "tree"]
+    texts = indexed_texts(indexed(tmp_path / "plain", "txt")).values()
+    assert next(iter(texts)) == ["a photo of a golden retriever."]
+    made(source, tmp_path / "asked", "--labels-from-folders", "--template", "one {}!")
+    assert read_prompts(tmp_path / "asked").templates == ["one {c}!"]
+    (source / "classnames.txt").write_text("dog\nseal\noak\n", "utf-8")
+    (source / "zeroshot_classification_templates.txt").write_text("a {}\n", "utf-8")
+    made(source, tmp_path / "named", "--labels-from-folders")
+    assert read_prompts(tmp_path / "named") == open_labelled(str(source)).prompts()
+    assert read_prompts(tmp_path / "named").of_class(2) == ["a oak"]
+
+
+def test_numbered_class_folders_keep_their_numbers(tmp_path: Path) -> None:
+    for name in ("10", "9"):
+        write_pictures(tmp_path / "set" / name, 1)
+    made(tmp_path / "set", tmp_path / "out", "--labels-from-folders")
+    assert (tmp_path / "out" / "classnames.txt").read_text("utf-8") == "9\n10\n"
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,28 @@ def test_numbered_folders_are_the_classes_of_imagenet(tmp_path: Path) -> None:
     assert found.prompts().class_names == list(open_clip.IMAGENET_CLASSNAMES)
 
 
+@pytest.mark.parametrize("template", ["a {} on grass", "a {c} on grass"])
+def test_both_marks_of_a_place_are_taken(template: str, tmp_path: Path) -> None:
+    (tmp_path / "classnames.txt").write_text("cat\ndog\n", encoding="utf-8")
+    path = tmp_path / "zeroshot_classification_templates.txt"
+    path.write_text(f"\ufeff{template}\r\n\r\n", encoding="utf-8")
+    assert read_prompts(tmp_path).of_class(1) == ["a dog on grass"]
+    write_class_folders(tmp_path, ["cat", "dog"])
+    assert open_labelled(str(tmp_path)).prompts().of_class(0) == ["a cat on grass"]
+
+
+@pytest.mark.parametrize("templates", ["a {}\na photo\n", "{name}", "{0}", "\n\n"])
+def test_a_template_without_a_place_for_the_name_is_refused(templates: str, tmp_path: Path) -> None:
+    (tmp_path / "classnames.txt").write_text("cat\ndog\n", encoding="utf-8")
+    path = tmp_path / "zeroshot_classification_templates.txt"
+    path.write_text(templates, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"zeroshot_classification_templates\.txt.*\{c\}"):
+        read_prompts(tmp_path)
+    write_class_folders(tmp_path, ["cat", "dog"])
+    with pytest.raises(ValueError, match=r"zeroshot_classification_templates\.txt.*\{c\}"):
+        open_labelled(str(tmp_path)).prompts()
+
+
 def test_names_may_lie_one_folder_above_the_shards(tmp_path: Path) -> None:
     (tmp_path / "test").mkdir()
     (tmp_path / "classnames.txt").write_text("cat\ndog\n", encoding="utf-8")
