@@ -28,6 +28,8 @@ from pipeline.text_reduction import TextReductionKind, choose_tokens, draws_need
 from pipeline.word_classes import read_word_classes
 
 _NOT_MISSING, _MISSING, _SHORT = 0, 1, 2
+_NUM_LOOKED_AT = 200
+"""Texts of a source that are looked at to see whether they are numbers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,6 +113,7 @@ class CaptionMix:
         self._index = index
         self.weights = tuple(weights)
         names = [name for name, _ in weights]
+        self._drawn = frozenset(names)
         self.names = names if DEFAULT_SOURCE in names else [*names, DEFAULT_SOURCE]
         self._original = self.names.index(DEFAULT_SOURCE)
         self._tables = [index.captions(name) for name in self.names]
@@ -138,6 +141,17 @@ class CaptionMix:
                     f"others, and for {record.counts.get('num_short', 0):,} texts of too few words"
                 )
         return lines
+
+    def warnings(self) -> list[str]:
+        """A line for each source whose texts are class numbers, which teach a model no language."""
+        return [
+            f"the captions {name!r} of {table.path.parents[1]} are numbers, such as "
+            f"{table.texts(np.array([0]))[0]!r}: they stand for classes in an evaluation, and a "
+            "model that is trained on them learns no words. Index texts, or name another caption "
+            "source"
+            for name, table in zip(self.names, self._tables, strict=True)
+            if name in self._drawn and _are_numbers(table)
+        ]
 
     @property
     def first(self) -> CaptionTable:
@@ -303,6 +317,13 @@ def _interleaved(
     source = np.arange(base) + np.repeat(starts - ends + lengths, lengths)
     tokens = np.concatenate([tokens for tokens, _ in parts])[source]
     return tokens, np.concatenate([[0], ends]).astype(np.int32)
+
+
+def _are_numbers(table: CaptionTable) -> bool:
+    """Whether some texts from all over a table are digits without exception."""
+    places = np.linspace(0, table.num_texts - 1, min(_NUM_LOOKED_AT, table.num_texts))
+    texts = table.texts(places.astype(np.int64))
+    return bool(texts) and all(text.strip().isdigit() for text in texts)
 
 
 def _fingerprint(index: Index, names: Sequence[str]) -> str:

@@ -28,6 +28,7 @@ from evaluation.batch_sheet import Sheet, make_sheet, write_sheet_page, write_sh
 from model.config import clip_config
 from pipeline import LoaderConfig, open_loader
 from pipeline.loader import Loader
+from pipeline.masking import MaskConfig
 from training.checkpoint import CheckpointError, load
 from training.run_folder import newest_checkpoint
 from training.session import MASK
@@ -48,8 +49,11 @@ class Arguments:
     checkpoint: Path | None = None
     """Folder of a run, or of a checkpoint: the mask compares its patch embeddings, as they were
     last handed to it (--mask.embedding-first and -last, --num-steps); without it, pixels only."""
-    loader: Annotated[LoaderConfig, tyro.conf.arg(name="")] = field(default_factory=LoaderConfig)
-    """Settings of the run; a budget mask depends on all pairs of the batch."""
+    loader: Annotated[LoaderConfig, tyro.conf.arg(name="")] = field(
+        default_factory=lambda: LoaderConfig(mask=MaskConfig(kind="cluster"))
+    )
+    """Settings of the run, with the cluster mask unless another is named; a budget mask depends on
+    all pairs of the batch."""
     html: Path = Path("batch.html")
     """The page."""
     png: Path | None = None

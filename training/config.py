@@ -292,8 +292,8 @@ class TrainConfig:
     """Of the weights, the order and every draw."""
     data: DataConfig = field(default_factory=DataConfig)
     """Training data."""
-    mask: MaskConfig = field(default_factory=MaskConfig)
-    """Which patches the model does not see in training."""
+    mask: MaskConfig = field(default_factory=lambda: MaskConfig(kind="none"))
+    """Which patches the model does not see in training; none is hidden unless asked for."""
     loss: LossConfig = field(default_factory=LossConfig)
     """What the features of a batch are scored by."""
     text_side: TextSideConfig = field(default_factory=TextSideConfig)
@@ -350,6 +350,11 @@ class TrainConfig:
         for name in ("batch_size", "log_every", "save_every", "keep_checkpoints", "accumulation"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.batch_size == 1 and not self.text_side.distill:
+            raise ValueError(
+                "batch_size 1 has no negatives: the loss is a constant and nothing is learned. "
+                "Take 2 pairs or more; accumulation encodes a large batch in parts"
+            )
         if self.total_samples < self.batch_size:
             raise ValueError(
                 f"total_samples {self.total_samples} is less than one batch of {self.batch_size}"
@@ -360,11 +365,7 @@ class TrainConfig:
         self.optim.check_lengths(self.total_samples)
         for number, stage in enumerate(self.stages):
             stage.optim.check_lengths(stage.total_samples, f"stages.{number}.")
-        if self.data.every_text and self.loss.kind != "clip":
-            raise ValueError(
-                f"data.every_text serves several texts of an image, and loss.kind {self.loss.kind} "
-                "takes one: choose clip"
-            )
+        self._check_texts()
         last = self.stages[-1].optim if self.stages else self.optim
         check_sides(
             self.text_side,
@@ -382,6 +383,19 @@ class TrainConfig:
             self._check_totals()
         if self.evaluation.ema and not last.ema_samples:
             raise ValueError("evaluation.ema needs an average of weights: set optim.ema_samples")
+
+    def _check_texts(self) -> None:
+        """Several texts of an image are for some losses only."""
+        if self.data.every_text and self.loss.kind != "clip":
+            raise ValueError(
+                f"data.every_text serves several texts of an image, and loss.kind {self.loss.kind} "
+                "takes one: choose clip"
+            )
+        if self.data.every_text and self.loss.same_caption != "negative":
+            raise ValueError(
+                f"loss.same_caption {self.loss.same_caption} compares one caption of each image, "
+                "and data.every_text serves several: take loss.same_caption negative"
+            )
 
     def _check_totals(self) -> None:
         """Compiled blocks are made for one total of patches, or compile again at every step."""

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from model import Clip
-from pipeline.caption_mix import parse_weights
+from pipeline.caption_mix import CaptionMix, parse_weights
 from pipeline.selection import Dataset, open_dataset
 from training.config import TrainConfig, to_json
 from training.config_differences import flatten
@@ -75,6 +75,7 @@ def _data_lines(config: TrainConfig, context_length: int) -> list[str]:
     ]
     try:
         warnings = overlap_warnings(dataset, config.evaluation)
+        warnings += CaptionMix(dataset.index, weights).warnings()
     except FileNotFoundError as error:
         return [*lines, f"evaluation       not there yet: {error}"]
     return [*lines, *(f"warning          {line}" for line in warnings)]

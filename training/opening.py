@@ -225,7 +225,10 @@ def _average(config: TrainConfig, clip: Clip, found: Checkpoint | None) -> Weigh
 
 def _tell_what_is_odd(config: TrainConfig, loader: Loader) -> None:
     """Log the captions, and what a person may not have meant."""
-    for line in overlap_warnings(loader.dataset, config.evaluation):
+    for line in (
+        *overlap_warnings(loader.dataset, config.evaluation),
+        *loader.captions.warnings(),
+    ):
         logger.warning("%s", line)
     if config.mask.uses_embedding and config.num_steps <= config.mask.embedding_every:
         logger.warning(

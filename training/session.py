@@ -19,6 +19,7 @@ from model.config import ClipConfig
 from model.lora import lora_state, merged_state
 from model.losses import ContrastiveLoss, distillation_loss
 from model.losses.ranks import Ranks as LossRanks
+from model.losses.same_caption import caption_keys, repeated_share
 from model.open_clip_config import preprocess_config
 from pipeline import Loader, PackedBatch
 from training import checkpoint
@@ -98,6 +99,8 @@ class Session:
     """Optimiser steps of the stage done."""
     grad_norm: Tensor = field(default_factory=lambda: torch.tensor(math.nan))
     """[] length of the last step's gradient before clipping, on the model's device."""
+    same_captions: Tensor = field(default_factory=lambda: torch.tensor(0.0))
+    """[] share of the last global batch's captions that another pair had too, on the device."""
     mask_weights: dict[str, Tensor] = field(default_factory=dict)
     """Patch projection and positions that the mask goes by; empty if it compares pixels only."""
     mask_step: int = 0
@@ -151,6 +154,8 @@ class Session:
         ids = batch.sample_ids.to(self.device, non_blocking=True)
         chunks = [part.to(self.device) for part in split(batch, self.config.accumulation)]
         teacher = self._teacher_features(chunks)
+        captions = torch.cat([caption_keys(each.tokens, each.text_offsets) for each in chunks])
+        self.same_captions = repeated_share(LossRanks.of(None).gather(captions))
 
         def loss_of(features: Encoded) -> Tensor:
             loss = self.loss(
@@ -159,6 +164,7 @@ class Session:
                 features.scale,
                 logit_bias=features.bias,
                 sample_ids=ids,
+                captions=captions,
                 step=self.step,
             )
             if teacher is None:

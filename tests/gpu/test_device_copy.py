@@ -11,6 +11,7 @@ import torch
 
 from pipeline import LoaderConfig, PackedBatch, open_loader
 from pipeline.device_copy import DeviceCopier
+from pipeline.masking import MaskConfig
 from pipeline.prefetch import Prefetched
 
 pytestmark = [
@@ -69,7 +70,9 @@ def test_no_buffer_is_used_again_too_early() -> None:
 
 
 def test_a_loader_hands_out_the_same_batches_on_the_device(coloured_index: Path) -> None:
-    config = LoaderConfig(batch_size=16, image_size=64, patch_size=8, context_length=24)
+    config = LoaderConfig(
+        batch_size=16, image_size=64, patch_size=8, context_length=24, mask=MaskConfig()
+    )
     with (
         open_loader(coloured_index, config) as on_cpu,
         open_loader(coloured_index, replace(config, model_device="cuda")) as copied,
