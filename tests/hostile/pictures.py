@@ -156,7 +156,7 @@ def parsers() -> Sequence[Parser]:
     decoders = [
         Parser(
             name=f"pictures: decoder {kind}",
-            files=usual if kind == "dali" else every_kind,
+            files=every_kind,
             open=_decoder(kind),
             refusals=(UndecodedError,),
             divisor=divisor,
