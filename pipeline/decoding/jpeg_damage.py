@@ -14,6 +14,7 @@ from PIL import Image
 
 from pipeline.decoding.jpeg_walk import bare_jpeg
 
+_OF_PIXELS = re.compile(r"Premature|Inconsistent|Corrupt (?!.*extraneous)")
 _ODD_SAMPLING = "subsampling level"
 _LEFT_OVER = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 MAX_LEFT_OVER = 16
@@ -34,7 +35,7 @@ def jpeg_damage(data: bytes) -> str:
         One sentence; empty where nothing is wrong.
     """
     reason = _first_complaint(data)
-    if reason:
+    if reason and not _OF_PIXELS.match(reason):
         # No pixel depends on bytes between the header's segments or on odd numbers in metadata, but
         # libjpeg tells only of the first thing that it sees.
         reason = _first_complaint(bare_jpeg(data))

@@ -17,6 +17,8 @@ from pipeline.decoding.exif import EXIF_PREFIX, exif_orientation
 
 MAX_SCANS = 100
 """Scans that a JPEG may have. Encoders write about 10, and each one is a visit to every pixel."""
+MAX_SCANNED_PIXELS = 2_000_000_000
+"""Scans times pixels that a JPEG may have, some seconds of decoding."""
 MAX_SIDE = 65500
 """Pixels that libjpeg takes on a side."""
 _EOI, _SOS, _DHT, _DQT, _DRI, _DAC = 0xD9, 0xDA, 0xC4, 0xDB, 0xDD, 0xCC
@@ -49,6 +51,8 @@ class JpegLayout(NamedTuple):
     """EXIF orientation, 1 to 8."""
     scans: int
     """Scans before the end; counting stops above `MAX_SCANS`."""
+    has_too_many_scans: bool
+    """More than `MAX_SCANS`, or more than `MAX_SCANNED_PIXELS` are visited by all of them."""
     end: int
     """Bytes from the start of the file to behind the picture's end marker; 0 where it has none.
     What comes later (a video, a second picture, maker notes) is no part of the picture."""
@@ -65,7 +69,7 @@ def plain_jpeg(data: bytes) -> bool:
 
     Plain is: each segment follows the one before without a byte between; baseline or progressive
     Huffman coding in 8 bits; grey, or YCbCr in 4:4:4, 4:2:2 or 4:2:0; tables that are whole; at
-    most one EXIF block, before the frame; at most `MAX_SCANS` scans; and the file ends with the
+    most one EXIF block, before the frame; not too many scans; and the file ends with the
     picture's end marker.
     """
     try:
@@ -103,16 +107,20 @@ def walk_jpeg(data: bytes, *, header_only: bool = False) -> JpegLayout:
     while not header_only and walk.end == 0 and walk.scans <= MAX_SCANS and walk.next_scan():
         pass
     frame = walk.frame
+    height, width = data[frame + 1] << 8 | data[frame + 2], data[frame + 3] << 8 | data[frame + 4]
+    scanned = walk.scans * height * width
+    too_many = walk.scans > MAX_SCANS or (walk.scans > 1 and scanned > MAX_SCANNED_PIXELS)
     return JpegLayout(
         frame=data[frame - 3],
         precision=data[frame],
         components=data[frame + 5],
-        width=data[frame + 3] << 8 | data[frame + 4],
-        height=data[frame + 1] << 8 | data[frame + 2],
+        width=width,
+        height=height,
         orientation=walk.orientation,
         scans=walk.scans,
+        has_too_many_scans=too_many,
         end=walk.end,
-        is_plain=walk.plain and walk.end == len(data) and walk.scans <= MAX_SCANS,
+        is_plain=walk.plain and walk.end == len(data) and not too_many,
     )
 
 

@@ -85,7 +85,9 @@ static void on_message(struct jpeg_decompress *jpeg, int level) {
 static void on_print(struct jpeg_decompress *jpeg) { (void)jpeg; }
 
 static void on_progress(struct jpeg_decompress *jpeg) {
-    if (jpeg->input_scan > MAX_SCANS) stop(worker_of(jpeg), DAMAGED, "the JPEG has more than 100 scans");
+    double pixels = (double)jpeg->image_width * jpeg->image_height;
+    if (jpeg->input_scan > MAX_SCANS || (jpeg->input_scan > 1 && jpeg->input_scan * pixels > 2e9))
+        stop(worker_of(jpeg), DAMAGED, "the JPEG has too many scans");
 }
 
 static void *grown(struct worker *worker, void *buffer, size_t *size, size_t wanted) {

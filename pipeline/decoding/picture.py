@@ -18,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from pipeline.decoding.exif import exif_orientation
 from pipeline.decoding.jpeg_damage import jpeg_damage
-from pipeline.decoding.jpeg_walk import MAX_SCANS, JpegLayout, JpegLayoutError, walk_jpeg
+from pipeline.decoding.jpeg_walk import JpegLayout, JpegLayoutError, walk_jpeg
 from pipeline.decoding.other_formats import name_other_format, name_other_jpeg
 
 PICTURE_FORMATS = ("JPEG", "PNG", "WEBP")
@@ -152,8 +152,9 @@ def _jpeg_layout(data: bytes) -> JpegLayout:
         layout = walk_jpeg(data)
     except JpegLayoutError as error:
         raise PictureError(Fault.TRUNCATED, f"no complete header: {error}") from None
-    if layout.scans > MAX_SCANS:
-        raise PictureError(Fault.TOO_LARGE, f"the JPEG has more than {MAX_SCANS} scans")
+    if layout.has_too_many_scans:
+        detail = f"{layout.scans} or more scans of {layout.width}x{layout.height} pixels"
+        raise PictureError(Fault.TOO_LARGE, f"{detail} take too long to decode")
     if found := name_other_jpeg(layout):
         detail = f"it is a JPEG with {found}; only those with Huffman codes and 8 bits are read"
         raise PictureError(Fault.UNSUPPORTED, detail)

@@ -16,6 +16,7 @@ from pipeline.indexing.image_check import check_image
 from pipeline.indexing.rejection import RejectedSampleError
 from pipeline.sharding.image_bytes import ImageOptions, prepare_image
 from pipeline.sharding.samples import SkippedError
+from tests.decoder_pictures import encode
 from tests.every_picture import (
     HEIGHT,
     PHOTO,
@@ -156,6 +157,16 @@ def test_a_damaged_picture_is_refused_whatever_part_of_it_is_gone() -> None:
         for data in (whole[:cut] + b"\xff\xd9", whole[:cut] + whole[cut + 60 :]):
             with pytest.raises(RejectedSampleError):
                 check_image(data, full_decode=True)
+
+
+def test_few_scans_of_many_pixels_are_refused_before_they_are_decoded(decoder: Decoder) -> None:
+    data = encode(Image.new("L", (8000, 8000), 90), progressive=True)
+    assert check_image(data, full_decode=False)[:2] == (8000, 8000)
+    last = data.rindex(b"\xff\xda")
+    bomb = data[:-2] + data[last:-2] * 60 + data[-2:]
+    with pytest.raises(RejectedSampleError, match="scans of 8000x8000"):
+        check_image(bomb, full_decode=True)
+    assert decoder.decode([bomb], WHOLE).failures
 
 
 def test_shared_cases(tmp_path: Path) -> None:
