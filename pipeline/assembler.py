@@ -19,7 +19,9 @@ from torch import Tensor
 from pipeline.augment import augment
 from pipeline.batch import PackedBatch
 from pipeline.caption_mix import CaptionMix
+from pipeline.chained_index import ChainedIndex
 from pipeline.decoding import open_decoder
+from pipeline.device_copy import upload
 from pipeline.embedding_mix import EmbeddingMix
 from pipeline.index import Index
 from pipeline.loader_config import LoaderConfig
@@ -44,7 +46,7 @@ class Assembler:
 
     def __init__(
         self,
-        index: Index,
+        index: Index | ChainedIndex,
         captions: CaptionMix,
         config: LoaderConfig,
         plan: Plan,
@@ -188,7 +190,8 @@ class Assembler:
             self._report(visits, failures, others)
             if others is None:
                 return _without(failures, images, visits)
-            images[places], failed_again = self._decode(others, self._read(others))
+            decoded, failed_again = self._decode(others, self._read(others))
+            images.index_copy_(0, upload(torch.from_numpy(places), images.device), decoded)
             visits = visits.with_others(places, others)
             failures = {int(places[n]): reason for n, reason in failed_again.items()}
         if failures:
@@ -245,7 +248,8 @@ class Assembler:
             patches = patchify(images, config.patch_size)
         stage.num_bytes += patches.numel()
         noise = torch.from_numpy(self._plan.noise(visits, config.num_patches))
-        return Patches(images=images, patches=patches, noise=noise.to(images.device), visits=visits)
+        noise = upload(noise, images.device)
+        return Patches(images=images, patches=patches, noise=noise, visits=visits)
 
     def _tokens(
         self, visits: Visits, rows: NDArray[np.int64]

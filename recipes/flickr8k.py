@@ -49,7 +49,7 @@ def require_flickr8k(config: TrainConfig) -> None:
     Raises:
         FileNotFoundError: one is missing; gives the command that makes it.
     """
-    for index_dir in (config.data.train, *config.evaluation.retrieval):
+    for index_dir in (*config.data.train_references, *config.evaluation.retrieval):
         folder = parse_reference(index_dir).index_dir
         shards = {_TRAIN: "flickr8k-train", _DEV: "flickr8k-dev"}.get(folder.as_posix())
         if shards and not (folder / "index.json").is_file():

@@ -38,8 +38,8 @@ from training.session import MASK
 class Arguments:
     """See what the model receives of one step."""
 
-    index: tyro.conf.Positional[str]
-    """INDEX or INDEX@SELECTION."""
+    index: tyro.conf.Positional[tuple[str, ...]]
+    """INDEX or INDEX@SELECTION; several with weights (A=1 B=0.5) as a run has them."""
     step: int = 0
     """Which step's batch, counted from 0."""
     count: int = 12
@@ -60,6 +60,8 @@ class Arguments:
     """The same as one picture."""
 
     def __post_init__(self) -> None:
+        if not self.index:
+            raise ValueError("name an index: INDEX, or INDEX@SELECTION")
         if self.step < 0 or self.count < 1:
             raise ValueError("--step must be at least 0 and --count at least 1")
         if self.checkpoint and not self.loader.mask.uses_embedding:
@@ -74,11 +76,14 @@ class Arguments:
         Raises:
             ValueError: the model is unknown, or sizes do not fit each other.
         """
+        # One batch is not worth the seconds that a trial of the GPU decoder takes.
+        device = "cpu" if self.loader.device == "auto" else self.loader.device
+        config = replace(self.loader, device=device)
         if not self.model:
-            return self.loader
+            return config
         known = clip_config(self.model)
         return replace(
-            self.loader,
+            config,
             image_size=known.vision.image_size,
             patch_size=known.vision.patch_size,
             context_length=known.text.context_length,
@@ -130,7 +135,7 @@ def hand_embeddings(loader: Loader, place: Path) -> None:
 def summary(arguments: Arguments, sheet: Sheet) -> dict[str, object]:
     """What was drawn, for a program."""
     return {
-        "index": arguments.index,
+        "index": " ".join(arguments.index),
         "step": sheet.step,
         "batch_size": sheet.batch_size,
         "num_shown": len(sheet.rows),

@@ -248,7 +248,7 @@ class FastClipLoss(ContrastiveLoss):
         log_sum_exp = torch.stack((of_images.log_sum_exp, of_texts.log_sum_exp), 1)
         log_g = log_sum_exp - positives / tau - pairs.log_num_negatives()
         log_u = moving_log_average(log_u, log_g, seen, gamma)
-        log_denominator = torch.logaddexp(log_u, log_u.new_tensor(math.log(self._config.eps)))
+        log_denominator = torch.logaddexp(log_u, torch.full_like(log_u, math.log(self._config.eps)))
         return Estimates(
             log_sum_exp=log_sum_exp,
             log_u=log_u,

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.decoding.picture import PICTURE_FORMATS, Picture, PictureError, on_white
-from pipeline.indexing.image_check import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, check_image
+from pipeline.indexing.image_check import MAX_IMAGE_PIXELS, check_image
 from pipeline.indexing.rejection import Reason, RejectedSampleError
 from pipeline.sharding.samples import SkippedError, SkipReason
 
@@ -76,29 +73,6 @@ def prepare_image(data: bytes, options: ImageOptions) -> tuple[bytes, str]:
     except PictureError as error:
         raise RejectedSampleError(Reason(error.fault), error.detail) from None
     return _encoded(smaller, picture.colour_profile, options, suffix), suffix
-
-
-def read_image_file(path: Path) -> bytes:
-    """The content of a regular file.
-
-    Raises:
-        SkippedError: there is none, it is no regular file, or too large.
-    """
-    try:
-        # A pipe or a device among the pictures must not be waited for.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        with os.fdopen(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise SkippedError(SkipReason.UNREADABLE_FILE, f"{path} is no regular file")
-            if status.st_size > MAX_IMAGE_BYTES:
-                detail = f"{status.st_size} bytes exceed the limit of {MAX_IMAGE_BYTES}"
-                raise RejectedSampleError(Reason.TOO_LARGE, detail)
-            return file.read()
-    except FileNotFoundError:
-        raise SkippedError(SkipReason.MISSING_FILE, f"there is no {path}") from None
-    except OSError as error:
-        raise SkippedError(SkipReason.UNREADABLE_FILE, str(error)) from None
 
 
 def _smaller(width: int, height: int, options: ImageOptions) -> tuple[int, int] | None:

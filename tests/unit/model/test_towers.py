@@ -14,6 +14,7 @@ from torch import Tensor
 
 from model import Clip, build_clip, clip_loss, open_clip_weights
 from model.config import CLIP_PIXEL_MEAN, CLIP_PIXEL_STD
+from model.execution import configure
 from model.open_clip_config import from_open_clip
 from pipeline.tokenizer import tokenize_prompts
 
@@ -222,13 +223,13 @@ def test_uint8_patches_are_normalised_inside(demo: Clip) -> None:
     assert open_clip.OPENAI_DATASET_STD == CLIP_PIXEL_STD
 
 
-def test_bfloat16_autocast_is_close_and_trains(demo: Clip) -> None:
+def test_bfloat16_is_close_and_trains(demo: Clip) -> None:
     batch = random_batch([20, 64, 33], 64, 192)
     captions = pack_captions(tokenise(CAPTIONS, 32))
     exact = demo(*batch, *captions)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        rough = demo(*batch, *captions)
-        loss = clip_loss(*rough)
+    configure(demo, compute_dtype=torch.bfloat16, residual_dtype=torch.float32)
+    rough = demo(*batch, *captions)
+    loss = clip_loss(*rough)
     assert rough[0].dtype == rough[1].dtype == loss.dtype == torch.float32
     loss.backward()
     for i in range(2):

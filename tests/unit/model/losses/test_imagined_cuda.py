@@ -4,10 +4,10 @@ from typing import get_args
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from model.losses import ContrastiveLoss, LossConfig, build_loss
 from model.losses.config import LossKind, SameCaption
+from tests.imagined_cuda import imagined_cuda
 
 
 def imagine_on_cuda(loss: ContrastiveLoss) -> None:
@@ -24,7 +24,7 @@ def imagine_on_cuda(loss: ContrastiveLoss) -> None:
 def test_the_loss_never_waits_for_the_device_nor_mixes_devices(
     kind: LossKind, tile_size: int, same_caption: SameCaption
 ) -> None:
-    with FakeTensorMode(), torch.no_grad():
+    with imagined_cuda(), torch.no_grad():
         config = LossConfig(kind=kind, tile_size=tile_size, same_caption=same_caption)
         loss = build_loss(config, num_samples=100, steps_per_pass=10)
         imagine_on_cuda(loss)
