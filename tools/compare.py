@@ -6,8 +6,9 @@ r"""Which of these recipes is better, and is the difference more than another se
 
 Trains every variant with every seed at equal samples and at equal compute, each an ordinary
 `python train.py` in a folder of its own under --out, and writes comparison.html, comparison.md and
-comparison.json there. A variant is a recipe's name, `fill-03` or `fill-05`; with --base it gives
-its mask to that recipe, without --base it is run as it is. The first one is the baseline. Words
+comparison.json there. A variant is a recipe's name, `fill-03`, `fill-05` or a table of
+--variants-file; with --base a recipe gives its mask to that one, without --base it is run as it is.
+The first variant is the baseline. Words
 behind `--` are given to all runs. The same command goes on where it was stopped, and makes only the
 report when all runs are finished. docs/comparison.md explains the tables.
 
@@ -37,7 +38,7 @@ from tools.comparison.plan import Form, Plan, make_plan
 from tools.comparison.reading import reading
 from tools.comparison.results import Table, as_json, tables_of
 from tools.comparison.runs import is_finished, make_runs, read_run
-from tools.comparison.variants import find_variant, read_variants
+from tools.comparison.variants import choose_variants
 from training.environment import machine
 
 _PAPER = ("clip", "flip-50", "cluster-rgb-03", "cluster-rgb-05", "fill-03", "cluster-embedding")
@@ -50,9 +51,11 @@ class Arguments:
     out: Path
     """Folder of the run folders and the report."""
     variants: tuple[str, ...] = _PAPER
-    """What is compared, the baseline first; by default the rows of Cluster Masking's main table."""
+    """Variants to compare, the baseline first: recipes, `fill-03`, `fill-05`, or tables of
+    --variants-file. By default the rows of Cluster Masking's main table."""
     variants_file: Path | None = None
-    """TOML file of further variants: tables with `like` (a variant) and `words`."""
+    """TOML file of further variants: tables with `like` (a recipe) and `words`. Tables that
+    --variants does not name come last."""
     base: str = ""
     """Recipe whose data, model and schedule all variants take; empty takes each one's own."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -111,9 +114,7 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _plan(arguments: Arguments, shared: Sequence[str]) -> Plan:
-    variants = [find_variant(name, arguments.base) for name in arguments.variants]
-    if arguments.variants_file:
-        variants += read_variants(arguments.variants_file, arguments.base)
+    variants = choose_variants(arguments.variants, arguments.variants_file, arguments.base)
     return make_plan(variants, arguments.seeds, arguments.forms, shared, arguments.out)
 
 
