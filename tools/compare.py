@@ -12,8 +12,7 @@ The first variant is the baseline. Words
 behind `--` are given to all runs. The same command goes on where it was stopped, and makes only the
 report when all runs are finished. docs/comparison.md explains the tables.
 
-Prints one JSON line last. Exit status: 0 all runs finished, 1 some are not (the report is written
-and names them), 2 wrong use or missing data, 130 stopped.
+If some runs are not finished, the report is written, names them, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -26,10 +25,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
+
+from tools import program  # before all that takes long, for Ctrl-C meanwhile
+
+# isort: split
 import torch
 import tyro
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
 from pipeline.durable import write_text
 from tools.comparison.markdown import markdown
@@ -78,32 +80,24 @@ class Arguments:
             raise ValueError("--forms needs samples, compute or both")
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns its exit status."""
-    own, shared = _split(argv)
-    try:
-        arguments = tyro.cli(Arguments, args=own, description=__doc__)
-        plan = _plan(arguments, shared)
-        if arguments.dry_run:
-            print("\n".join(run.command for run in plan.runs))
-            print(json.dumps({"runs": len(plan.runs), "flops": sum(r.flops for r in plan.runs)}))
-            return 0
-        if arguments.report_only:
-            failures = {run.folder: "not finished" for run in plan.runs if not is_finished(run)}
-        else:
-            failures = make_runs(plan.runs, arguments.jobs, lambda line: print(line, flush=True))
-        result = _report(arguments, plan, failures, ["python", "tools/compare.py", *argv])
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (OSError, RuntimeError) as error:
-        print(f"failed: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    print(json.dumps(result))
-    return 1 if failures else 0
+    return program.run(_run, argv, stopped="stopped; the same command resumes here")
+
+
+def _run(words: list[str]) -> dict[str, Any] | program.Ended:
+    own, shared = _split(words)
+    arguments = tyro.cli(Arguments, args=own, description=program.describe(__doc__))
+    plan = _plan(arguments, shared)
+    if arguments.dry_run:
+        print("\n".join(run.command for run in plan.runs))
+        return {"runs": len(plan.runs), "flops": sum(r.flops for r in plan.runs)}
+    if arguments.report_only:
+        failures = {run.folder: "not finished" for run in plan.runs if not is_finished(run)}
+    else:
+        failures = make_runs(plan.runs, arguments.jobs, lambda line: print(line, flush=True))
+    result = _report(arguments, plan, failures, ["python", "tools/compare.py", *words])
+    return program.Ended(result=result, status=program.FAILED) if failures else result
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -146,4 +140,4 @@ def _report(
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -11,9 +11,6 @@ CHECKPOINT is a run folder, a checkpoint folder (ours, open_clip's `local-dir:`,
 Face CLIPModel), a weights file with --model, or open_clip's name of a model, with --pretrained or
 with random weights. Data are indexes, INDEX@SELECTION, folders of tar shards, which are indexed
 first, or folders of class folders. docs/evaluation.md defines every score.
-
-Prints a table, and one JSON line last. Exit status: 0 done, 1 failed, 2 wrong use or missing data,
-130 stopped.
 """
 
 from __future__ import annotations
@@ -30,11 +27,14 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
+
+from tools import program  # before all that takes long, for Ctrl-C meanwhile
+
+# isort: split
 import torch
 import tyro
 from tqdm import tqdm
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
 from evaluation.encoder import Encoder
 from evaluation.labelled import is_index
@@ -127,25 +127,17 @@ class Model:
     """Where the weights come from."""
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns its exit status."""
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
-    try:
-        arguments = tyro.cli(Arguments, args=argv, description=__doc__)
-        with join_ranks(_TIMEOUT_S) as ranks:
-            result = run(arguments, ranks)
-            if ranks.is_main:
-                print(json.dumps(result))
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (RankError, OSError, RuntimeError) as error:
-        print(f"failed: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
-        return 130
-    return 0
+    return program.run(_run, argv, failures=(RankError,), stopped="stopped; nothing was written")
+
+
+def _run(words: list[str]) -> dict[str, Any] | None:
+    arguments = tyro.cli(Arguments, args=words, description=program.describe(__doc__))
+    with join_ranks(_TIMEOUT_S) as ranks:
+        result = run(arguments, ranks)
+    return result if ranks.is_main else None
 
 
 def run(arguments: Arguments, ranks: Ranks) -> dict[str, Any]:
@@ -338,4 +330,4 @@ def as_published(config: ClipConfig, tag: str) -> ClipConfig:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

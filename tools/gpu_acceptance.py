@@ -11,8 +11,7 @@ are installed into a temporary folder first. --dry tries every command on a CPU 
 size.
 
 Writes summary.md, records.json and logs.tar.gz to DIR, anew after every step, so that a visit cut
-short keeps what it has; and the report of the comparison. Prints the summary and, last, one JSON
-line. Exit status: 0 if no step failed, 1 if one did, 2 wrong use, 130 stopped.
+short keeps what it has; and the report of the comparison. The exit status is 1 if a step failed.
 """
 
 from __future__ import annotations
@@ -31,6 +30,10 @@ from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
+from tools import program  # before all that takes long, for Ctrl-C meanwhile
+
+# isort: split
+
 from tools.acceptance.budgets import judge
 from tools.acceptance.running import Outcome, run_step
 from tools.acceptance.steps import DRY, FULL, Step, steps
@@ -40,21 +43,21 @@ _CHECKOUT = Path(__file__).resolve().parents[1]
 _PARTS = ("correctness", "figures", "training")
 
 
-def main(words: Sequence[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns its exit status."""
+    return program.run(_run, argv, stopped="stopped; what was done is in --out")
+
+
+def _run(words: list[str]) -> dict[str, object] | program.Ended:
     arguments = _parse(words)
     os.chdir(_CHECKOUT)
     arguments.out.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix="tessera-acceptance-") as folder:
         try:
             environment = _environment(arguments.wheels, Path(folder) / "site")
-            outcomes = _run_all(arguments, Path(folder), environment)
-        except subprocess.CalledProcessError:
-            print("failed: pip could not install the wheels", file=sys.stderr)
-            return 1
-        except KeyboardInterrupt:
-            print(f"\nstopped; what was done is in {arguments.out}", file=sys.stderr)
-            return 130
+        except subprocess.CalledProcessError as error:
+            raise RuntimeError("pip could not install the wheels") from error
+        outcomes = _run_all(arguments, Path(folder), environment)
     print(summarise(outcomes, dry=arguments.dry))
     bad = [found.name for found in outcomes if found.status in ("failed", "out of time")]
     result: dict[str, object] = {
@@ -64,8 +67,7 @@ def main(words: Sequence[str]) -> int:
     }
     if not arguments.dry:
         result["budgets"] = {v.budget.what: v.word for v in judge(records_of(outcomes))}
-    print(json.dumps(result))
-    return 1 if bad else 0
+    return program.Ended(result=result, status=program.FAILED) if bad else result
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
@@ -153,4 +155,4 @@ def _write(out: Path, outcomes: Sequence[Outcome], logs: Path, *, dry: bool) -> 
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())
