@@ -76,6 +76,7 @@ class Assembler:
             batch_size=config.local_batch_size,
             num_threads=config.num_threads,
             device=config.device,
+            graph=config.dali_graph,
         )
         self._decoding = Lock()
 
@@ -203,7 +204,8 @@ class Assembler:
         stage = self._stats.decode
         # A preview may be asked for while the threads work ahead, and DALI hangs if called twice.
         with self._decoding, stage.working(len(data)):
-            decoded = self._decoder.decode(data, windows)
+            plain = self._index.plain[visits.sample_ids]
+            decoded = self._decoder.decode(data, windows, plain)
         stage.num_bytes += decoded.images.numel()
         unread = {place: each for place, each in enumerate(encoded) if isinstance(each, OSError)}
         return decoded.images, {**decoded.failures, **unread}

@@ -21,6 +21,7 @@ from pipeline.assembler import Assembler
 from pipeline.augment import AugmentConfig
 from pipeline.batch import PackedBatch
 from pipeline.caption_mix import CaptionMix
+from pipeline.decode_device import settle_device
 from pipeline.device_copy import DeviceCopier, Sent
 from pipeline.embedding_mix import EmbeddingMix
 from pipeline.loader_config import LoaderConfig
@@ -240,6 +241,7 @@ def open_loader(index_dir: Path | str, config: LoaderConfig) -> Loader:
             f"batch_size {config.batch_size} is more than the {dataset.num_samples} samples of "
             f"{index_dir}: a batch would hold the same pair twice"
         )
+    config = settle_device(dataset, config)
     captions = CaptionMix(
         index, config.caption_weights, config.text_reduction, every_text=config.every_text
     )
@@ -267,7 +269,8 @@ def open_evaluation_loader(index_dir: Path | str, config: LoaderConfig) -> Loade
 
     Args:
         index_dir: `INDEX` or `INDEX@SELECTION`, as for `open_loader`.
-        config: sizes are taken from it; its crop, mask, embeddings and ranks are not used.
+        config: sizes are taken from it; its crop, mask, embeddings and ranks are not used, and auto
+            is the CPU.
 
     Raises:
         FileNotFoundError: no index or selection there, or a shard has gone.
@@ -283,6 +286,8 @@ def open_evaluation_loader(index_dir: Path | str, config: LoaderConfig) -> Loade
         config,
         mask=MaskConfig(kind="none"),
         augment=AugmentConfig(),
+        # Scores are the same on every machine.
+        device="cpu" if config.device == "auto" else config.device,
         text_embeddings="",
         rank=0,
         world_size=1,

@@ -9,7 +9,7 @@ from typing import Literal
 from pipeline.augment import AugmentConfig
 from pipeline.caption_mix import parse_weights, text_counts
 from pipeline.crops import CropConfig
-from pipeline.decoding import DecoderKind
+from pipeline.decoding import DaliGraph, DecoderKind
 from pipeline.masking import ClusterMask, MaskConfig
 from pipeline.masking.selection import budget
 from pipeline.shard_cache import CacheConfig
@@ -57,11 +57,14 @@ class LoaderConfig:
     """Flips and colour changes of training images; evaluation has none."""
     decoder: DecoderKind = "auto"
     """What decodes; auto takes the fastest of this machine."""
-    device: str = "cpu"
-    """Where images are decoded, masked and packed: cpu, or cuda with DALI's GPU decoder."""
+    device: str = "auto"
+    """Where images are decoded, masked and packed: cpu, or cuda with DALI's GPU decoder. auto takes
+    the GPU where it decodes like Pillow and is faster (docs/gpu.md), and cpu in evaluation."""
+    dali_graph: DaliGraph = "window"
+    """cuda: how DALI is asked for a crop window; auto finds it out."""
     model_device: str = ""
     """Where batches are handed out, such as cuda:1; copies run ahead, on a stream of their own.
-    Empty: where they were packed."""
+    Empty: where they were packed, and with `device auto` the GPU if there is one."""
     order: Literal["global", "window"] = "global"
     """global: every sample may follow every other. window: samples are mixed over some shards at a
     time, for slow or remote storage."""

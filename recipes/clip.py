@@ -52,7 +52,9 @@ def clip() -> TrainConfig:
         batch_size=2048,
         mask=MaskConfig(kind="none"),
         data=DataConfig(train=CC12M, crop=CropConfig(scale=(0.9, 1.0))),
-        optim=OptimConfig(learning_rate=5e-4, warmup_samples=2000 * 2048, weight_decay=0.2),
+        optim=OptimConfig(
+            learning_rate=5e-4, warmup=2000 * 2048 / (32 * CC12M_PAIRS), weight_decay=0.2
+        ),
         save_every=1000,
     )
 
@@ -88,7 +90,7 @@ def clip_laion() -> TrainConfig:
         optim=OptimConfig(
             learning_rate=4e-6,
             base_batch_size=256,
-            warmup_samples=40 * IMAGENET_PASS,
+            warmup=40 / 2000,
             weight_decay=0.2,
             beta2=0.95,
             eps=1e-8,

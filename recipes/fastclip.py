@@ -46,6 +46,8 @@ def fastclip() -> TrainConfig:
         loss=LossConfig(
             kind="fastclip_v3", gamma_decay_passes=16, doubled_temperature_gradient=True
         ),
-        optim=OptimConfig(learning_rate=4e-4, warmup_samples=10_000 * _BATCH, weight_decay=0.1),
+        optim=OptimConfig(
+            learning_rate=4e-4, warmup=10_000 * _BATCH / (33 * _PASS), weight_decay=0.1
+        ),
         save_every=1000,
     )

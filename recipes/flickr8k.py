@@ -33,7 +33,7 @@ def flickr8k() -> TrainConfig:
         total_samples=64_000,
         batch_size=128,
         data=DataConfig(train=_TRAIN, crop=CropConfig(scale=(0.5, 1.0))),
-        optim=OptimConfig(learning_rate=1e-3, warmup_samples=6_400, weight_decay=0.2),
+        optim=OptimConfig(learning_rate=1e-3, warmup=0.1, weight_decay=0.2),
         evaluation=EvaluationConfig(retrieval=(_DEV,)),
         precision="bfloat16",
         log_every=20,

@@ -6,7 +6,10 @@ proportion, and a short stage without a mask and with a hundredth of the learnin
 
 Where the paper, its code and Tessera differ, besides what recipes/clip.py lists:
 
-- Kept patches: `int(N * (1 - ratio))` in all three. The class token is never dropped.
+- Kept patches: `int(N * (1 - ratio))` in all three, cut off and not rounded: 137 of 196 at 30%.
+  open_clip and Tessera keep at least one. FLIP's code keeps one fewer than Tessera where the
+  product is a whole number that floating point misses: 79 and not 80 of 400 at 80%. Cluster masks
+  round the count of a group of images together. The class token is never dropped.
 - Batch of the tuning stage: the code keeps the run's and advises less or activation checkpointing;
   here it is that of the unmasked baseline, with the learning rate scaled along.
 - Dropping padding before words ("prioritised" text masking, table 1c): nothing is padded here, so
@@ -140,6 +143,7 @@ def _with_larger_batch(
     base: TrainConfig, name: str, mask_ratio: float, tuning_samples: int
 ) -> TrainConfig:
     """A batch that takes about the memory of the unmasked one, and the stage that follows."""
+    warmup = base.optim.warmup_pairs(base.total_samples)
     optim = replace(base.optim, base_batch_size=base.optim.base_batch_size or base.batch_size)
     return replace(
         base,
@@ -155,7 +159,7 @@ def _with_larger_batch(
                 optim=replace(
                     optim,
                     learning_rate=optim.learning_rate / 100,
-                    warmup_samples=optim.warmup_samples // 2,
+                    warmup=warmup / 2 / tuning_samples,
                 ),
             ),
         ),

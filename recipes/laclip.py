@@ -21,7 +21,10 @@ Where the paper, its code and Tessera differ, in both recipes:
 - Their images are normalised by ImageNet's mean, ours by CLIP's. Captions are padded to 77 there.
 - Alignment. Theirs is by the order of rows and shifts silently behind a skipped one; here texts
   are joined by key, URL, or an order that is proven (docs/captions.md).
-- A rewrite of one word is replaced by the original in both, and counted here.
+- A rewrite of fewer than two words gives way to the original in both. Their code cuts at each
+  space, so one word with a space before it counts as two; here white space of any length is one
+  cut, a text without tokens is too short as well, and what was replaced is counted
+  (`tools/add_captions.py --min-words`).
 - The warm-up begins at a rate of 1e-6 there and at 0 here; precision is fp16 there.
 """
 
@@ -63,7 +66,7 @@ def laclip() -> TrainConfig:
         optim=OptimConfig(
             learning_rate=1e-3,
             min_learning_rate=1e-5,
-            warmup_samples=CC12M_PAIRS,
+            warmup=1 / 35,
             weight_decay=0.5,
             eps=1e-8,
         ),

@@ -15,6 +15,10 @@ Where the paper, its code and Tessera differ, in both recipes:
 - Data: the paper trains on CC3M and CC12M together; here CC12M alone makes the four passes.
 - Betas 0.9 and 0.999 and eps 1e-8 are the code's, the paper names none; gradients are cut at 5 as
   in the code. No warm-up. The paper's "decay 0.05" is taken as weight decay, as in the code.
+- Rates. The released code cuts the rate of the patch projection and of the positions by all layers,
+  and leaves the class embedding and the norm before the blocks at the full one; its position table
+  has no weight decay. Here all four have the lowest rate, and learned positions decay.
+  `--optim.layer-rule eva_clip` is the code's way.
 - The embeddings are of a model of 2048 channels (the 1B model of the paper's ablations). For others
   set `--text-side.dim`.
 - Classification is always measured, so the run wants the encoder's folder and refuses to start

@@ -38,8 +38,10 @@ class DataConfig:
     """Flips and colour changes; none by default, as open_clip trains."""
     decoder: DecoderKind = "auto"
     """What decodes: turbo, dali, pil, or the fastest of this machine."""
-    device: Literal["cpu", "cuda"] = "cpu"
-    """Where pictures are decoded and masked; cuda is DALI's GPU decoder and not measured yet."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where pictures are decoded and masked; cuda is DALI's GPU decoder. auto tries it on some of
+    the run's pictures before the first step, takes the faster of the two where it decodes like
+    Pillow, and keeps the choice to the end of the run (docs/gpu.md)."""
     order: Literal["global", "window"] = "global"
     """global: every sample may follow every other. window: samples are mixed over some shards at a
     time, for slow or remote storage."""
@@ -86,8 +88,10 @@ class OptimConfig:
     """Where cosine and cooldown end; never scaled."""
     schedule: Literal["cosine", "constant", "cooldown"] = "cosine"
     """What follows the warm-up; cooldown is constant with a way down at the end."""
-    warmup_samples: int = 0
-    """Pairs over which the learning rate rises linearly from 0."""
+    warmup: float = 0.0
+    """Share of the run, or of the stage, over which the learning rate rises linearly from 0."""
+    warmup_samples: int | None = None
+    """The warm-up in pairs, in place of its share of the run."""
     cooldown_samples: int = 0
     """cooldown: pairs over which it falls, the last of the run."""
     cooldown_power: float = 1.0
@@ -111,6 +115,10 @@ class OptimConfig:
     layer_decay: float = 1.0
     """Each block of the image tower learns at so many times the rate of the block behind it; the
     embeddings before the first block count as one. 1 gives all the same rate."""
+    layer_rule: Literal["beit", "eva_clip"] = "beit"
+    """What `layer_decay` and the weight decay spare. beit: all before the blocks learns slowest.
+    eva_clip, as EVA-CLIP's and LLM2CLIP's released code: the class embedding and the norm before
+    the blocks learn at the full rate, and the image's position table has no weight decay."""
     ema_samples: int = 0
     """Half-life, in pairs, of a running average of the weights (training/ema.py); 0 keeps none."""
 
@@ -119,12 +127,20 @@ class OptimConfig:
             raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
         for name in ("base_batch_size", "min_learning_rate", "warmup_samples", "cooldown_samples",
                      "weight_decay", "max_grad_norm", "ema_samples"):  # fmt: skip
-            if getattr(self, name) < 0:
+            if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} cannot be negative, got {getattr(self, name)}")
+        if not 0 <= self.warmup <= 1:
+            raise ValueError(
+                f"warmup is a share of the run and must lie in [0, 1], got {self.warmup}: "
+                "warmup_samples gives it in pairs"
+            )
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay must lie in (0, 1], got {self.layer_decay}")
         if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"beta1 and beta2 must be at least 0 and below 1, got {self.betas}")
+            raise ValueError(
+                "beta1 and beta2 must be at least 0 and below 1, got "
+                f"{self.betas[0]} and {self.betas[1]}"
+            )
         if self.schedule == "cooldown" and (self.cooldown_samples < 1 or self.cooldown_power <= 0):
             raise ValueError(
                 "schedule cooldown needs cooldown_samples and a cooldown_power above 0"
@@ -143,6 +159,39 @@ class OptimConfig:
             own[0] if self.beta1 is None else self.beta1,
             own[1] if self.beta2 is None else self.beta2,
         )
+
+    def warmup_pairs(self, total_samples: int) -> int:
+        """Pairs of the warm-up of a run, or stage, of so many pairs."""
+        return (
+            round(self.warmup * total_samples)
+            if self.warmup_samples is None
+            else self.warmup_samples
+        )
+
+    def check_lengths(self, total_samples: int, where: str = "") -> None:
+        """Refuse a warm-up or a cooldown that does not fit into the run.
+
+        Args:
+            total_samples: pairs of the run or stage.
+            where: before the fields' names in the message, such as `stages.0.`.
+
+        Raises:
+            ValueError: names the field and the most that fits.
+        """
+        warmup = self.warmup_pairs(total_samples)
+        if warmup > total_samples:
+            raise ValueError(
+                f"{where}optim.warmup_samples {warmup:,} is longer than the run of "
+                f"{total_samples:,} pairs: give the warm-up as a share of it, such as "
+                f"--{where}optim.warmup 0.1 --{where}optim.warmup-samples None, or at most that "
+                "many pairs"
+            )
+        cooldown = self.cooldown_samples if self.schedule == "cooldown" else 0
+        if warmup + cooldown > total_samples:
+            raise ValueError(
+                f"{where}optim.cooldown_samples {cooldown:,} and a warm-up of {warmup:,} pairs do "
+                f"not fit into the run of {total_samples:,} pairs: shorten one of them"
+            )
 
     def peak(self, batch_size: int) -> float:
         """Highest learning rate of a run with this global batch."""
@@ -308,6 +357,9 @@ class TrainConfig:
         for name in ("num_threads", "seed", "image_size", "context_length", "evaluate_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} cannot be negative, got {getattr(self, name)}")
+        self.optim.check_lengths(self.total_samples)
+        for number, stage in enumerate(self.stages):
+            stage.optim.check_lengths(stage.total_samples, f"stages.{number}.")
         if self.data.every_text and self.loss.kind != "clip":
             raise ValueError(
                 f"data.every_text serves several texts of an image, and loss.kind {self.loss.kind} "

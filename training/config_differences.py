@@ -13,6 +13,7 @@ _FREE_TO_CHANGE = (
     "evaluate_every",
     "evaluation",
     "watch",
+    "data.device",
     "data.num_threads",
     "data.cache",
     "data.prefetch",

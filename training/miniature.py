@@ -119,7 +119,10 @@ def _small_optim(
         learning_rate=peak,
         min_learning_rate=optim.min_learning_rate / optim.learning_rate * peak,
         base_batch_size=batch_size if optim.base_batch_size else 0,
-        warmup_samples=round(optim.warmup_samples * share),
+        # A warm-up that is a share of the run stays that share.
+        warmup_samples=None
+        if optim.warmup_samples is None
+        else round(optim.warmup_samples * share),
         cooldown_samples=ceil(optim.cooldown_samples * share),
         ema_samples=ceil(optim.ema_samples * share),
     )

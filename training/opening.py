@@ -21,6 +21,7 @@ from pipeline import Loader, LoaderConfig, open_loader
 from training import checkpoint
 from training.checkpoint import Checkpoint, CheckpointError, CheckpointWriter
 from training.config import TrainConfig
+from training.decoding import settle_decoding
 from training.distributed import Ranks
 from training.ema import WeightAverage
 from training.metrics import StepLog
@@ -65,7 +66,9 @@ def open_session(
     stage = stage_at(run_config, run_step)
     config, step = stage.config, run_step - stage.first_step
     architecture = architecture_of(config)
-    loader = open_loader(config.data.train, _rank_config(config, architecture, ranks, device))
+    share = _rank_config(config, architecture, ranks, device)
+    share = settle_decoding(config, share, ranks, device, found)
+    loader = open_loader(config.data.train, share)
     architecture = with_encoder(architecture, loader)
     adapter, measured = architecture.adapter, config.evaluation
     if adapter:
@@ -246,8 +249,6 @@ def _rank_config(
             f"accumulation {config.accumulation} does not divide the {share.local_batch_size} "
             "pairs of a rank"
         )
-    if device.type == "cuda" and share.device == "cuda":
-        share = replace(share, device=str(device))
     # A batch that is cut into chunks is cut in host memory, where its offsets can be read.
     return share if config.accumulation > 1 else replace(share, model_device=str(device))
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import Literal
+
 import torch
 from timm.optim.lamb import Lamb
 from timm.optim.lion import Lion
@@ -17,12 +20,15 @@ _NOT_DECAYED = ("bn", "ln", "bias", "logit_scale")
 _RATE_SCALE = "rate_scale"
 """Key of a group's factor on the learning rate."""
 _BLOCKS = "image.blocks."
+_POSITIONS = "image.positional_embedding"
 _BEFORE_BLOCKS = (
     "image.patch_embed.",
     "image.class_embedding",
-    "image.positional_embedding",
+    _POSITIONS,
     "image.ln_pre.",
 )
+_BEFORE_BLOCKS_OF_EVA = ("image.patch_embed.", _POSITIONS)
+"""EVA-CLIP's code finds these by their names; the class embedding is called otherwise there."""
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
@@ -37,10 +43,13 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
         model: all its parameters that require a gradient are trained.
         config: which optimiser, its rates and decays.
     """
-    scales = rate_scales(model, config.layer_decay)
+    scales = rate_scales(model, config.layer_decay, config.layer_rule)
+    spared = (_POSITIONS,) if config.layer_rule == "eva_clip" else ()
     groups = [
         {"params": chosen, "weight_decay": decay, _RATE_SCALE: scale}
-        for parameters, decay in zip(decay_groups(model), (config.weight_decay, 0.0), strict=True)
+        for parameters, decay in zip(
+            decay_groups(model, spared), (config.weight_decay, 0.0), strict=True
+        )
         for scale in sorted({scales[id(p)] for p in parameters})
         if (chosen := [p for p in parameters if scales[id(p)] == scale])
     ]
@@ -56,33 +65,43 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
             return SGDW(groups, lr=rate, momentum=betas[0], nesterov=betas[0] > 0)
 
 
-def decay_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+def decay_groups(
+    model: nn.Module, spared: Collection[str] = ()
+) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Trained parameters, cut in two by open_clip's rule: those that decay and those that do not.
 
     Vectors and scalars do not decay, nor does anything with `bn`, `ln`, `bias` or `logit_scale` in
     its name. Embeddings and position tables do.
+
+    Args:
+        model: its parameters that require a gradient are taken.
+        spared: names of further parameters that do not decay.
     """
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            spared = parameter.ndim < 2 or any(part in name for part in _NOT_DECAYED)
-            (plain if spared else decayed).append(parameter)
+            by_rule = parameter.ndim < 2 or any(part in name for part in _NOT_DECAYED)
+            (plain if by_rule or name in spared else decayed).append(parameter)
     return decayed, plain
 
 
-def rate_scales(model: nn.Module, decay: float) -> dict[int, float]:
+def rate_scales(
+    model: nn.Module, decay: float, rule: Literal["beit", "eva_clip"] = "beit"
+) -> dict[int, float]:
     """What each parameter's learning rate is multiplied with, by its `id`.
 
-    Layer-wise decay as BEiT tunes (Bao et al. 2022) and EVA-CLIP's code, LLM2CLIP's base, does: in
-    an image tower of L blocks, block l (from 0) learns at `decay**(L - l)` times the rate, what
-    stands before the blocks at `decay**(L + 1)`. What stands behind them, the text side and scalars
-    learn at the full rate.
+    Layer-wise decay as BEiT tunes (Bao et al. 2022): in an image tower of L blocks, block l (from
+    0) learns at `decay**(L - l)` times the rate, what stands before the blocks at `decay**(L + 1)`.
+    What stands after them, the text side and scalars learn at the full rate.
 
     Args:
         model: a `Clip`, or any module without layers to scale.
         decay: factor from a layer to the one before it; 1 leaves all as they are.
+        rule: with eva_clip the class embedding and the norm before the blocks learn at the full
+            rate, as in EVA-CLIP's code, LLM2CLIP's base.
     """
+    before = _BEFORE_BLOCKS_OF_EVA if rule == "eva_clip" else _BEFORE_BLOCKS
     names = [name for name, _ in model.named_parameters()]
     blocks = [int(name.split(".")[2]) for name in names if name.startswith(_BLOCKS)]
     num_blocks = max(blocks, default=-1) + 1
@@ -90,7 +109,7 @@ def rate_scales(model: nn.Module, decay: float) -> dict[int, float]:
     def scale(name: str) -> float:
         if name.startswith(_BLOCKS):
             return decay ** (num_blocks - int(name.split(".")[2]))
-        return decay ** (num_blocks + 1) if name.startswith(_BEFORE_BLOCKS) else 1.0
+        return decay ** (num_blocks + 1) if name.startswith(before) else 1.0
 
     return {id(parameter): scale(name) for name, parameter in model.named_parameters()}
 

@@ -21,22 +21,23 @@ def learning_rate(
 
     Args:
         samples: pairs seen before this step.
-        config: shape, peak and lengths in samples.
+        config: shape, peak and lengths.
         batch_size: pairs of this step over all ranks.
         total_samples: pairs of the whole run or stage.
     """
     peak, lowest = config.peak(batch_size), config.min_learning_rate
-    if samples < config.warmup_samples:
-        return peak * min(1.0, (samples + batch_size) / config.warmup_samples)
-    return lowest + (peak - lowest) * _share(samples, config, total_samples)
+    warmup = config.warmup_pairs(total_samples)
+    if samples < warmup:
+        return peak * min(1.0, (samples + batch_size) / warmup)
+    return lowest + (peak - lowest) * _share(samples, config, warmup, total_samples)
 
 
-def _share(samples: int, config: OptimConfig, total_samples: int) -> float:
-    """How much of the way from the minimum up to the peak is left behind the warm-up."""
+def _share(samples: int, config: OptimConfig, warmup: int, total_samples: int) -> float:
+    """How much of the way from the minimum up to the peak is left after the warm-up."""
     if config.schedule == "constant":
         return 1.0
     if config.schedule == "cosine":
-        done = _done(samples, config.warmup_samples, total_samples)
+        done = _done(samples, warmup, total_samples)
         return 0.5 * (1 + math.cos(math.pi * done))
     done = _done(samples, total_samples - config.cooldown_samples, total_samples)
     return (1 - done) ** config.cooldown_power

@@ -26,6 +26,7 @@ from training.accumulation import Encoded, split
 from training.bad_batch import write_bad_batch
 from training.checkpoint import Checkpoint, CheckpointWriter
 from training.config import TrainConfig, to_json
+from training.decoding import decode_device
 from training.distributed import Ranks
 from training.ema import WeightAverage
 from training.environment import versions
@@ -340,6 +341,7 @@ class Session:
                 for name, value in fingerprints(self.loader, self.clip.config).items()
             },
             "decoder": decoder_kind(self.loader),
+            "decoding": decode_device(self.loader).stored(),
             "config": to_json(self.config),
             "world_size": self.ranks.world_size,
             "mask_step": self.mask_step,

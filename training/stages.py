@@ -15,7 +15,7 @@ from torch import Tensor
 from model.config import AdapterConfig, ClipConfig, clip_config, require_clip_bpe
 from model.open_clip_weights import is_text_name
 from model.positions import resize_image_positions, resize_text_positions, sin_cos_table
-from training.config import StageConfig, TrainConfig
+from training.config import OptimConfig, StageConfig, TrainConfig
 from training.tower_config import ImageSideConfig
 
 
@@ -146,6 +146,7 @@ def _as_runs(config: TrainConfig) -> list[TrainConfig]:
     image_side = config.image_side
     if config.text_side.distill:  # the image tower rests while the adapter learns
         image_side = replace(image_side, self_distillation=0.0)
+    config = replace(config, optim=_with_pairs(config.optim, config.total_samples))
     if not config.stages:
         return [replace(config, image_side=image_side)]
     # What is measured at the end, with or without the average, is the last stage's affair.
@@ -156,6 +157,11 @@ def _as_runs(config: TrainConfig) -> list[TrainConfig]:
         for number, stage in enumerate(config.stages, 1)
     ]
     return [first, *between, replace(last, evaluation=config.evaluation)]
+
+
+def _with_pairs(optim: OptimConfig, total_samples: int) -> OptimConfig:
+    """The same with its warm-up in pairs: of the length asked for, not of its whole steps."""
+    return replace(optim, warmup_samples=optim.warmup_pairs(total_samples))
 
 
 def _as_run(
@@ -171,7 +177,7 @@ def _as_run(
         stages=(),
         seed=run.seed + number,
         total_samples=stage.total_samples,
-        optim=stage.optim,
+        optim=_with_pairs(stage.optim, stage.total_samples),
         mask=stage.mask,
         batch_size=stage.batch_size or run.batch_size,
         accumulation=stage.accumulation or run.accumulation,

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.decoding.choice import DecoderKind, open_decoder
-    from pipeline.decoding.decoder import Decoded, Decoder
+    from pipeline.decoding.decoder import DaliGraph, Decoded, Decoder
 
-__all__ = ["Decoded", "Decoder", "DecoderKind", "open_decoder"]
+__all__ = ["DaliGraph", "Decoded", "Decoder", "DecoderKind", "open_decoder"]
 
 
 def __getattr__(name: str) -> Any:

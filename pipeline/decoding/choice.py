@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from pipeline.decoding.decoder import Decoder
+from pipeline.decoding.decoder import DaliGraph, Decoder
 from pipeline.native import CompilationError
 
 logger = logging.getLogger(__name__)
@@ -25,6 +25,7 @@ def open_decoder(
     batch_size: int,
     num_threads: int,
     device: torch.device | str = "cpu",
+    graph: DaliGraph = "window",
 ) -> Decoder:
     """Open a decoder.
 
@@ -34,33 +35,39 @@ def open_decoder(
         batch_size: most images in one call.
         num_threads: CPU threads.
         device: where the images are wanted.
+        graph: how DALI is asked for a window.
 
     Raises:
         ValueError: the kind cannot serve this device, or cannot be built on this machine.
     """
     device = torch.device(device)
     if kind == "auto":
-        kind = "dali" if device.type == "cuda" else "turbo"
-        try:
-            return open_decoder(
-                kind,
-                image_size=image_size,
-                batch_size=batch_size,
-                num_threads=num_threads,
-                device=device,
-            )
-        except ValueError as error:
-            if kind == "dali":
-                raise
-            logger.warning("%s; DALI decodes instead, at about half the speed", error)
+        if device.type == "cuda":
             kind = "dali"
+        else:
+            try:
+                return _open_on_cpu("turbo", image_size, num_threads)
+            except ValueError as error:
+                logger.warning("%s; DALI decodes instead, at about half the speed", error)
+                kind = "dali"
     if kind == "dali":
         # DALI takes a second to import, and whoever decodes without it needs none of it.
         from pipeline.decoding.dali_graph import DaliDecoder
 
-        return DaliDecoder(image_size, batch_size, num_threads, device)
+        return DaliDecoder(
+            image_size=image_size,
+            batch_size=batch_size,
+            num_threads=num_threads,
+            device=device,
+            graph=graph,
+            others=_open_any_on_cpu(image_size, num_threads),
+        )
     if device.type != "cpu":
         raise ValueError(f"decoder {kind!r} works on the CPU, not on {device}: take 'dali'")
+    return _open_on_cpu(kind, image_size, num_threads)
+
+
+def _open_on_cpu(kind: Literal["turbo", "pil"], image_size: int, num_threads: int) -> Decoder:
     if kind == "pil":
         from pipeline.decoding.pil import PilDecoder
 
@@ -70,4 +77,12 @@ def open_decoder(
     try:
         return TurboDecoder(image_size, num_threads)
     except CompilationError as error:
-        raise ValueError(f"decoder 'turbo' is not to be had here: {error}") from error
+        raise ValueError(f"decoder 'turbo' is not available here: {error}") from error
+
+
+def _open_any_on_cpu(image_size: int, num_threads: int) -> Decoder:
+    """What takes the files that DALI does not get; Pillow reads them all, at half turbo's speed."""
+    try:
+        return _open_on_cpu("turbo", image_size, num_threads)
+    except ValueError:
+        return _open_on_cpu("pil", image_size, num_threads)

@@ -80,25 +80,27 @@ def has_plain_header(data: bytes) -> bool:
     The header is walked as `plain_jpeg` walks it, and the file must end with an end marker.
     """
     try:
-        walk = _Walk(data)
-        walk.header()
+        return walk_jpeg(data, header_only=True).is_plain
     except JpegLayoutError:
         return False
-    return walk.plain and data.endswith(b"\xff\xd9")
 
 
-def walk_jpeg(data: bytes) -> JpegLayout:
+def walk_jpeg(data: bytes, *, header_only: bool = False) -> JpegLayout:
     """Walk over a JPEG file as libjpeg does: stray bytes between segments are passed over.
 
     Args:
         data: the file.
+        header_only: stop where the first scan's data begin, and take an end marker at the file's
+            end for the picture's.
 
     Raises:
         JpegLayoutError: it is no JPEG, or its header is cut short or broken.
     """
     walk = _Walk(data)
     walk.header()
-    while walk.end == 0 and walk.scans <= MAX_SCANS and walk.next_scan():
+    if header_only:
+        walk.end = len(data) if data.endswith(b"\xff\xd9") else 0
+    while not header_only and walk.end == 0 and walk.scans <= MAX_SCANS and walk.next_scan():
         pass
     frame = walk.frame
     return JpegLayout(

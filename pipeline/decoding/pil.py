@@ -43,7 +43,12 @@ class PilDecoder:
         self._image_size = image_size
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="tessera-pil")
 
-    def decode(self, encoded: Sequence[bytes], windows: NDArray[np.int32]) -> Decoded:
+    def decode(
+        self,
+        encoded: Sequence[bytes],
+        windows: NDArray[np.int32],
+        plain: NDArray[np.int8] | None = None,
+    ) -> Decoded:
         """Decode a batch; see `Decoder.decode`."""
         size = self._image_size
         images = np.zeros((len(encoded), size, size, 3), dtype=np.uint8)

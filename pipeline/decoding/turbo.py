@@ -46,7 +46,12 @@ class TurboDecoder:
         self._others = PilDecoder(image_size, num_threads)
         self._try_out()
 
-    def decode(self, encoded: Sequence[bytes], windows: NDArray[np.int32]) -> Decoded:
+    def decode(
+        self,
+        encoded: Sequence[bytes],
+        windows: NDArray[np.int32],
+        plain: NDArray[np.int8] | None = None,
+    ) -> Decoded:
         """Decode a batch; see `Decoder.decode`."""
         images, status, reasons = self._run(encoded, windows)
         failures = {

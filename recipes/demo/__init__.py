@@ -40,7 +40,7 @@ def demo() -> TrainConfig:
         batch_size=128,
         mask=MaskConfig(kind="cluster", mask_ratio=0.5),
         data=DataConfig(train=str(_ROOT / "index" / "train"), crop=CropConfig(scale=(0.7, 1.0))),
-        optim=OptimConfig(learning_rate=1.5e-3, warmup_samples=3_200, weight_decay=0.1),
+        optim=OptimConfig(learning_rate=1.5e-3, warmup=0.1, weight_decay=0.1),
         evaluation=EvaluationConfig(
             zero_shot=(str(_ROOT / "index" / "heldout"),),
             retrieval=(str(_ROOT / "index" / "heldout"),),

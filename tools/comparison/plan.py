@@ -183,7 +183,7 @@ def _run(
     given = (*variant.words, *words, "--seed", str(seed))
     config = _parse(variant.recipe, given)
     length = config.total_samples if samples is None else samples
-    warmup = config.optim.warmup_samples * length // config.total_samples
+    warmup = config.optim.warmup_pairs(config.total_samples) * length // config.total_samples
     given = (
         *given,
         "--total-samples",

@@ -37,8 +37,9 @@ def test_every_recipe_becomes_small_and_stays_itself(name: str) -> None:
         assert after.config.mask.kind == before.config.mask.kind
         assert after.config.mask.mask_ratio == before.config.mask.mask_ratio
         assert after.config.optim.schedule == before.config.optim.schedule
-        assert bool(after.config.optim.warmup_samples) == bool(before.config.optim.warmup_samples)
-        assert after.config.optim.warmup_samples < after.config.total_samples
+        warmup = after.config.optim.warmup_pairs(after.config.total_samples)
+        assert bool(warmup) == bool(before.config.optim.warmup_pairs(before.config.total_samples))
+        assert warmup < after.config.total_samples
 
 
 def test_rates_keep_their_proportion_and_lengths_theirs() -> None:
@@ -47,8 +48,9 @@ def test_rates_keep_their_proportion_and_lengths_theirs() -> None:
     for scale in (full, small):
         rates = [s.config.optim.peak(s.config.batch_size) for s in stages_of(scale)]
         assert [rate / rates[0] for rate in rates] == pytest.approx([1, 0.025, 0.003125])
-        warmups = [s.config.optim.warmup_samples / s.config.total_samples for s in stages_of(scale)]
-        assert warmups == pytest.approx([0.0164, 0.0512, 0.0512], abs=2 / 96)
+        runs = [stage.config for stage in stages_of(scale)]
+        warmups = [c.optim.warmup_pairs(c.total_samples) / c.total_samples for c in runs]
+        assert warmups == pytest.approx([0.0164, 0.05, 0.2], abs=2 / 96)
     grids = [architecture(s.config).vision.grid_size for s in stages_of(small)]
     assert grids == [3, 8, 12]  # of 8 where the full model has 16: 6, 16, 24
     assert [architecture(s.config).text.context_length for s in stages_of(small)] == [8, 32, 32]

@@ -180,6 +180,24 @@ def test_layer_decay_slows_the_image_tower_from_its_end_to_its_start() -> None:
     assert text == {1.0} == {by_name["logit_scale"], by_name["image.ln_post.weight"]}
 
 
+def test_layer_rule_of_the_released_code_spares_what_its_code_spares() -> None:
+    """EVA-CLIP's code finds parameters by names that the class embedding does not have."""
+    clip = build_clip("tessera-demo")
+    config = OptimConfig(layer_decay=0.5, layer_rule="eva_clip", weight_decay=0.3)
+    optimizer = build_optimizer(clip, config)
+    set_learning_rate(optimizer, 1.0)
+    found = {id(p): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups
+             for p in g["params"]}  # fmt: skip
+    by_name = {name: found[id(p)] for name, p in clip.named_parameters()}
+    lowest = 0.5 ** (clip.config.vision.layers + 1)
+    assert by_name["image.class_embedding"] == (1.0, 0.0)
+    assert by_name["image.ln_pre.weight"] == (1.0, 0.0)
+    assert by_name["image.positional_embedding"] == (lowest, 0.0)
+    assert by_name["image.patch_embed.weight"] == (lowest, 0.3)
+    assert by_name["text.positional_embedding"] == (1.0, 0.3)
+    assert by_name["image.blocks.0.attn.qkv.weight"] == (2 * lowest, 0.3)
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_no_optimiser_waits_for_a_gpu(name: OptimizerName) -> None:
     """On an imagined CUDA device, where asking for a value raises."""

@@ -51,7 +51,9 @@ def test_each_stage_is_a_run_that_starts_where_the_last_one_ended() -> None:
     first, tuned, larger = stages_of(FLIP)
     assert [s.first_step for s in (first, tuned, larger)] == [0, 10, 20]
     assert [s.first_sample for s in (first, tuned, larger)] == [0, 960, 1280]
-    assert first.config == replace(FLIP, stages=(), evaluation=EvaluationConfig())
+    optim = replace(FLIP.optim, warmup_samples=FLIP.optim.warmup_pairs(FLIP.total_samples))
+    alone = replace(FLIP, stages=(), evaluation=EvaluationConfig(), optim=optim)
+    assert first.config == alone
     assert tuned.config.mask.kind == "none"
     assert (tuned.config.batch_size, tuned.config.num_steps) == (32, 10)
     assert tuned.config.optim.learning_rate == 4e-8
@@ -70,7 +72,8 @@ def test_the_steps_done_say_which_stage_goes_on() -> None:
 
 
 def test_a_run_of_one_stage_is_itself() -> None:
-    alone = replace(FLIP, stages=(), evaluation=EvaluationConfig())
+    optim = replace(FLIP.optim, warmup_samples=64)
+    alone = replace(FLIP, stages=(), evaluation=EvaluationConfig(), optim=optim)
     (stage,) = stages_of(alone)
     assert stage.config == alone
     assert (stage.name, stage.is_last) == ("", True)

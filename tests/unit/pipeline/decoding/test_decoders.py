@@ -86,8 +86,6 @@ def test_jpeg_as_pillow(decoder: Decoder, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", OTHERS)
 def test_other_formats_as_pillow(decoder: Decoder, kind: str) -> None:
-    if kind == "CMYK" and decoder.name.startswith("dali"):
-        pytest.skip("DALI and Pillow differ in how they mix CMYK")
     check(decoder, OTHERS[kind], 42)
 
 

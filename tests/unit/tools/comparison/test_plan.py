@@ -27,7 +27,9 @@ def test_equal_compute_spends_the_baselines_operations_in_whole_steps(plan: Plan
         ((_, a_pair),) = flops_of(run.config)
         assert run.samples % 32 == 0
         assert budget - 32 * a_pair < run.flops <= budget * (1 + 1e-9)
-        assert run.config.optim.warmup_samples / run.samples == pytest.approx(0.1, abs=0.01)
+        assert run.config.optim.warmup_pairs(run.samples) / run.samples == pytest.approx(
+            0.1, abs=0.01
+        )
 
 
 def test_a_mask_of_half_the_patches_costs_a_bit_more_than_half(plan: Plan) -> None:
