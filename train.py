@@ -157,7 +157,7 @@ def train(session: Session, stops: StopRequests) -> None:
                 session.finish_writing()
                 stops.end_run()
             if is_evaluated_now(session):
-                for line in score_lines(evaluate_now(session)):
+                for line in score_lines(evaluate_now(session).scores):
                     logger.info("%s", line)
                 session.clock.restart()
         if ranks.end_votes(stops.requested):  # in or behind the last step
@@ -232,7 +232,7 @@ def finish(session: Session, outcome: Outcome, argv: list[str]) -> None:
     folder = session.folder
     report_session(session, outcome, argv)
     lines = [
-        *score_lines(outcome),
+        *score_lines(outcome.scores),
         f"report      {folder.report}",
         f"checkpoint  {max(folder.checkpoints.iterdir())}",
         f"metrics     {folder.metrics}",

@@ -39,6 +39,7 @@ from tqdm import tqdm
 from evaluation.encoder import Encoder
 from evaluation.labelled import is_index
 from evaluation.records import RETRIEVAL_DEFINITION, lines, records, table
+from evaluation.scores import NUM_BAD, renamed
 from evaluation.suite import Suite, evaluate
 from evaluation.text_features import check_text_features, open_text_features
 from evaluation.views import ViewConfig, Views
@@ -172,8 +173,8 @@ def run(arguments: Arguments, ranks: Ranks) -> dict[str, Any]:
             )
             outcome = evaluate(encoder, suite)
             rejected = rejected_samples(suite, indexed)
-    outcome = outcome.renamed({index: place for place, index in indexed.items()})
-    found = records(outcome, model.name, model.pretrained)
+    scores = renamed(outcome.scores, {index: place for place, index in indexed.items()})
+    found = records(scores, model.name, model.pretrained)
     result = {
         "checkpoint": arguments.checkpoint,
         "views": arguments.views,
@@ -181,18 +182,12 @@ def run(arguments: Arguments, ranks: Ranks) -> dict[str, Any]:
         "definitions": RETRIEVAL_DEFINITION,
         "num_ranks": ranks.world_size,
         "results": found,
-        "bad_images": {
-            score.dataset: score.num_bad
-            for score in (
-                *(each.result for each in outcome.zero_shot),
-                *(each.scores for each in outcome.retrieval),
-            )
-        },
+        "bad_images": {row.dataset: int(row.value) for row in scores if row.metric == NUM_BAD},
         "rejected_samples": rejected,
         "environment": machine(device),
     }
     if ranks.is_main:
-        print("\n".join([*lines(outcome), *_lines_of_rejected(rejected), "", table(found)]))
+        print("\n".join([*lines(scores), *_lines_of_rejected(rejected), "", table(found)]))
         if arguments.out:
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
             write_text(arguments.out, json.dumps(result, indent=1) + "\n")

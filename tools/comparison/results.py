@@ -11,7 +11,7 @@ from typing import Any
 
 from tools.comparison.plan import Form, Plan
 from tools.comparison.runs import FinishedRun
-from tools.comparison.scores import Score
+from tools.comparison.scores import Figure
 from tools.comparison.statistics import Spread, paired
 
 _ERRORS = 1.96
@@ -28,10 +28,10 @@ class Cell:
     """To the baseline, over the seeds that both have; None for the baseline itself."""
     chance: float
     """What guessing gives."""
-    num_queries: int
+    n: int
     """Held-out questions that the shares are of; 0 where a record does not say."""
     is_main: bool
-    """As `Score.is_main`."""
+    """As `Figure.is_main`."""
 
     @property
     def is_above_chance(self) -> bool:
@@ -40,7 +40,7 @@ class Cell:
         By 1.96 standard errors of guessing, where the number of questions is known, and, of several
         seeds, by their 95% interval.
         """
-        error = math.sqrt(self.chance * (1 - self.chance) / (self.num_queries or math.inf))
+        error = math.sqrt(self.chance * (1 - self.chance) / (self.n or math.inf))
         interval = self.spread.interval
         by_seeds = interval is None or interval[0] > self.chance
         return by_seeds and self.spread.mean > self.chance + _ERRORS * error
@@ -155,7 +155,7 @@ def _row(variant: str, seeds: dict[int, FinishedRun], baseline: dict[int, Finish
 
 def _cell(
     name: str,
-    score: Score,
+    score: Figure,
     runs: Sequence[FinishedRun],
     pairs: Sequence[tuple[FinishedRun, FinishedRun]],
 ) -> Cell:
@@ -167,7 +167,7 @@ def _cell(
         spread=Spread(values=tuple(run.scores[name].value for run in runs)),
         difference=difference if pairs else None,
         chance=score.chance,
-        num_queries=score.num_queries,
+        n=score.n,
         is_main=score.is_main,
     )
 

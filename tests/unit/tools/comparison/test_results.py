@@ -115,7 +115,7 @@ def test_few_questions_do_not_lift_a_score_above_chance() -> None:
             spread=Spread(values=values),
             difference=None,
             chance=0.1,
-            num_queries=num_queries,
+            n=num_queries,
             is_main=True,
         ).is_above_chance
 
