@@ -132,12 +132,14 @@ def flops_of(config: TrainConfig) -> list[tuple[int, float]]:
 
 
 def _own_lengths(config: TrainConfig, context_length: int) -> tuple[int, ...]:
-    return _captions(config.data.train, config.batch_size, context_length)
+    return _captions(config.data.train_references, config.batch_size, context_length)
 
 
 @cache
-def _captions(reference: str, batch_size: int, context_length: int) -> tuple[int, ...]:
-    return captions_of(reference, batch_size, context_length)
+def _captions(references: tuple[str, ...], batch_size: int, context_length: int) -> tuple[int, ...]:
+    """Lengths of a batch's captions; of several sets, as if each had the same share of it."""
+    parts = [captions_of(each, batch_size, context_length) for each in references]
+    return tuple(sorted(sum(parts, ()))[len(parts) // 2 :: len(parts)]) if parts[1:] else parts[0]
 
 
 def _check(variants: Sequence[Variant], seeds: Sequence[int]) -> None:
