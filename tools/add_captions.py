@@ -12,29 +12,32 @@ r"""Add captions to an index: rewrites, recaptions, further languages; any numbe
 Every row finds its sample by key, by URL (an index made with `--columns url`), or by its place,
 which must then be proven by the words that texts share with the originals. The source appears in
 the index when it is complete; nothing else there changes. Train with `--data.captions caption=1
-laclip=4`. Prints what became of rows and texts and, last, one JSON line. Exit status: 0 done, 1
-failed, 2 wrong use or refused, 130 interrupted.
+laclip=4`.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
+
+from tools import program  # before all that takes long, for Ctrl-C meanwhile
+
+# isort: split
 import pyarrow as pa
 import tyro
 from tqdm import tqdm
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
 from pipeline.caption_sources import (
     ImportOptions,
     ImportReport,
     Join,
+    KeyJoin,
     LaclipReader,
     Reader,
     RowJoin,
@@ -72,6 +75,9 @@ class Arguments:
     fields of the json in the shards."""
     join: Literal["key", "url", "row"] = "key"
     """What rows find their samples by; not used for shards."""
+    source: str = ""
+    """join by key: the source of the index that the keys are of, where it has several. By default
+    a key is written SOURCE:KEY if it alone could be of two."""
     key_column: str = ""
     """table: column of the key or URL; `key` or `url` if not given."""
     text_columns: tuple[str, ...] = ()
@@ -103,6 +109,8 @@ class Arguments:
             raise ValueError(
                 f"the lines of {self.files[0]} have no keys: join them by their order, --join row"
             )
+        if self.source and (self.join != "key" or self.format == "shards"):
+            raise ValueError("--source is for --join key")
         missing = [str(path) for path in self.files if not path.exists()]
         if missing:
             raise FileNotFoundError(f"there is no file {', '.join(missing)}")
@@ -135,7 +143,7 @@ class Arguments:
             return RowJoin(index)
         if self.join == "url":
             return ValueJoin(index.column("url").cast(pa.large_string()), "url")
-        return ValueJoin(index.table.column("key"), "key")
+        return KeyJoin(index, self.source)
 
 
 def _is_text(originals: Path) -> bool:
@@ -143,25 +151,18 @@ def _is_text(originals: Path) -> bool:
     return originals.suffix.lower() != ".csv"
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns its exit status."""
+    return program.run(_add, argv, stopped="stopped; nothing was changed")
+
+
+def _add(words: list[str]) -> dict[str, Any]:
     start = time.perf_counter()
-    try:
-        arguments = tyro.cli(Arguments, description=__doc__)
-        report = add_captions(arguments)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}\nnothing was changed", file=sys.stderr)
-        return 2
-    except (OSError, RuntimeError) as error:
-        print(f"failed: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; nothing was changed", file=sys.stderr)
-        return 130
+    arguments = tyro.cli(Arguments, args=words, description=program.describe(__doc__))
+    report = add_captions(arguments)
     seconds = time.perf_counter() - start
     print("\n".join(lines(arguments, report, seconds)))
-    print(json.dumps({"name": arguments.name, "seconds": seconds, **asdict(report)}))
-    return 0
+    return {"name": arguments.name, "seconds": seconds, **asdict(report)}
 
 
 def add_captions(arguments: Arguments) -> ImportReport:

@@ -27,6 +27,7 @@ from tools import program  # before all that takes long, for Ctrl-C meanwhile
 # isort: split
 import numpy as np
 import pyarrow as pa
+import torch
 import tyro
 
 from pipeline import index as layout
@@ -202,7 +203,7 @@ def _planning(arguments: Arguments, index_dir: Path, kind: OrderKind) -> dict[st
     def whole(step: int) -> None:
         visits = plan.visits(step)
         plan.windows(visits)
-        plan.noise(visits, _NUM_PATCHES)
+        plan.noise(visits, _NUM_PATCHES, torch.device("cpu"))
         captions.pack(plan.draw_captions(visits).rows, 77, np.empty((arguments.batch_size, 0)))
 
     num_steps = 10 * index.num_samples // arguments.batch_size

@@ -27,6 +27,7 @@ from training.config import TrainConfig
 from training.decoding import settle_decoding
 from training.distributed import Ranks
 from training.ema import WeightAverage
+from training.health import Health
 from training.metrics import StepLog
 from training.optim import build_optimizer
 from training.overlap import overlap_warnings
@@ -35,7 +36,7 @@ from training.precision import TYPES, Precision, choose_precision
 from training.run_folder import RunFolder, newest_checkpoint
 from training.sample_ids import SampleIdLog
 from training.session import EMA, LORA, LOSS, MASK, Session, decoder_kind, fingerprints
-from training.sides import set_trained, with_encoder
+from training.sides import set_trained, trained_words, with_encoder
 from training.stages import Stage, fit_positions, stage_at, stages_of
 from training.stages import architecture as stage_architecture
 from training.timeline import Timeline
@@ -70,7 +71,7 @@ def open_session(
     stage = stage_at(run_config, run_step)
     config, step = stage.config, run_step - stage.first_step
     architecture = architecture_of(config)
-    share = _rank_config(config, architecture, ranks, device)
+    share = rank_config(config, architecture, ranks, device)
     share = settle_decoding(config, share, ranks, device, found)
     loader = open_loader(config.data.train_sets, share)
     architecture = with_encoder(architecture, loader)
@@ -78,26 +79,18 @@ def open_session(
     if adapter:
         ranks.on_main(lambda: check_text_features(adapter, measured, measured.text_encoder))
     _check_decoder(loader, ranks, found)
+    precision = _precision(config, device, architecture, found)
     if ranks.is_main:
         _tell_what_is_odd(config, loader)
+        logger.info("precision: %s", precision)
     if found:
         trained = config if step else stages_of(run_config)[max(0, stage.number - 2)].config
         _check_same_run(found, loader, with_encoder(architecture_of(trained), loader))
-    precision = _precision(config, device, architecture, found)
-    if ranks.is_main:
-        logger.info("precision: %s", precision)
     with timeline.during("building the model"):
         clip, model, loss, optimizer = _build(
-            run_config,
-            stage,
-            architecture,
-            ranks,
-            device,
-            loader,
-            found,
-            precision,
+            run_config, stage, architecture, ranks, device, loader, found, precision,
             resumed=step > 0,
-        )
+        )  # fmt: skip
         average = _average(config, clip, ranks, device, loader, precision, found if step else None)
     for activity, seconds in (found.state["seconds"] if found else {}).items():
         timeline.add(activity, seconds)
@@ -127,12 +120,11 @@ def open_session(
         writer=CheckpointWriter(folder.checkpoints, config.keep_checkpoints) if main else None,
         timeline=timeline,
         clock=StepClock(timeline),
+        health=Health(config),
         slow_steps=SlowSteps(config.watch.slow_step, world_size=ranks.world_size),
         watchers=open_watchers(run_config, folder, resumed_step=run_step) if main else [],
-        step=step,
-        mask_weights=mask_weights,
-        mask_step=mask_step,
-    )
+        step=step, mask_weights=mask_weights, mask_step=mask_step,
+    )  # fmt: skip
 
 
 def architecture_of(config: TrainConfig) -> ClipConfig:
@@ -183,6 +175,7 @@ def _build(
         if not found.state["config"].get("text_side", {}).get("distill") or resumed:
             loss.load_state_tensors(found.part(LOSS))
     set_trained(clip, config, found.part(LORA) if found and resumed else None)
+    logger.info("%s", trained_words(clip))
     model = parallelise(clip, ranks, device, config.distributed.strategy)
     optimizer = build_optimizer(clip, config.optim)
     if found and resumed:
@@ -305,7 +298,7 @@ def _tell_what_is_odd(config: TrainConfig, loader: Loader) -> None:
         logger.info("%s", line)
 
 
-def _rank_config(
+def rank_config(
     config: TrainConfig, architecture: ClipConfig, ranks: Ranks, device: torch.device
 ) -> LoaderConfig:
     """`loader_config` with this rank's share and device."""

@@ -3,6 +3,7 @@
 | column | of each sample |
 |---|---|
 | key, size, label | its key, bytes of its image file, class (missing where there is none) |
+| source, source_key | data set that its shard is of; `SOURCE:KEY`, if there are several |
 | shard | file name of its shard |
 | width, height, shortest, longest, pixels, aspect | of the picture; aspect = longest / shortest |
 | num_captions | texts in the caption source |
@@ -80,6 +81,11 @@ class Columns:
         names = pa.array([basename(record.location) for record in index.shards], pa.large_string())
         sides = index.width, index.height
         self._add("key", "text", lambda ids: index.table.column("key").take(pa.array(ids)))
+        if any(index.source_names):
+            sources = pa.array(index.source_names, pa.large_string())
+            self._add("source", "text", lambda ids: sources.take(pa.array(index.sources_of(ids))))
+            whole = lambda ids: pa.array(index.keys(ids), pa.large_string())  # noqa: E731
+            self._add("source_key", "text", whole)
         self._add("shard", "text", lambda ids: names.take(pa.array(index.shard[ids])))
         self._add(_LABEL, "number", lambda ids: _label(index.label[ids]))
         for name, compute in {

@@ -121,6 +121,7 @@ def open_columns(dataset: Dataset, criteria: Criteria) -> Columns:
     if not criteria.join:
         return plain
     _check_column(plain, criteria.on, "--on")
+    _check_unique_keys(plain, criteria.on)
     everything = np.arange(dataset.index.num_samples)
     table = JoinedTable(
         Path(criteria.join),
@@ -146,6 +147,7 @@ def choose(dataset: Dataset, criteria: Criteria) -> Chosen:
     chooser = _Chooser(dataset, columns)
     if criteria.listed:
         _check_column(columns, criteria.on, "--on")
+        _check_unique_keys(columns, criteria.on)
         chooser.listed(read_ids(Path(criteria.listed), criteria.on), criteria.on)
     chooser.where(conditions)
     if criteria.drop_repeated:
@@ -301,6 +303,22 @@ def _shown(values: Values, place: int) -> str:
         return f"{value:g}"
     text = value.hex() if isinstance(value, bytes) else repr(value)
     return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
+
+
+def _check_unique_keys(columns: Columns, on: str) -> None:
+    """Refuse to look up by keys that two sources of the index have."""
+    index = columns.index
+    if on != "key" or len(index.source_names) < 2:
+        return
+    everything = np.arange(index.num_samples)
+    hashes = np.sort(duplicates.hash_column(columns, "key", everything, "join")[0])
+    if (hashes[1:] == hashes[:-1]).any():
+        sources = ", ".join(index.source_names)
+        example = index.keys([0])[0]
+        raise ValueError(
+            f"a key alone may be of several of the sources {sources}: say --on source_key, with "
+            f"values such as {example!r}"
+        )
 
 
 def _check_column(columns: Columns, name: str, option: str) -> None:
