@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +20,6 @@ from tests.decoder_pictures import encode, photo, with_orientation
 from tests.every_picture import SOUND
 from tests.hostile.harness import Parser
 from tests.hostile.mutate import png_checksums
-from tools.download.image_header import ImageError, read_header
 
 _MAX_PIXELS = 10**6
 _MOST_DIFFERENCE = 6.0
@@ -137,8 +134,6 @@ def _packed(_: Path) -> Callable[[bytes], object]:
 
 
 def _downloaded(_: Path) -> Callable[[bytes], object]:
-    # As the download's processes have it; OpenCV reads it when it is loaded.
-    os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(_MAX_PIXELS)
     from tools.download.upright import UprightResizer
 
     resizer = UprightResizer(
@@ -150,8 +145,6 @@ def _downloaded(_: Path) -> Callable[[bytes], object]:
     )
 
     def store(data: bytes) -> None:
-        with suppress(ImageError):
-            read_header(data)
         stored, *_, reason = resizer(io.BytesIO(data))
         if stored is None:
             if not reason or reason.startswith("unknown"):
