@@ -213,6 +213,7 @@ def take_step(session: Session, stops: StopRequests) -> None:
         loss,
         session.log_scale(),
         session.grad_norm,
+        session.same_captions,
         step=session.run_step,
         samples=session.stage.samples(session.step),
         stage=session.stage.number,

@@ -18,18 +18,16 @@ class Linear(nn.Linear):
     """A linear layer that computes in its input's type, whatever type its weights are kept in."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name in torch)
-        """[..., in] to [..., out], of the input's type unless autocast rules."""
+        """[..., in] to [..., out], of the input's type."""
         bias = None if self.bias is None else self.bias.to(input.dtype)
         return F.linear(input, self.weight.to(input.dtype), bias)
 
 
 class LayerNorm(nn.LayerNorm):
-    """A layer norm that takes and gives its input's type; under autocast it gives float32."""
+    """A layer norm that takes and gives its input's type, whatever type its weights are kept in."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name in torch)
         """[..., W] to [..., W]. The kernels add up in float32 for every type."""
-        if torch.is_autocast_enabled(input.device.type):
-            return super().forward(input)
         weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
         return F.layer_norm(input, self.normalized_shape, weight, bias, self.eps)
 
@@ -59,24 +57,27 @@ class Attention(nn.Module):
         """Attends.
 
         Args:
-            x: [T, W].
+            x: [T, W] in the layout's type.
             layout: The batch's layout.
             pooled: Compute the pooled rows' output alone.
 
         Returns:
             [T, W], or [B, W] with `pooled`.
         """
-        x = x.to(layout.dtype)
-        asking = x.index_select(0, layout.pooled_rows) if pooled else x
-        weights, biases = self.qkv.weight.to(x.dtype), self.qkv.bias.to(x.dtype)
-        # Three products in place of one: each result is contiguous, as flash attention wants it.
-        query, key, value = (
-            F.linear(source, weight, bias).unflatten(-1, (self.heads, -1))
-            for source, weight, bias in zip(
-                (asking, x, x), weights.chunk(3), biases.chunk(3), strict=True
-            )
-        )
+        if pooled:
+            query, key, value = self._pooled_query(x, layout)
+        else:
+            query, key, value = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(1)
         return self.out(packed_attention(query, key, value, layout, pooled=pooled).flatten(1))
+
+    def _pooled_query(self, x: Tensor, layout: PackedLayout) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, H, K] of the pooled rows, keys and values [T, H, K] of all."""
+        width = x.shape[1]
+        of_query, of_rest = self.qkv.weight.to(x.dtype).split((width, 2 * width))
+        query_bias, rest_bias = self.qkv.bias.to(x.dtype).split((width, 2 * width))
+        query = F.linear(x.index_select(0, layout.pooled_rows), of_query, query_bias)
+        key, value = F.linear(x, of_rest, rest_bias).unflatten(-1, (2, self.heads, -1)).unbind(1)
+        return query.unflatten(-1, (self.heads, -1)), key, value
 
 
 class LayerScale(nn.Module):
@@ -128,7 +129,8 @@ class Block(nn.Module):
         """Runs the block.
 
         Args:
-            x: [T, W].
+            x: [T, W], the residual stream; it keeps its type. Its updates are computed in the
+                layout's type, from a copy of it that is rounded to that type.
             layout: The batch's layout.
             pooled: Return only the pooled rows. What the other rows would have become is never
                 computed; the pooled rows come out the same.
@@ -136,9 +138,9 @@ class Block(nn.Module):
         Returns:
             [T, W], or [B, W] with `pooled`.
         """
-        update = self.ls_1(self.attn(self.ln_1(x), layout, pooled=pooled))
+        update = self.ls_1(self.attn(self.ln_1(x.to(layout.dtype)), layout, pooled=pooled))
         x = (x.index_select(0, layout.pooled_rows) if pooled else x) + update
-        return x + self.ls_2(self.mlp(self.ln_2(x)))
+        return x + self.ls_2(self.mlp(self.ln_2(x.to(layout.dtype))))
 
 
 def run_blocks(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from model.config import ClipConfig, clip_config
 from model.embedding_text import TextAdapter
+from model.execution import own_types
 from model.text import TextTower
 from model.vit import ImageTower
 
@@ -21,6 +22,7 @@ class Clip(nn.Module):
     """Image and text encoders over packed batches, and the learned temperature.
 
     The text side is a transformer over tokens, an adapter on sentence embeddings, or both.
+    `model.execution.configure` sets the types; a caller's autocast has no effect.
     """
 
     text: TextTower | None
@@ -68,7 +70,8 @@ class Clip(nn.Module):
         _check_matrix("patches", patches, self.config.vision.patch_dim)
         _check_integers("positions", positions, patches.shape[0])
         _check_offsets("image_offsets", image_offsets)
-        return self.image(patches, positions, image_offsets)
+        with own_types(patches.device):
+            return self.image(patches, positions, image_offsets)
 
     def encode_text(self, tokens: Tensor, text_offsets: Tensor) -> Tensor:
         """Features of a batch of captions.
@@ -95,7 +98,8 @@ class Clip(nn.Module):
             raise ValueError(f"{self._reads_embeddings()}: call encode_embeddings")
         _check_integers("tokens", tokens, None)
         _check_offsets("text_offsets", text_offsets)
-        return self.text(tokens, text_offsets)
+        with own_types(tokens.device):
+            return self.text(tokens, text_offsets)
 
     def encode_embeddings(self, embeddings: Tensor | None) -> Tensor:
         """Features of captions that a language model has embedded.
@@ -115,7 +119,8 @@ class Clip(nn.Module):
         if embeddings is None:
             raise ValueError(f"{self._reads_embeddings()}, and the batch has none")
         _check_matrix("embeddings", embeddings, self.adapter.config.embedding_dim)
-        return self.adapter(embeddings)
+        with own_types(embeddings.device):
+            return self.adapter(embeddings)
 
     @property
     def towers(self) -> list[ImageTower | TextTower]:

@@ -8,6 +8,7 @@ Shapes: B captions, E length of an embedding, d length of a feature.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -26,9 +27,9 @@ class AdapterBlock(nn.Module):
         self.up = Linear(width, config.hidden_width)
         self.down = Linear(config.hidden_width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, E] to [B, E]."""
-        return x + self.down(F.gelu(self.up(self.ln(x))))
+    def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """[B, E] to [B, E] of the same type; the update is computed in `dtype`."""
+        return x + self.down(F.gelu(self.up(self.ln(x.to(dtype)))))
 
 
 class TextAdapter(nn.Module):
@@ -53,7 +54,8 @@ class TextAdapter(nn.Module):
         """
         # In float32: the squares of a float16 embedding of length 300 would overflow.
         x = F.normalize(embeddings.float(), dim=-1)
-        x = x.to(self.execution.dtype or self.proj.weight.dtype)
+        compute, residual = self.execution.types(self.proj.weight)
+        x = x.to(residual)
         for block in self.blocks:
-            x = block(x)
-        return self.proj(self.ln(x))
+            x = block(x, compute)
+        return self.proj(self.ln(x.to(compute)))

@@ -29,12 +29,11 @@ class LowRankUpdate(nn.Module):
         nn.init.kaiming_uniform_(self.down, a=5**0.5)
 
     def forward(self, weight: Tensor) -> Tensor:
-        """[O, I] to [O, I], in the weight's type also under autocast.
+        """[O, I] to [O, I] in the weight's type, before it is cast to that of a product.
 
         In bfloat16 a weight has no place for the small updates of a run's start.
         """
-        with torch.autocast(weight.device.type, enabled=False):
-            return torch.addmm(weight, self.up, self.down, alpha=self.scale)
+        return torch.addmm(weight, self.up, self.down, alpha=self.scale)
 
 
 def add_lora(tower: ImageTower, rank: int, alpha: float) -> None:

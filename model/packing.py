@@ -6,7 +6,7 @@ all of them together, L the longest, H heads, K channels of a head.
 A packed tensor is [T, ...]; sequence i owns rows offsets[i] .. offsets[i+1] - 1. Three
 equivalent ways through attention:
 
-- CUDA in half precision: torch's variable-length flash attention reads the packed tensors.
+- CUDA in half precision: flash attention for variable lengths reads the packed tensors.
 - CPU: the host knows the lengths, so scaled dot product attention runs on each sequence's rows,
   or on all at once where the lengths are equal. No place is empty.
 - where shapes may not depend on the lengths (CUDA in float32, compiled blocks on a CPU): queries,
@@ -55,7 +55,7 @@ class PackedLayout:
     causal: bool
     """Whether a token sees only itself and those before it."""
     dtype: torch.dtype
-    """Type that linear layers compute in (the autocast type where that is on)."""
+    """Type that blocks compute in."""
     padded: PaddedPlaces | None
     """Places for the padded path; None on the two others."""
     lengths: tuple[int, ...] | None
@@ -65,14 +65,6 @@ class PackedLayout:
     def batch_size(self) -> int:
         """Number of sequences B."""
         return self.pooled_rows.shape[0]
-
-
-def compute_dtype(weight: Tensor) -> torch.dtype:
-    """Type in which a linear layer with this weight computes here and now."""
-    device = weight.device.type
-    if torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return weight.dtype
 
 
 def sequence_index(offsets: Tensor, num_tokens: int) -> Tensor:
@@ -218,17 +210,19 @@ def _one_by_one(
 def _flash(
     query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, *, pooled: bool
 ) -> Tensor:
-    # The kernels behind varlen_attn differ in whether their backward honours strides (cuDNN's
-    # writes gradients with the stride of its inputs), so only contiguous tensors go in.
+    # A window as wide as the sequences hides nothing, and flash attention drops it. It keeps torch
+    # from cuDNN's kernel, which some releases take for long sequences without a window on H100
+    # and later: only flash's backward honours the strides of parts of one qkv product.
+    wide = (layout.max_length, layout.max_length)
     out = varlen_attn(
-        query.contiguous(),
-        key.contiguous(),
-        value.contiguous(),
+        query,
+        key,
+        value,
         layout.pooled_offsets if pooled else layout.offsets,
         layout.offsets,
         1 if pooled else layout.max_length,
         layout.max_length,
-        window_size=(-1, 0) if layout.causal and not pooled else (-1, -1),
+        window_size=(-1, 0) if layout.causal and not pooled else wide,
     )
     assert isinstance(out, Tensor)
     return out

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from model.attention import Block, LayerNorm, run_blocks
 from model.config import TextConfig
 from model.execution import Execution
-from model.packing import build_layout, compute_dtype, pad_total, sequence_index
+from model.packing import build_layout, pad_total, sequence_index
 
 
 class TextTower(nn.Module):
@@ -52,19 +52,21 @@ class TextTower(nn.Module):
             tokens, offsets = pad_total(tokens, offsets, self.config.context_length)
         num_tokens = tokens.shape[0]
         caption = sequence_index(offsets, num_tokens)
+        compute, residual = self.execution.types(self.token_embedding.weight)
         layout = build_layout(
             offsets,
             num_tokens,
             pooled_rows=self._pooled_rows(tokens, offsets, caption),
             max_length=self.config.context_length,
             causal=self.config.causal,
-            dtype=self.execution.dtype or compute_dtype(self.token_embedding.weight),
+            dtype=compute,
             static=self.execution.static_shapes,
         )
         place = torch.arange(num_tokens, device=offsets.device) - offsets[caption]
         x = self.token_embedding(tokens) + F.embedding(place, self.positional_embedding)
-        x = x.to(self.execution.dtype or x.dtype)
-        x = run_blocks(self.blocks, x, layout, recompute=self.execution.checkpoint_blocks)
+        x = run_blocks(
+            self.blocks, x.to(residual), layout, recompute=self.execution.checkpoint_blocks
+        )
         x = self.ln_final(x[:batch_size]).to(layout.dtype)
         if self.proj is not None:
             x = x @ self.proj.to(layout.dtype)

@@ -13,15 +13,19 @@ from torch import Tensor, nn
 from model.attention import Block, LayerNorm, Linear, run_blocks
 from model.config import VisionConfig
 from model.execution import Execution
-from model.packing import PackedLayout, build_layout, compute_dtype, sequence_index
+from model.packing import PackedLayout, build_layout, sequence_index
 from model.positions import sin_cos_table
 
 
 class ImageTower(nn.Module):
     """Vision transformer with a class token (Dosovitskiy et al. 2021, as CLIP uses it)."""
 
+    pixel_center: Tensor
+    """[3*p*p] mean of each pixel value, rounded to an integer."""
     pixel_scale: Tensor
-    pixel_shift: Tensor
+    """[3*p*p] factor from a step of 1 in a pixel value to its normalised value."""
+    pixel_rest: Tensor
+    """[3*p*p] normalised value of `pixel_center`: what rounding left over."""
 
     def __init__(self, config: VisionConfig, embed_dim: int) -> None:
         super().__init__()
@@ -40,10 +44,16 @@ class ImageTower(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.ln_post = LayerNorm(width, eps=config.ln_eps)
         self.proj = nn.Parameter(scale * torch.randn(width, embed_dim))
-        std = torch.tensor(config.pixel_std).repeat(config.patch_size**2)
-        mean = torch.tensor(config.pixel_mean).repeat(config.patch_size**2)
-        self.register_buffer("pixel_scale", 1 / (255 * std), persistent=False)
-        self.register_buffer("pixel_shift", -mean / std, persistent=False)
+        # In float64: `pixel_rest` is a small difference of large numbers.
+        std = torch.tensor(config.pixel_std, dtype=torch.float64).repeat(config.patch_size**2)
+        mean = torch.tensor(config.pixel_mean, dtype=torch.float64).repeat(config.patch_size**2)
+        center, scale = (255 * mean).round(), 1 / (255 * std)
+        for name, value in {
+            "pixel_center": center,
+            "pixel_scale": scale,
+            "pixel_rest": (center - 255 * mean) * scale,
+        }.items():
+            self.register_buffer(name, value.to(torch.get_default_dtype()), persistent=False)
 
     def forward(self, patches: Tensor, positions: Tensor, offsets: Tensor) -> Tensor:
         """Encodes images; see `Clip.encode_image`.
@@ -60,20 +70,21 @@ class ImageTower(nn.Module):
         with_class = offsets + torch.arange(
             batch_size + 1, dtype=offsets.dtype, device=offsets.device
         )
+        compute, residual = self.execution.types(self.patch_embed.weight)
         layout = build_layout(
             with_class,
             num_patches + batch_size,
             pooled_rows=with_class[:-1].long(),
-            max_length=self.config.num_patches + 1,
+            max_length=(self.execution.max_patches or self.config.num_patches) + 1,
             causal=False,
-            dtype=self.execution.dtype or compute_dtype(self.patch_embed.weight),
+            dtype=compute,
             static=self.execution.static_shapes,
         )
         # One class token stands before each image, so a patch moves down by its image's number
         # and one.
         image = sequence_index(offsets, num_patches)
         patch_rows = torch.arange(num_patches, device=offsets.device) + image + 1
-        x = self._embed(patches, positions, patch_rows, layout)
+        x = self._embed(patches, positions, patch_rows, layout, residual)
         recompute = self.execution.checkpoint_blocks
         if self.config.pool == "tok":
             x = self.ln_post(run_blocks(self.blocks, x, layout, recompute=recompute))
@@ -83,16 +94,22 @@ class ImageTower(nn.Module):
         return x.to(layout.dtype) @ self.proj.to(layout.dtype)
 
     def _embed(
-        self, patches: Tensor, positions: Tensor, patch_rows: Tensor, layout: PackedLayout
+        self,
+        patches: Tensor,
+        positions: Tensor,
+        patch_rows: Tensor,
+        layout: PackedLayout,
+        residual: torch.dtype,
     ) -> Tensor:
         """Token stream [T+B, W]: of each image the class token, then its patches."""
-        x = self.patch_embed(self._normalised(patches))
+        x = self._projected(patches, layout.dtype)
         x = x + F.embedding(positions + 1, self.positional_embedding)
         class_token = self.class_embedding + self.positional_embedding[0]
         x = torch.cat([class_token.expand(layout.batch_size, -1), x])
         rows = torch.cat([layout.pooled_rows, patch_rows])
-        x = torch.empty_like(x).index_copy(0, rows, x)
-        return self.ln_pre(x).to(layout.dtype)
+        # In place: out of place, the memory without a value would be copied first.
+        x = torch.empty_like(x).index_copy_(0, rows, x)
+        return self.ln_pre(x.to(residual))
 
     def _mean_of_patches(self, x: Tensor, offsets: Tensor) -> Tensor:
         """[T, W] to [B, W], with the last layer norm before or after the mean."""
@@ -103,7 +120,17 @@ class ImageTower(nn.Module):
         x = torch.segment_reduce(x.float(), "mean", offsets=offsets, axis=0, unsafe=True)
         return self.ln_post(x) if self.config.pool_before_ln else x
 
-    def _normalised(self, patches: Tensor) -> Tensor:
-        if patches.dtype == torch.uint8:
-            patches = torch.addcmul(self.pixel_shift, patches.float(), self.pixel_scale)
-        return patches.to(self.execution.dtype or self.patch_embed.weight.dtype)
+    def _projected(self, patches: Tensor, dtype: torch.dtype) -> Tensor:
+        """[T, 3*p*p] patches to [T, W]; pixel values are normalised by the projection's weight.
+
+        What is multiplied are pixel values minus an integer, which bfloat16 holds exactly. Without
+        that integer the sums would be large beside their differences, which the type would round.
+        """
+        if patches.dtype != torch.uint8:
+            return self.patch_embed(patches.to(dtype))
+        weight = self.patch_embed.weight
+        return F.linear(
+            torch.sub(patches, self.pixel_center.to(dtype)),
+            (weight * self.pixel_scale).to(dtype),
+            (weight @ self.pixel_rest).to(dtype),
+        )

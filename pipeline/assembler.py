@@ -19,6 +19,7 @@ from torch import Tensor
 from pipeline.augment import augment
 from pipeline.batch import PackedBatch
 from pipeline.caption_mix import CaptionMix
+from pipeline.chained_index import ChainedIndex
 from pipeline.decoding import open_decoder
 from pipeline.embedding_mix import EmbeddingMix
 from pipeline.index import Index
@@ -44,7 +45,7 @@ class Assembler:
 
     def __init__(
         self,
-        index: Index,
+        index: Index | ChainedIndex,
         captions: CaptionMix,
         config: LoaderConfig,
         plan: Plan,

@@ -7,7 +7,7 @@ sentence embedding, p patch side in pixels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -32,6 +32,11 @@ class PackedBatch:
     """[B] int64, rows of the index: provenance, per-sample state, audits."""
     text_embeddings: Tensor | None = None
     """[B*R, E] float16, stored embeddings of the same captions; None where the loader has none."""
+    host_image_offsets: Tensor | None = None
+    """`image_offsets` in host memory, of a batch that was sent to a GPU from there; reading this
+    copy does not make the host wait. None elsewhere."""
+    host_text_offsets: Tensor | None = None
+    """The same of `text_offsets`."""
 
     @property
     def num_samples(self) -> int:
@@ -52,14 +57,21 @@ class PackedBatch:
         """The same batch on `device`; from pinned memory to CUDA the host does not wait."""
         # The other way it has to: the host would read what has not come yet.
         ahead = torch.device(device).type == "cuda"
-        return PackedBatch(
+        there = PackedBatch(
             **{name: t.to(device, non_blocking=ahead) for name, t in self.tensors().items()}
+        )
+        if not ahead:
+            return there
+        return replace(
+            there,
+            host_image_offsets=_in_host_memory(self.host_image_offsets, self.image_offsets),
+            host_text_offsets=_in_host_memory(self.host_text_offsets, self.text_offsets),
         )
 
     def pin_memory(self) -> PackedBatch:
         """The same batch with all that lies on the CPU in page-locked memory."""
-        return PackedBatch(
-            **{n: t if t.is_cuda else t.pin_memory() for n, t in self.tensors().items()}
+        return replace(
+            self, **{n: t if t.is_cuda else t.pin_memory() for n, t in self.tensors().items()}
         )
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
@@ -94,6 +106,14 @@ class PackedBatch:
             assert len(self.text_embeddings) == self.num_samples * self.texts_per_image
 
     def tensors(self) -> dict[str, Tensor]:
-        """The fields that are there, by name."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        """The fields that are there and travel to the model's device, by name."""
+        values = {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if not field.name.startswith("host_")
+        }
         return {name: value for name, value in values.items() if value is not None}
+
+
+def _in_host_memory(copy: Tensor | None, offsets: Tensor) -> Tensor | None:
+    return offsets if copy is None and not offsets.is_cuda else copy

@@ -28,6 +28,8 @@ from pipeline.text_reduction import TextReductionKind, choose_tokens, draws_need
 from pipeline.word_classes import read_word_classes
 
 _NOT_MISSING, _MISSING, _SHORT = 0, 1, 2
+_NUM_LOOKED_AT = 200
+"""Texts of a source that are looked at to see whether they are numbers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,14 +113,15 @@ class CaptionMix:
         self._index = index
         self.weights = tuple(weights)
         names = [name for name, _ in weights]
+        self._drawn = frozenset(names)
         self.names = names if DEFAULT_SOURCE in names else [*names, DEFAULT_SOURCE]
         self._original = self.names.index(DEFAULT_SOURCE)
-        self._tables = [index.captions(name) for name in self.names]
+        self.tables = [index.captions(name) for name in self.names]
         self._reduction: TextReductionKind = reduction
-        self._word_classes = [
-            read_word_classes(table) if reduction == "syntax" else None for table in self._tables
+        self.word_classes = [
+            read_word_classes(table) if reduction == "syntax" else None for table in self.tables
         ]
-        self._first_rows = np.cumsum([0, *(table.num_texts for table in self._tables)])
+        self._first_rows = np.cumsum([0, *(table.num_texts for table in self.tables)])
         totals = np.cumsum([weight for _, weight in weights])
         self._shares = totals / totals[-1]
         self._counts = text_counts(weights) if every_text else None
@@ -139,10 +142,25 @@ class CaptionMix:
                 )
         return lines
 
+    def owners(self) -> list[tuple[Index, str]]:
+        """Index and name of each source, in the order of the tables."""
+        return [(self._index, name) for name in self.names]
+
+    def warnings(self) -> list[str]:
+        """A line for each source whose texts are class numbers, which teach a model no language."""
+        return [
+            f"the captions {name!r} of {table.path.parents[1]} are numbers, such as "
+            f"{table.texts(np.array([0]))[0]!r}: they stand for classes in an evaluation, and a "
+            "model that is trained on them learns no words. Index texts, or name another caption "
+            "source"
+            for name, table in zip(self.names, self.tables, strict=True)
+            if name in self._drawn and _are_numbers(table)
+        ]
+
     @property
     def first(self) -> CaptionTable:
         """The source named first."""
-        return self._tables[0]
+        return self.tables[0]
 
     @property
     def texts_per_sample(self) -> int:
@@ -181,7 +199,7 @@ class CaptionMix:
         rows, faults = (np.stack(parts, axis=1).ravel() for parts in zip(*wanted, strict=True))
         bad = faults != _NOT_MISSING
         owners, draws = np.repeat(ids, len(wanted))[bad], picks.ravel()[bad]
-        rows[bad] = self._tables[self._original].draw(owners, draws)
+        rows[bad] = self.tables[self._original].draw(owners, draws)
         rows[bad] += self._first_rows[self._original]
         return DrawnCaptions(
             rows=rows,
@@ -219,7 +237,7 @@ class CaptionMix:
                 choose_tokens,
                 kind=self._reduction,
                 draws=draws[mine],
-                word_classes=self._word_classes[number],
+                word_classes=self.word_classes[number],
             )
             places.append(mine)
             parts.append(table.pack(own_rows, context_length, choose))
@@ -247,7 +265,7 @@ class CaptionMix:
         numbers = np.searchsorted(self._first_rows, rows, side="right") - 1
         used = np.unique(numbers).tolist() or [0]
         return [
-            (n, self._tables[n], mine, np.asarray(rows)[mine] - self._first_rows[n])
+            (n, self.tables[n], mine, np.asarray(rows)[mine] - self._first_rows[n])
             for n in used
             for mine in [np.flatnonzero(numbers == n)]
         ]
@@ -260,7 +278,7 @@ class CaptionMix:
         rows, faults = np.empty(len(ids), np.int64), np.empty(len(ids), np.int64)
         for number in np.unique(chosen).tolist():
             mine = np.flatnonzero(chosen == number)
-            first, count = self._tables[number].span(ids[mine])
+            first, count = self.tables[number].span(ids[mine])
             own = first + np.minimum((picks[mine] * count).astype(np.int64), count - 1)
             rows[mine], faults[mine] = self._served(number, own, count > 0)
         return rows, faults
@@ -269,7 +287,7 @@ class CaptionMix:
         self, number: int, ids: NDArray[np.int64], start: NDArray[np.float64], place: int, most: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """As `_draw_one`, of the text in one of the `most` places of a source."""
-        first, count = self._tables[number].span(ids)
+        first, count = self.tables[number].span(ids)
         begin = np.where(count > most, (start * count).astype(np.int64), 0)
         own = first + (begin + place) % np.maximum(count, 1)
         return self._served(number, own, place < count)
@@ -282,7 +300,7 @@ class CaptionMix:
         if number != self._original:
             # Texts of too few words are stored without token ids.
             faults[there] = np.where(
-                self._tables[number].lengths(own_rows[there]) == 0, _SHORT, _NOT_MISSING
+                self.tables[number].lengths(own_rows[there]) == 0, _SHORT, _NOT_MISSING
             )
         return own_rows + self._first_rows[number], faults
 
@@ -303,6 +321,13 @@ def _interleaved(
     source = np.arange(base) + np.repeat(starts - ends + lengths, lengths)
     tokens = np.concatenate([tokens for tokens, _ in parts])[source]
     return tokens, np.concatenate([[0], ends]).astype(np.int32)
+
+
+def _are_numbers(table: CaptionTable) -> bool:
+    """Whether some texts from all over a table are digits without exception."""
+    places = np.linspace(0, table.num_texts - 1, min(_NUM_LOOKED_AT, table.num_texts))
+    texts = table.texts(places.astype(np.int64))
+    return bool(texts) and all(text.strip().isdigit() for text in texts)
 
 
 def _fingerprint(index: Index, names: Sequence[str]) -> str:

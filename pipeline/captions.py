@@ -182,6 +182,9 @@ def pack_tokens(
         choose: what is kept of a caption that is too long. By default it loses its tail and keeps
             its EOT, the rule of open_clip's tokenizer.
 
+    A caption that holds a literal `<end_of_text>` ends there: open_clip reads a caption's feature
+    at its first EOT, and what follows that cannot reach it in a causal tower.
+
     Returns:
         tokens [U] int32 and text_offsets [B+1] int32.
 
@@ -200,6 +203,7 @@ def pack_tokens(
     tokens[is_id] = token_ids[places]
     tokens[offsets[:-1]] = SOT
     tokens[offsets[1:] - 1] = EOT
+    tokens, offsets = _until_first_end(tokens, offsets)
     return tokens, offsets.astype(np.int32)
 
 
@@ -225,6 +229,18 @@ def caption_batch(
         pa.array(np.asarray(sample, dtype=np.int64)),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=CAPTION_SCHEMA)
+
+
+def _until_first_end(
+    tokens: NDArray[np.int32], offsets: NDArray[np.int64]
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Captions that end with an EOT, each cut behind its first one."""
+    ends = np.flatnonzero(tokens == EOT)
+    if len(ends) == len(offsets) - 1:
+        return tokens, offsets
+    first_ends = ends[np.searchsorted(ends, offsets[:-1])]
+    kept = np.arange(len(tokens)) <= np.repeat(first_ends, np.diff(offsets))
+    return tokens[kept], _offsets(first_ends + 1 - offsets[:-1])
 
 
 def _offsets(counts: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -29,6 +29,7 @@ class Purpose(IntEnum):
     WINDOW_ORDER = 6
     AUGMENT = 7
     TEXT = 8
+    SET = 9
 
 
 def mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:

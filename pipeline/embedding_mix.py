@@ -11,18 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.caption_mix import CaptionMix
-from pipeline.index import Index
 from pipeline.text_embeddings import EncoderRecord, open_text_embeddings
 
 
 class EmbeddingMix:
     """The embeddings of one encoder for all sources of a mix."""
 
-    def __init__(self, index: Index, captions: CaptionMix, name: str) -> None:
+    def __init__(self, captions: CaptionMix, name: str) -> None:
         """Map the stores.
 
         Args:
-            index: whose captions they are of.
             captions: the mix; its original needs embeddings too, where a text of another source is
                 missing.
             name: of the embeddings.
@@ -32,7 +30,9 @@ class EmbeddingMix:
                 different encoders.
         """
         self._captions = captions
-        self._stores = [open_text_embeddings(index, name, source) for source in captions.names]
+        self._stores = [
+            open_text_embeddings(index, name, source) for index, source in captions.owners()
+        ]
         self.encoder: EncoderRecord = self._stores[0].encoder
         """What made them."""
         self.dim = self.encoder.dim

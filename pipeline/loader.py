@@ -10,7 +10,7 @@ Legend: D = 3*p*p values of a patch, N patches of an image.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -21,18 +21,18 @@ from pipeline.assembler import Assembler
 from pipeline.augment import AugmentConfig
 from pipeline.batch import PackedBatch
 from pipeline.caption_mix import CaptionMix
+from pipeline.chained_captions import open_captions
 from pipeline.decode_device import settle_device
 from pipeline.device_copy import DeviceCopier, Sent
 from pipeline.embedding_mix import EmbeddingMix
 from pipeline.loader_config import LoaderConfig
 from pipeline.masking import MaskConfig, MaskStrategy
-from pipeline.order import Order, SampleOrder
+from pipeline.mixture import Mixture, TrainingSet, check_batch, open_order, open_sets
 from pipeline.plan import EvaluationPlan, Plan, TrainingPlan
 from pipeline.prefetch import Prefetched
 from pipeline.selection import Dataset, open_dataset
 from pipeline.stages import Fetched, Preview
 from pipeline.stats import LoaderStats
-from pipeline.window_order import WindowOrder
 
 
 class Loader(Iterator[PackedBatch]):
@@ -59,12 +59,16 @@ class Loader(Iterator[PackedBatch]):
     """
 
     def __init__(
-        self, dataset: Dataset, captions: CaptionMix, config: LoaderConfig, plan: Plan
+        self,
+        dataset: Dataset | Mixture,
+        captions: CaptionMix,
+        config: LoaderConfig,
+        plan: Plan,
     ) -> None:
         """Prepare; threads start with the first batch.
 
         Args:
-            dataset: an index, or a selection of it.
+            dataset: an index, a selection of it, or a mixture of such sets.
             captions: texts of the sources in use.
             config: what the batches hold.
             plan: which samples come when.
@@ -79,7 +83,7 @@ class Loader(Iterator[PackedBatch]):
         self.config = config
         self.stats = LoaderStats()
         name = config.text_embeddings
-        self.embeddings = EmbeddingMix(dataset.index, captions, name) if name else None
+        self.embeddings = EmbeddingMix(captions, name) if name else None
         self._copier = DeviceCopier(config.model_device or config.device)
         self._assembler = Assembler(
             dataset.index, captions, config, plan, self.stats, self.embeddings
@@ -217,12 +221,15 @@ class Loader(Iterator[PackedBatch]):
         return fetched
 
 
-def open_loader(index_dir: Path | str, config: LoaderConfig) -> Loader:
-    """Open the training loader: endless, shuffled, cropped and masked.
+def open_loader(index_dir: TrainingSet | Sequence[TrainingSet], config: LoaderConfig) -> Loader:
+    """Open the training loader: endless, shuffled, cropped, and masked where it is asked for.
 
     Args:
         index_dir: `INDEX`, written by tools/index_shards.py, or `INDEX@SELECTION`, written by
-            tools/select_samples.py. Sample ids are rows of the index in both cases.
+            tools/select_samples.py. Sample ids are rows of the index in both cases. Or a list of
+            several, each with a weight: `["A=1", "B@clean=0.5"]` or `[("A", 1), ("B@clean", 0.5)]`.
+            An epoch then visits each sample of a set as often as its weight says, and the sample
+            ids of a set follow those of the index before it (docs/data.md).
         config: what the batches hold, and which part of them this process serves.
 
     Raises:
@@ -231,37 +238,31 @@ def open_loader(index_dir: Path | str, config: LoaderConfig) -> Loader:
             the index, embeddings are missing or of other captions, or the batch does not fit the
             data.
     """
-    dataset = open_dataset(index_dir)
+    dataset = open_sets(index_dir)
     index = dataset.index
     if config.rank == 0:  # one reader of whole files is enough
         index.check_files()
     index.check_shards()
-    if config.batch_size > dataset.num_samples:
-        raise ValueError(
-            f"batch_size {config.batch_size} is more than the {dataset.num_samples} samples of "
-            f"{index_dir}: a batch would hold the same pair twice"
-        )
-    config = settle_device(dataset, config)
-    captions = CaptionMix(
+    check_batch(dataset, config.batch_size)
+    # One set's pictures show whether the GPU decodes like Pillow.
+    config = settle_device(dataset.parts[0] if isinstance(dataset, Mixture) else dataset, config)
+    captions = open_captions(
         index, config.caption_weights, config.text_reduction, every_text=config.every_text
     )
     plan = TrainingPlan(
         index=index,
         captions=captions,
-        order=_order(dataset, config),
+        order=open_order(
+            dataset,
+            config.seed,
+            window_shards=config.window_shards if config.order == "window" else None,
+        ),
         crop=config.crop,
         batch_size=config.batch_size,
         rank=config.rank,
         world_size=config.world_size,
     )
     return Loader(dataset, captions, config, plan)
-
-
-def _order(dataset: Dataset, config: LoaderConfig) -> Order:
-    index = dataset.index
-    if config.order == "window":
-        return WindowOrder(index.shard_sizes, config.seed, config.window_shards, dataset.rows)
-    return SampleOrder(index.num_samples, config.seed, dataset.rows)
 
 
 def open_evaluation_loader(index_dir: Path | str, config: LoaderConfig) -> Loader:

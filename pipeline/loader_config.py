@@ -51,8 +51,8 @@ class LoaderConfig:
     """What a caption keeps that is longer than context_length; evaluation truncates."""
     crop: CropConfig = field(default_factory=CropConfig)
     """Random resized crop; evaluation takes the centre."""
-    mask: MaskConfig = field(default_factory=MaskConfig)
-    """Which patches are hidden; evaluation hides none."""
+    mask: MaskConfig = field(default_factory=lambda: MaskConfig(kind="none"))
+    """Which patches are hidden; none unless asked for. Evaluation hides none."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Flips and colour changes of training images; evaluation has none."""
     decoder: DecoderKind = "auto"

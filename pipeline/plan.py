@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.augment import DRAWS_PER_IMAGE
 from pipeline.caption_mix import CaptionMix, DrawnCaptions
+from pipeline.chained_index import ChainedIndex
 from pipeline.counter_random import Purpose, uniforms
 from pipeline.crops import DRAWS_PER_WINDOW, CropConfig, centre_windows, draw_windows
 from pipeline.index import Index
@@ -71,7 +72,7 @@ class Plan(Protocol):
 class TrainingPlan:
     """Endless, shuffled, augmented; every draw keyed by (seed, pass, sample id, purpose)."""
 
-    index: Index
+    index: Index | ChainedIndex
     """Where widths and heights come from."""
     captions: CaptionMix
     """Texts of the samples, and how many of them a visit serves."""

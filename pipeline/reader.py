@@ -14,6 +14,7 @@ from threading import Event, Lock
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.chained_index import ChainedIndex
 from pipeline.index import Index
 from pipeline.shard_cache import CacheConfig, ShardCache
 from pipeline.storage import is_remote, read_range
@@ -30,7 +31,9 @@ class ShardReader:
     process may open. One that a thread reads is never closed under it, whatever others ask for.
     """
 
-    def __init__(self, index: Index, num_threads: int, cache: CacheConfig | None = None) -> None:
+    def __init__(
+        self, index: Index | ChainedIndex, num_threads: int, cache: CacheConfig | None = None
+    ) -> None:
         """Prepare to read; no file is opened yet.
 
         Args:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from numpy.typing import NDArray
 
 from pipeline.counter_random import Purpose, keys
-from pipeline.order import Visits, positions_of_step
+from pipeline.order import Cuts, EqualCuts, Passes, Visits, range_of_step
 from pipeline.permutation import ROUNDS, permute
 
 
@@ -32,6 +32,8 @@ class _Pass(NamedTuple):
     """[S+1] how many samples come before each of them in the pass."""
     window_starts: NDArray[np.int64]
     """[W+1] how many samples come before each window in the pass."""
+    shifts: NDArray[np.int64]
+    """[H] of each shard, what leads from a place among the served rows to one in the pass."""
 
 
 class WindowOrder:
@@ -68,6 +70,7 @@ class WindowOrder:
         self.num_samples = int(first_rows[-1]) if rows is None else len(rows)
         """S, samples of one pass."""
         self._pass = lru_cache(maxsize=2)(self._make_pass)
+        self._passes = Passes(self.num_samples, self._permute)
 
     def ids(self, step: int, batch_size: int) -> NDArray[np.int64]:
         """Sample ids of the global batch of `step`: [batch_size] int64."""
@@ -79,18 +82,24 @@ class WindowOrder:
         Raises:
             ValueError: a negative step or an empty batch.
         """
-        passes, places = positions_of_step(step, batch_size, self.num_samples)
-        chosen = np.empty_like(places)
+        return self.visits_between(*range_of_step(step, batch_size), EqualCuts(batch_size))
+
+    def visits_between(self, start: int, stop: int, cuts: Cuts) -> Visits:
+        """As `visits`, of the positions `start` to `stop`, a part of one batch."""
+        passes, chosen = self._passes.between(start, stop, cuts)
         for number in np.unique(passes).tolist():
             here = passes == number
-            chosen[here] = self._permute(places[here], number)
+            chosen[here] = self._in_reading_order(chosen[here], number)
         ids = chosen if self._rows is None else self._rows[chosen].astype(np.int64)
         return Visits(sample_ids=ids, passes=passes)
 
     def upcoming_shards(self, step: int, batch_size: int) -> list[int]:
         """Shards of the window that a step lies in and of the next one, the most urgent first."""
-        passes, places = positions_of_step(step, batch_size, self.num_samples)
-        number, place = int(passes[0]), int(places[0])
+        return self.upcoming_shards_at(range_of_step(step, batch_size)[0])
+
+    def upcoming_shards_at(self, position: int) -> list[int]:
+        """As `upcoming_shards`, from a position of the endless sequence on."""
+        number, place = divmod(position, self.num_samples)
         found: list[int] = []
         for _ in range(2):
             current = self._pass(number)
@@ -109,10 +118,17 @@ class WindowOrder:
         shards = filled[permute(np.arange(len(filled)), len(filled), round_keys)]
         starts = np.concatenate([[0], np.cumsum(counts[shards])])
         window_starts = np.append(starts[: -1 : self.window_shards], starts[-1])
-        return _Pass(shards, starts, window_starts)
+        shifts = np.zeros_like(counts)
+        shifts[shards] = starts[:-1] - self._first[shards]
+        return _Pass(shards, starts, window_starts, shifts)
+
+    def _in_reading_order(self, rows: NDArray[np.int64], number: int) -> NDArray[np.int64]:
+        """Places among the served rows, sorted by place in the pass."""
+        shards = np.searchsorted(self._first, rows, side="right") - 1
+        return rows[np.argsort(rows + self._pass(number).shifts[shards])]
 
     def _permute(self, places: NDArray[np.int64], number: int) -> NDArray[np.int64]:
-        """Places within a pass to places among the served rows, sorted by place in the pass."""
+        """Places within a pass to places among the served rows."""
         current = self._pass(number)
         windows = np.searchsorted(current.window_starts, places, side="right") - 1
         mixed = np.empty_like(places)
@@ -123,6 +139,5 @@ class WindowOrder:
                 self.seed, number, window * ROUNDS + np.arange(ROUNDS), Purpose.WINDOW_ORDER
             )
             mixed[here] = start + permute(places[here] - start, stop - start, round_keys)
-        mixed.sort()
         slot = np.searchsorted(current.starts, mixed, side="right") - 1
         return self._first[current.shards[slot]] + mixed - current.starts[slot]

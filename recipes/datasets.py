@@ -44,9 +44,11 @@ def require_index(config: TrainConfig) -> None:
     Raises:
         FileNotFoundError: it is missing; gives the commands that make it.
     """
-    folder = parse_reference(config.data.train).index_dir
-    commands = _HOW_TO_MAKE.get(folder.as_posix())
-    if commands and not (folder / "index.json").is_file():
+    for reference in config.data.train_references:
+        folder = parse_reference(reference).index_dir
+        commands = _HOW_TO_MAKE.get(folder.as_posix())
+        if not commands or (folder / "index.json").is_file():
+            continue
         raise FileNotFoundError(
             "\n  ".join(
                 [

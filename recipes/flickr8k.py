@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pipeline.crops import CropConfig
+from pipeline.masking import MaskConfig
 from pipeline.selection import parse_reference
 from training.config import DataConfig, EvaluationConfig, OptimConfig, TrainConfig
 
@@ -33,6 +34,7 @@ def flickr8k() -> TrainConfig:
         total_samples=64_000,
         batch_size=128,
         data=DataConfig(train=_TRAIN, crop=CropConfig(scale=(0.5, 1.0))),
+        mask=MaskConfig(kind="cluster"),
         optim=OptimConfig(learning_rate=1e-3, warmup=0.1, weight_decay=0.2),
         evaluation=EvaluationConfig(retrieval=(_DEV,)),
         precision="bfloat16",
@@ -47,7 +49,7 @@ def require_flickr8k(config: TrainConfig) -> None:
     Raises:
         FileNotFoundError: one is missing; gives the command that makes it.
     """
-    for index_dir in (config.data.train, *config.evaluation.retrieval):
+    for index_dir in (*config.data.train_references, *config.evaluation.retrieval):
         folder = parse_reference(index_dir).index_dir
         shards = {_TRAIN: "flickr8k-train", _DEV: "flickr8k-dev"}.get(folder.as_posix())
         if shards and not (folder / "index.json").is_file():

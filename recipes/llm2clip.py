@@ -134,7 +134,7 @@ def require_embeddings(config: TrainConfig) -> None:
         FileNotFoundError: the index is missing; gives the commands that make it.
     """
     require_index(config)
-    train = parse_reference(config.data.train).index_dir
+    train = parse_reference(config.data.train_references[0]).index_dir
     if train == miniature.TRAIN:
         from recipes.random_encoder import embed_miniature
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -35,7 +35,6 @@ from pipeline.caption_sources import (
     ImportOptions,
     ImportReport,
     Join,
-    JsonMapReader,
     LaclipReader,
     Reader,
     RowJoin,
@@ -46,6 +45,7 @@ from pipeline.caption_sources import (
     import_captions,
 )
 from pipeline.index import Index, open_index
+from pipeline.tables import TableOptions
 
 DREAMLIP_KEY = "Image Path"
 """Column of the URL in DreamLIP's CSV."""
@@ -66,7 +66,8 @@ class Arguments:
     files: tyro.conf.Positional[tuple[Path, ...]] = ()
     """What is read; for laclip the originals first. None for shards."""
     format: Literal["table", "laclip", "json-map", "dreamlip", "shards"] = "table"
-    """table: .csv, .tsv, .jsonl or .parquet with named columns. laclip: CSV or txt of originals,
+    """table: .csv, .tsv, .jsonl, .json or .parquet with named columns, or a folder of parquet files
+    as on the Hugging Face hub. laclip: CSV or txt of originals,
     then aligned txt. json-map: objects from URL to text or texts. dreamlip: its CSV. shards:
     fields of the json in the shards."""
     join: Literal["key", "url", "row"] = "key"
@@ -78,6 +79,8 @@ class Arguments:
     fields of the json."""
     stem: bool | None = None
     """The key is the name of a file: `a/b/000012.jpg` is 000012. As needed if not given."""
+    read_as: tyro.conf.OmitArgPrefixes[TableOptions] = field(default_factory=TableOptions)
+    """How a table is to be read."""
     repeats: Literal["first", "last", "all"] = "first"
     """Which of several rows of the same sample count."""
     min_words: int = 2
@@ -100,7 +103,7 @@ class Arguments:
             raise ValueError(
                 f"the lines of {self.files[0]} have no keys: join them by their order, --join row"
             )
-        missing = [str(path) for path in self.files if not path.is_file()]
+        missing = [str(path) for path in self.files if not path.exists()]
         if missing:
             raise FileNotFoundError(f"there is no file {', '.join(missing)}")
 
@@ -111,16 +114,17 @@ class Arguments:
         by_key = self.join == "key"
         if self.format == "laclip":
             return LaclipReader(files=self.files, stem=by_key if self.stem is None else self.stem)
-        if self.format == "json-map":
-            return JsonMapReader(files=self.files)
         dreamlip = self.format == "dreamlip"
         usual_texts = DREAMLIP_TEXTS if dreamlip else ("caption",)
         usual_key = DREAMLIP_KEY if dreamlip else self.join
+        if self.format == "json-map":
+            usual_key = "key"
         return TableReader(
             files=self.files,
             text_columns=self.text_columns or usual_texts,
             key_column="" if self.join == "row" else self.key_column or usual_key,
             stem=bool(self.stem),
+            options=self.read_as,
         )
 
     def joiner(self, index: Index) -> Join:

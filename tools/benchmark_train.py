@@ -41,10 +41,11 @@ from tools.benchmarks import train_profile
 from tools.benchmarks.train_comparison import TITLES, Plan, SideName, caption_lengths, compare
 from tools.benchmarks.train_lengths import visible_patches
 from tools.benchmarks.train_recipe import measure
-from tools.benchmarks.train_sides import Precision, StepSetting
+from tools.benchmarks.train_sides import StepSetting
 from tools.benchmarks.train_text import lines
 from training.command_line import parse
 from training.environment import machine, num_cores
+from training.precision import Precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ class StepArguments:
     batch_size: int = 16
     """Pairs of a step."""
     precision: Precision = "float32"
-    """float32, bfloat16 (autocast), or pure_bfloat16 (ours only)."""
+    """float32, bfloat16 (open_clip: autocast), or pure_bfloat16 (ours only)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the steps run; auto takes a GPU if there is one."""
     captions: str = "cc12m"

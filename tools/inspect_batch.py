@@ -28,6 +28,7 @@ from evaluation.batch_sheet import Sheet, make_sheet, write_sheet_page, write_sh
 from model.config import clip_config
 from pipeline import LoaderConfig, open_loader
 from pipeline.loader import Loader
+from pipeline.masking import MaskConfig
 from training.checkpoint import CheckpointError, load
 from training.run_folder import newest_checkpoint
 from training.session import MASK
@@ -37,8 +38,8 @@ from training.session import MASK
 class Arguments:
     """See what the model receives of one step."""
 
-    index: tyro.conf.Positional[str]
-    """INDEX or INDEX@SELECTION."""
+    index: tyro.conf.Positional[tuple[str, ...]]
+    """INDEX or INDEX@SELECTION; several with weights (A=1 B=0.5) as a run has them."""
     step: int = 0
     """Which step's batch, counted from 0."""
     count: int = 12
@@ -48,14 +49,19 @@ class Arguments:
     checkpoint: Path | None = None
     """Folder of a run, or of a checkpoint: the mask compares its patch embeddings, as they were
     last handed to it (--mask.embedding-first and -last, --num-steps); without it, pixels only."""
-    loader: Annotated[LoaderConfig, tyro.conf.arg(name="")] = field(default_factory=LoaderConfig)
-    """Settings of the run; a budget mask depends on all pairs of the batch."""
+    loader: Annotated[LoaderConfig, tyro.conf.arg(name="")] = field(
+        default_factory=lambda: LoaderConfig(mask=MaskConfig(kind="cluster"))
+    )
+    """Settings of the run, with the cluster mask unless another is named; a budget mask depends on
+    all pairs of the batch."""
     html: Path = Path("batch.html")
     """The page."""
     png: Path | None = None
     """The same as one picture."""
 
     def __post_init__(self) -> None:
+        if not self.index:
+            raise ValueError("name an index: INDEX, or INDEX@SELECTION")
         if self.step < 0 or self.count < 1:
             raise ValueError("--step must be at least 0 and --count at least 1")
         if self.checkpoint and not self.loader.mask.uses_embedding:
@@ -126,7 +132,7 @@ def hand_embeddings(loader: Loader, place: Path) -> None:
 def summary(arguments: Arguments, sheet: Sheet) -> dict[str, object]:
     """What was drawn, for a program."""
     return {
-        "index": arguments.index,
+        "index": " ".join(arguments.index),
         "step": sheet.step,
         "batch_size": sheet.batch_size,
         "num_shown": len(sheet.rows),

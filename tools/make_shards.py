@@ -5,9 +5,11 @@
     python tools/make_shards.py flowers --out data/flowers --labels-from-folders
     python tools/make_shards.py saved_dataset --out data/mine --split train
 
-Takes a CSV, TSV, JSONL or parquet table, a Hugging Face data set saved to disk, or a folder of
+Takes a table (CSV and its kin, JSON lines, a JSON list or map, COCO's captions, Flickr's token.txt,
+parquet), a Hugging Face data set (a folder of parquet files, or one saved to disk), or a folder of
 pictures. Image files are copied byte for byte unless a size or --convert is asked for.
-Prints a report and, last, one JSON line. Exit status: 0 done, 1 failed, 2 wrong use, 130 stopped.
+Prints a report and, last, one JSON line. Exit status: 0 done, 1 failed or most of the source was
+skipped, 2 wrong use, 130 stopped.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ class Arguments:
     """Pack pictures and captions into shards."""
 
     source: tyro.conf.Positional[Path]
-    """A .csv, .tsv, .jsonl or .parquet file, a saved Hugging Face data set, or a folder."""
+    """A table, a Hugging Face data set, or a folder of pictures."""
     out: Path
     """Folder of the shards. It must not exist, or be empty."""
     content: tyro.conf.OmitArgPrefixes[SourceOptions] = field(default_factory=SourceOptions)
@@ -44,7 +46,9 @@ class Arguments:
     images_as: tyro.conf.OmitArgPrefixes[ImageOptions] = field(default_factory=ImageOptions)
     """What may be done to images."""
     shards: tyro.conf.OmitArgPrefixes[PackOptions] = field(
-        default_factory=lambda: PackOptions(threads=os.cpu_count() or 1)
+        default_factory=lambda: PackOptions(
+            threads=os.cpu_count() or 1, least_shards=os.cpu_count() or 1
+        )
     )
     """How shards are written."""
 
@@ -65,6 +69,14 @@ def main() -> int:
         return 130
     _print_report(report)
     print(json.dumps(_summary(report)))
+    if report.most_were_skipped:
+        num_skipped = sum(report.skipped.values())
+        print(
+            f"failed: {num_skipped} entries of the source were skipped and only "
+            f"{report.num_samples} taken, for the reasons above; see {report.out / SKIPPED_FILE}",
+            file=sys.stderr,
+        )
+        return 1
     return 0
 
 
@@ -92,6 +104,8 @@ def _progress_on(bar: tqdm) -> Callable[[int, int], None]:
 def _print_report(report: PackReport) -> None:
     print(f"shards     {report.num_shards} in {report.out}, {report.num_bytes / 1e6:.1f} MB")
     print(f"samples    {report.num_samples}, captions {report.num_captions}")
+    for note in report.notes:
+        print(printable(f"read as    {note}"))
     if report.num_empty_captions:
         print(f"           {report.num_empty_captions} empty captions left out")
     print(f"images     {report.num_changed} changed, the others as they were")
@@ -110,6 +124,7 @@ def _summary(report: PackReport) -> dict[str, object]:
     return {
         "out": str(report.out),
         "captions": report.captions,
+        "columns": report.columns,
         "num_shards": report.num_shards,
         "num_samples": report.num_samples,
         "num_captions": report.num_captions,

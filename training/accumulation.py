@@ -13,11 +13,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from pipeline import PackedBatch
+from pipeline.masking import MaskStrategy
 from training.parallel import bare, local, unsynchronised
 
 
@@ -37,14 +39,32 @@ class Encoded:
 
 LossOf = Callable[[Encoded], Tensor]
 """From the features of all chunks to the loss, a scalar."""
-EncodeChunk = Callable[[nn.Module, PackedBatch], Encoded]
-"""`encode`, under the precision of the run."""
 
 
-def split(batch: PackedBatch, num_chunks: int) -> list[PackedBatch]:
+def equal_chunks(mask: MaskStrategy, num_patches: int, chunk_size: int, group_size: int) -> bool:
+    """Whether a mask leaves as many patches in every chunk of a batch.
+
+    Args:
+        mask: of the loader.
+        num_patches: N, patches of a full image.
+        chunk_size: images of a chunk.
+        group_size: images that share a budget; 0 where the mask has none.
+    """
+    whole_groups = not group_size or chunk_size % group_size == 0
+    return whole_groups and mask.num_visible(chunk_size, num_patches) is not None
+
+
+def split(batch: PackedBatch, num_chunks: int, *, equal_patches: bool = False) -> list[PackedBatch]:
     """Cut a batch into equal chunks of consecutive pairs, as views.
 
-    Offsets are read, so a batch on a GPU would stop it: split first, then move.
+    The places of the cuts are read from the host's copies of the offsets. A batch on a GPU without
+    such a copy is read, for which the host waits.
+
+    Args:
+        batch: of one rank.
+        num_chunks: how many.
+        equal_patches: every chunk has as many patches (`equal_chunks`), so that the cuts between
+            images need no offsets.
 
     Raises:
         ValueError: the number of pairs is no multiple of `num_chunks`.
@@ -56,7 +76,19 @@ def split(batch: PackedBatch, num_chunks: int) -> list[PackedBatch]:
     if num_chunks == 1:
         return [batch]
     size = batch.num_samples // num_chunks
-    return [_part(batch, first, first + size) for first in range(0, batch.num_samples, size)]
+    texts = size * batch.texts_per_image
+    if equal_patches:
+        step = len(batch.patches) // num_chunks
+        patch_cuts = [step * number for number in range(num_chunks + 1)]
+    else:
+        patch_cuts = _cuts(batch.host_image_offsets, batch.image_offsets, size)
+    token_cuts = _cuts(batch.host_text_offsets, batch.text_offsets, texts)
+    return [
+        _part(batch, number * size, size, slice(*patches), slice(*tokens))
+        for number, (patches, tokens) in enumerate(
+            zip(pairwise(patch_cuts), pairwise(token_cuts), strict=True)
+        )
+    ]
 
 
 def encode(model: nn.Module, batch: PackedBatch) -> Encoded:
@@ -83,18 +115,15 @@ def encode(model: nn.Module, batch: PackedBatch) -> Encoded:
     )
 
 
-def encode_in_chunks(
-    model: nn.Module, chunks: Sequence[PackedBatch], encode_chunk: EncodeChunk
-) -> Encoded:
+def encode_in_chunks(model: nn.Module, chunks: Sequence[PackedBatch]) -> Encoded:
     """Features of all chunks, as leaves without a graph that collect gradients.
 
     Args:
         model: from `parallelise`.
         chunks: on its device.
-        encode_chunk: `encode`, under the precision of the run.
     """
     with torch.no_grad():
-        parts = [encode_chunk(model, chunk) for chunk in chunks]
+        parts = [encode(model, chunk) for chunk in chunks]
     bias = parts[0].bias
     return Encoded(
         images=torch.cat([part.images for part in parts]).requires_grad_(),
@@ -104,9 +133,7 @@ def encode_in_chunks(
     )
 
 
-def backward_in_chunks(
-    model: nn.Module, chunks: Sequence[PackedBatch], cached: Encoded, encode_chunk: EncodeChunk
-) -> None:
+def backward_in_chunks(model: nn.Module, chunks: Sequence[PackedBatch], cached: Encoded) -> None:
     """Carry the gradients of cached features on to the model's parameters.
 
     Gradients are averaged over ranks once, with the last chunk, which also carries those of the
@@ -115,14 +142,13 @@ def backward_in_chunks(
     Args:
         model: from `parallelise`.
         chunks: as given to `encode_in_chunks`.
-        cached: its result, behind the loss's backward pass.
-        encode_chunk: as given to `encode_in_chunks`.
+        cached: its result, after the loss's backward pass.
     """
     num_images, num_texts = (len(each) // len(chunks) for each in (cached.images, cached.texts))
     for number, chunk in enumerate(chunks):
         is_last = number == len(chunks) - 1
         with nullcontext() if is_last else unsynchronised(model):
-            again = encode_chunk(model, chunk)
+            again = encode(model, chunk)
             pairs = [
                 (again.images, _gradient(cached.images).split(num_images)[number]),
                 (again.texts, _gradient(cached.texts).split(num_texts)[number]),
@@ -139,24 +165,22 @@ def _gradient(leaf: Tensor) -> Tensor:
     return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
 
 
-def _part(batch: PackedBatch, first: int, last: int) -> PackedBatch:
-    image_offsets, patches = _rows(batch.image_offsets, first, last)
+def _part(batch: PackedBatch, first: int, count: int, patches: slice, tokens: slice) -> PackedBatch:
+    """Pairs `first` .. `first + count - 1`, which own these rows."""
     per_image = batch.texts_per_image
-    texts = slice(first * per_image, last * per_image)
-    text_offsets, tokens = _rows(batch.text_offsets, texts.start, texts.stop)
+    texts = slice(first * per_image, (first + count) * per_image)
     embeddings = batch.text_embeddings
     return PackedBatch(
         patches=batch.patches[patches],
         positions=batch.positions[patches],
-        image_offsets=image_offsets,
+        image_offsets=batch.image_offsets[first : first + count + 1] - patches.start,
         tokens=batch.tokens[tokens],
-        text_offsets=text_offsets,
-        sample_ids=batch.sample_ids[first:last],
+        text_offsets=batch.text_offsets[texts.start : texts.stop + 1] - tokens.start,
+        sample_ids=batch.sample_ids[first : first + count],
         text_embeddings=None if embeddings is None else embeddings[texts],
     )
 
 
-def _rows(offsets: Tensor, first: int, last: int) -> tuple[Tensor, slice]:
-    """Offsets of sequences first .. last - 1 counted from their first row, and their rows."""
-    start, end = int(offsets[first]), int(offsets[last])
-    return offsets[first : last + 1] - start, slice(start, end)
+def _cuts(in_host_memory: Tensor | None, offsets: Tensor, size: int) -> list[int]:
+    """First rows of every `size`-th sequence, and the number of rows."""
+    return (offsets if in_host_memory is None else in_host_memory)[::size].tolist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 from pipeline import Loader
@@ -62,7 +63,7 @@ def inspection(stage: Stage, step: int) -> str:
     low, high = config.data.crop.scale
     model = architecture(config)
     return (
-        f"python tools/inspect_batch.py {config.data.train} --step {step} "
+        f"python tools/inspect_batch.py {shlex.join(config.data.train_sets)} --step {step} "
         f"--image-size {model.vision.image_size} --patch-size {model.vision.patch_size} "
         f"--context-length {model.text.context_length} "
         f"--batch-size {config.batch_size} --seed {config.seed} "

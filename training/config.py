@@ -12,6 +12,7 @@ from pipeline.augment import AugmentConfig
 from pipeline.crops import CropConfig
 from pipeline.decoding import DecoderKind
 from pipeline.masking import MaskConfig
+from pipeline.mixture import parse_set
 from pipeline.shard_cache import CacheConfig
 from pipeline.text_reduction import TextReductionKind
 from training.environment import num_cores, processes_here
@@ -22,8 +23,9 @@ from training.tower_config import ImageSideConfig, TextSideConfig, check_sides
 class DataConfig:
     """Where the pairs come from and how they are augmented."""
 
-    train: str = ""
-    """Folder of the training index, or INDEX@SELECTION."""
+    train: str | tuple[str, ...] = ""
+    """Folder of the training index, or INDEX@SELECTION; or several of them with weights, such as
+    `A=1 B@clean=0.5`: an epoch then visits each sample of a set as often as its weight says."""
     captions: tuple[str, ...] = ("caption",)
     """Caption sources that are trained on, `NAME` or `NAME=WEIGHT`; one text is drawn per visit.
     LaCLIP's draw from four rewrites: `caption=1 laclip=4`; VeCLIP's: `caption vecap`."""
@@ -53,6 +55,16 @@ class DataConfig:
     """CPU threads that read, and that decode, of each process; 0 shares out the cores."""
     prefetch: int = 2
     """Batches made ahead."""
+
+    @property
+    def train_sets(self) -> tuple[str, ...]:
+        """The training sets, one or more, each as it was named."""
+        return (self.train,) if isinstance(self.train, str) else tuple(self.train)
+
+    @property
+    def train_references(self) -> tuple[str, ...]:
+        """INDEX or INDEX@SELECTION of each training set."""
+        return tuple(parse_set(each)[0] for each in self.train_sets)
 
     @property
     def threads(self) -> int:
@@ -292,8 +304,8 @@ class TrainConfig:
     """Of the weights, the order and every draw."""
     data: DataConfig = field(default_factory=DataConfig)
     """Training data."""
-    mask: MaskConfig = field(default_factory=MaskConfig)
-    """Which patches the model does not see in training."""
+    mask: MaskConfig = field(default_factory=lambda: MaskConfig(kind="none"))
+    """Which patches the model does not see in training; none is hidden unless asked for."""
     loss: LossConfig = field(default_factory=LossConfig)
     """What the features of a batch are scored by."""
     text_side: TextSideConfig = field(default_factory=TextSideConfig)
@@ -321,11 +333,13 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs; auto takes a GPU if there is one."""
     precision: Literal["auto", "float32", "bfloat16", "pure_bfloat16"] = "auto"
-    """Of matrix products; auto is bfloat16 on a GPU and float32 on a CPU. bfloat16 is autocast;
-    pure_bfloat16 also runs norms and the residual stream in it. Weights and the optimiser are
-    float32 in all of them."""
+    """bfloat16: all that blocks compute is bfloat16, and the residual stream between them float32.
+    pure_bfloat16: the stream too. Weights and the optimiser are float32 in all of them. auto is
+    bfloat16 on a GPU, and on a CPU that multiplies it in hardware for towers of width 384 or more;
+    else float32. A resumed run keeps the choice."""
     compile: bool = False
-    """torch.compile the blocks of both towers; needs the same number of patches in all batches."""
+    """torch.compile the blocks of both towers; needs the same number of patches in all batches, and
+    with accumulation in all chunks."""
     checkpoint_blocks: bool = False
     """Keep only the inputs of blocks for the backward pass, and run each block again there."""
     num_threads: int = 0
@@ -350,6 +364,11 @@ class TrainConfig:
         for name in ("batch_size", "log_every", "save_every", "keep_checkpoints", "accumulation"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.batch_size == 1 and not self.text_side.distill:
+            raise ValueError(
+                "batch_size 1 has no negatives: the loss is a constant and nothing is learned. "
+                "Take 2 pairs or more; accumulation encodes a large batch in parts"
+            )
         if self.total_samples < self.batch_size:
             raise ValueError(
                 f"total_samples {self.total_samples} is less than one batch of {self.batch_size}"
@@ -360,11 +379,7 @@ class TrainConfig:
         self.optim.check_lengths(self.total_samples)
         for number, stage in enumerate(self.stages):
             stage.optim.check_lengths(stage.total_samples, f"stages.{number}.")
-        if self.data.every_text and self.loss.kind != "clip":
-            raise ValueError(
-                f"data.every_text serves several texts of an image, and loss.kind {self.loss.kind} "
-                "takes one: choose clip"
-            )
+        self._check_texts()
         last = self.stages[-1].optim if self.stages else self.optim
         check_sides(
             self.text_side,
@@ -383,10 +398,21 @@ class TrainConfig:
         if self.evaluation.ema and not last.ema_samples:
             raise ValueError("evaluation.ema needs an average of weights: set optim.ema_samples")
 
+    def _check_texts(self) -> None:
+        """Several texts of an image are for some losses only."""
+        if self.data.every_text and self.loss.kind != "clip":
+            raise ValueError(
+                f"data.every_text serves several texts of an image, and loss.kind {self.loss.kind} "
+                "takes one: choose clip"
+            )
+        if self.data.every_text and self.loss.same_caption != "negative":
+            raise ValueError(
+                f"loss.same_caption {self.loss.same_caption} compares one caption of each image, "
+                "and data.every_text serves several: take loss.same_caption negative"
+            )
+
     def _check_totals(self) -> None:
         """Compiled blocks are made for one total of patches, or compile again at every step."""
-        if self.accumulation > 1 and self.mask.kind != "none":
-            raise ValueError("compile needs equal chunks, and a mask's are not: accumulation 1")
         by_threshold = self.mask.mode is None and self.mask.threshold is not None
         if self.mask.mode == "threshold" or by_threshold:
             raise ValueError("compile needs the same patches in all batches: mask.mode budget")

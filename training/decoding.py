@@ -54,7 +54,8 @@ def settle_decoding(
     else:
         tries = ranks.local_rank == 0
         on_gpu = replace(share, device=gpu)
-        trial = probe_device(config.data.train, on_gpu, probe=probe) if tries else None
+        reference = config.data.train_references[0]  # one set's pictures are enough
+        trial = probe_device(reference, on_gpu, probe=probe) if tries else None
         trials = [each for each in ranks.gather(trial) if each is not None]
         chosen = ranks.on_main(lambda: choose_device(trials, by_speed=wanted == "auto"))
     if wanted == "cuda" and chosen.device == "cpu":

@@ -7,7 +7,9 @@ import torch
 
 from model import Clip
 from pipeline.caption_mix import parse_weights
-from pipeline.selection import Dataset, open_dataset
+from pipeline.chained_captions import open_captions
+from pipeline.mixture import Mixture, open_sets
+from pipeline.selection import Dataset
 from training.config import TrainConfig, to_json
 from training.config_differences import flatten
 from training.opening import loader_config
@@ -58,7 +60,7 @@ def describe_run(config: TrainConfig) -> list[str]:
 
 def _data_lines(config: TrainConfig, context_length: int) -> list[str]:
     try:
-        dataset = open_dataset(config.data.train)
+        dataset = open_sets(config.data.train_sets)
     except FileNotFoundError as error:
         return [f"data             not there yet: {error}"]
     weights = parse_weights(config.data.captions)
@@ -66,7 +68,7 @@ def _data_lines(config: TrainConfig, context_length: int) -> list[str]:
         weight * _mean_length(dataset, name, context_length) for name, weight in weights
     ) / sum(weight for _, weight in weights)
     passes = config.num_steps * config.batch_size / dataset.num_samples
-    chosen = f" of {dataset.index.num_samples:,}" if dataset.selection else ""
+    chosen = f" of {dataset.index.num_samples:,}" if dataset.selection_fingerprint else ""
     lines = [
         f"                 about {mean_length * config.batch_size:,.0f} text tokens "
         f"({mean_length:.1f} a caption)",
@@ -75,13 +77,17 @@ def _data_lines(config: TrainConfig, context_length: int) -> list[str]:
     ]
     try:
         warnings = overlap_warnings(dataset, config.evaluation)
+        warnings += open_captions(dataset.index, weights).warnings()
     except FileNotFoundError as error:
         return [*lines, f"evaluation       not there yet: {error}"]
     return [*lines, *(f"warning          {line}" for line in warnings)]
 
 
-def _mean_length(dataset: Dataset, source: str, context_length: int) -> float:
+def _mean_length(dataset: Dataset | Mixture, source: str, context_length: int) -> float:
     """Mean tokens of a caption as it is served, start and end included."""
+    if isinstance(dataset, Mixture):
+        means = [_mean_length(part, source, context_length) for part in dataset.parts]
+        return float(np.average(means, weights=dataset.quotas))
     table = dataset.index.captions(source)
     lengths = np.diff(table.token_offsets)
     if dataset.rows is not None:

@@ -19,6 +19,8 @@ from training.stages import Stage
 
 DEVICE = "waiting for the device"
 """What the host does when it reads losses, for a timeline."""
+_WORTH_COUNTING = 0.001
+"""A smaller share of equal captions is not worth a place in the log line."""
 _WORTH_NAMING = 0.02
 """A smaller share of the time spent waiting for data needs no culprit."""
 
@@ -51,6 +53,8 @@ class StepRecord:
     """Samples that the loader found bad and replaced during this step."""
     grad_norm: float = math.nan
     """Length of the gradient of all parameters before it was clipped."""
+    same_captions: float = 0.0
+    """Share of the global batch's captions that another pair of the batch has as well, 0 to 1."""
     stage: int = 1
     """Stage of the run that the step belongs to, counted from 1."""
     parts_s: dict[str, float] = field(default_factory=dict)
@@ -80,21 +84,30 @@ class StepLog:
             resumed_step: the last step that counts, 0 for a fresh run.
         """
         self._path = path
-        self._pending: list[tuple[tuple[Tensor, Tensor, Tensor], dict[str, Any]]] = []
+        self._pending: list[tuple[tuple[Tensor, ...], dict[str, Any]]] = []
         if path is not None:
             kept = [r for r in read_records(path) if r.step <= resumed_step]
             write_text(path, "".join(map(_line, kept)))
 
-    def add(self, loss: Tensor, log_scale: Tensor, grad_norm: Tensor, **known: Any) -> None:
+    def add(
+        self,
+        loss: Tensor,
+        log_scale: Tensor,
+        grad_norm: Tensor,
+        same_captions: Tensor | None = None,
+        **known: Any,
+    ) -> None:
         """Remember a step.
 
         Args:
-            loss: scalar on any device, as the next two.
+            loss: scalar on any device, as the next three.
             log_scale: the logarithm of the logit scale, a parameter; copied.
             grad_norm: length of the gradient.
+            same_captions: share of the captions that another pair of the batch has too; 0 if None.
             known: the other fields of `StepRecord`.
         """
-        scalars = (loss.detach(), log_scale.detach().clone(), grad_norm.detach())
+        same = torch.zeros_like(loss) if same_captions is None else same_captions
+        scalars = (loss.detach(), log_scale.detach().clone(), grad_norm.detach(), same)
         self._pending.append((scalars, known))
 
     def flush(self) -> list[StepRecord]:
@@ -110,15 +123,17 @@ class StepLog:
             return []
         start = time.perf_counter()
         columns = zip(*(scalars for scalars, _ in self._pending), strict=True)
-        losses, scales, norms = torch.stack([torch.stack(c).float() for c in columns]).tolist()
+        values = torch.stack([torch.stack(column).float() for column in columns]).tolist()
         share = (time.perf_counter() - start) / len(self._pending)
         records = [
             StepRecord(
-                loss=loss, logit_scale=math.exp(scale), grad_norm=norm, **_plus(share, known)
+                loss=loss,
+                logit_scale=math.exp(scale),
+                grad_norm=norm,
+                same_captions=same,
+                **_plus(share, known),
             )
-            for loss, scale, norm, (_, known) in zip(
-                losses, scales, norms, self._pending, strict=True
-            )
+            for loss, scale, norm, same, (_, known) in zip(*values, self._pending, strict=True)
         ]
         self._pending.clear()
         if self._path is not None:
@@ -181,6 +196,7 @@ def describe(records: list[StepRecord], stage: Stage, device: torch.device) -> s
     rate = len(records) * config.batch_size / seconds
     wait = sum(r.data_wait_s for r in records) / seconds
     loss = sum(r.loss for r in records) / len(records)
+    same = sum(r.same_captions for r in records) / len(records)
     step = last.step - stage.first_step
     left = (config.num_steps - step) * config.batch_size / rate
     parts = [
@@ -191,6 +207,7 @@ def describe(records: list[StepRecord], stage: Stage, device: torch.device) -> s
         f"lr {last.lr:.1e}",
         f"scale {last.logit_scale:.1f}",
         f"grad {last.grad_norm:.2g}",
+        *([f"equal captions {same:.1%}"] if same >= _WORTH_COUNTING else []),
         f"{rate:,.0f} pairs/s",
         f"data wait {wait:.1%}{_slowest(records) if wait > _WORTH_NAMING else ''}",
         f"mem {memory_bytes(device) / 2**30:.1f} GiB",

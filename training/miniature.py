@@ -54,7 +54,7 @@ def miniature(config: TrainConfig) -> TrainConfig:
         accumulation=gcd(config.accumulation, _LEAST_BATCH),
         image_size=_pixels(config.image_size, full_size),
         context_length=_length(config.context_length),
-        data=replace(config.data, train=_train_data(config.data.train)),
+        data=replace(config.data, train=_train_data(config.data.train_references[0])),
         mask=replace(config.mask, grid=None, group_size=0, embedding_every=_STEPS // 4),
         optim=_small_optim(
             config.optim,

@@ -6,6 +6,7 @@ import logging
 import math
 from dataclasses import replace
 from fractions import Fraction
+from math import gcd
 from pathlib import Path
 
 import torch
@@ -18,7 +19,9 @@ from model.execution import configure
 from model.losses import ContrastiveLoss, DistillationLoss, build_loss
 from model.losses.ranks import Ranks as LossRanks
 from pipeline import Loader, LoaderConfig, open_loader
+from pipeline.mixture import Mixture
 from training import checkpoint
+from training.accumulation import equal_chunks
 from training.checkpoint import Checkpoint, CheckpointError, CheckpointWriter
 from training.config import TrainConfig
 from training.decoding import settle_decoding
@@ -27,7 +30,8 @@ from training.ema import WeightAverage
 from training.metrics import StepLog
 from training.optim import build_optimizer
 from training.overlap import overlap_warnings
-from training.parallel import parallelise
+from training.parallel import parallelise, second_model
+from training.precision import TYPES, Precision, choose_precision
 from training.run_folder import RunFolder, newest_checkpoint
 from training.sample_ids import SampleIdLog
 from training.session import EMA, LORA, LOSS, MASK, Session, decoder_kind, fingerprints
@@ -68,7 +72,7 @@ def open_session(
     architecture = architecture_of(config)
     share = _rank_config(config, architecture, ranks, device)
     share = settle_decoding(config, share, ranks, device, found)
-    loader = open_loader(config.data.train, share)
+    loader = open_loader(config.data.train_sets, share)
     architecture = with_encoder(architecture, loader)
     adapter, measured = architecture.adapter, config.evaluation
     if adapter:
@@ -79,11 +83,22 @@ def open_session(
     if found:
         trained = config if step else stages_of(run_config)[max(0, stage.number - 2)].config
         _check_same_run(found, loader, with_encoder(architecture_of(trained), loader))
+    precision = _precision(config, device, architecture, found)
+    if ranks.is_main:
+        logger.info("precision: %s", precision)
     with timeline.during("building the model"):
         clip, model, loss, optimizer = _build(
-            run_config, stage, architecture, ranks, device, loader, found, resumed=step > 0
+            run_config,
+            stage,
+            architecture,
+            ranks,
+            device,
+            loader,
+            found,
+            precision,
+            resumed=step > 0,
         )
-        average = _average(config, clip, found if step else None)
+        average = _average(config, clip, ranks, device, loader, precision, found if step else None)
     for activity, seconds in (found.state["seconds"] if found else {}).items():
         timeline.add(activity, seconds)
     loader.seek(step)
@@ -103,6 +118,7 @@ def open_session(
         loss=loss,
         optimizer=optimizer,
         average=average,
+        precision=precision,
         loader=loader,
         log=StepLog(folder.metrics if main else None, resumed_step=run_step),
         sample_ids=SampleIdLog(folder.sample_ids, ranks, resumed_step=run_step)
@@ -142,6 +158,7 @@ def _build(
     device: torch.device,
     loader: Loader,
     found: Checkpoint | None,
+    precision: Precision,
     *,
     resumed: bool,
 ) -> tuple[Clip, nn.Module, ContrastiveLoss, torch.optim.Optimizer]:
@@ -152,12 +169,7 @@ def _build(
     config = stage.config
     torch.manual_seed(config.seed)
     clip = build_clip(architecture)
-    configure(
-        clip,
-        dtype=torch.bfloat16 if config.precision == "pure_bfloat16" else None,
-        checkpoint_blocks=config.checkpoint_blocks,
-        compile_blocks=config.compile,
-    )
+    _configure(clip, config, loader, precision)
     loss = _loss(run_config, stage, loader).to(device)
     # A parameter that gets no gradient would keep the ranks waiting for it.
     clip.logit_scale.requires_grad_(not loss.owns_temperature)
@@ -178,6 +190,41 @@ def _build(
     return clip, model, loss, optimizer
 
 
+def _configure(clip: Clip, config: TrainConfig, loader: Loader, precision: Precision) -> None:
+    """Set how a model of this run computes on the loader's batches."""
+    compute, residual = TYPES[precision]
+    configure(
+        clip,
+        compute_dtype=compute,
+        residual_dtype=residual,
+        checkpoint_blocks=config.checkpoint_blocks,
+        compile_blocks=config.compile,
+        max_patches=config.mask.build().most_visible(loader.config.num_patches),
+    )
+
+
+def _precision(
+    config: TrainConfig,
+    device: torch.device,
+    architecture: ClipConfig,
+    found: Checkpoint | None,
+) -> Precision:
+    """What the run computes in; where it is left open, a resumed run keeps what it began with."""
+    stored: Precision | None = found.state.get("precision") if found else None
+    if config.precision == "auto" and found:
+        # Checkpoints of 0.1 do not have it; there auto was float32 on every CPU.
+        return stored or ("bfloat16" if device.type == "cuda" else "float32")
+    chosen = choose_precision(config.precision, device, architecture.vision.width)
+    if stored and stored != chosen:
+        logger.warning("this run computed in %s and continues in %s", stored, chosen)
+    if found and not stored and chosen == "bfloat16":
+        logger.warning(
+            "this run began with version 0.1, whose bfloat16 was autocast: it rounded the image "
+            "tower's residual stream and now keeps it in float32, so losses differ slightly"
+        )
+    return chosen
+
+
 def initial_weights(source: str) -> str | Path:
     """What `init_from` names: of a run's folder its last checkpoint, anything else as it stands.
 
@@ -196,6 +243,13 @@ def _loss(run_config: TrainConfig, stage: Stage, loader: Loader) -> ContrastiveL
     config, pass_size = stage.config, loader.dataset.num_samples
     if config.text_side.distill:
         return DistillationLoss(LossRanks.of(None))
+    weights = loader.dataset.weights if isinstance(loader.dataset, Mixture) else (1.0,)
+    if config.loss.kind in ("isogclr", "fastclip_v2") and set(weights) != {1.0}:
+        raise ValueError(
+            f"loss.kind {config.loss.kind} corrects each sample's temperature by the number of "
+            "epochs, in each of which the sample comes once: give all training sets the weight 1, "
+            "or take fastclip_v3"
+        )
     return build_loss(
         config.loss,
         num_samples=loader.index.num_samples,
@@ -211,21 +265,34 @@ def _loss(run_config: TrainConfig, stage: Stage, loader: Loader) -> ContrastiveL
     )
 
 
-def _average(config: TrainConfig, clip: Clip, found: Checkpoint | None) -> WeightAverage | None:
+def _average(
+    config: TrainConfig,
+    clip: Clip,
+    ranks: Ranks,
+    device: torch.device,
+    loader: Loader,
+    precision: Precision,
+    found: Checkpoint | None,
+) -> WeightAverage[Clip] | None:
     """The average of the weights as found, or of the present ones; None if the run keeps none."""
     if not config.optim.ema_samples:
         return None
-    average = WeightAverage(clip, config.optim.ema_samples)
+    model = second_model(clip, ranks, device, config.distributed.strategy)
+    _configure(model, config, loader, precision)
+    average = WeightAverage(clip, model, config.optim.ema_samples)
     if found:
         stored = Clip(clip.config)
         open_clip_weights.load(stored, found.part(EMA))
-        average.load(clip, stored.state_dict())
+        average.load(stored.state_dict())
     return average
 
 
 def _tell_what_is_odd(config: TrainConfig, loader: Loader) -> None:
     """Log the captions, and what a person may not have meant."""
-    for line in overlap_warnings(loader.dataset, config.evaluation):
+    for line in (
+        *overlap_warnings(loader.dataset, config.evaluation),
+        *loader.captions.warnings(),
+    ):
         logger.warning("%s", line)
     if config.mask.uses_embedding and config.num_steps <= config.mask.embedding_every:
         logger.warning(
@@ -249,8 +316,30 @@ def _rank_config(
             f"accumulation {config.accumulation} does not divide the {share.local_batch_size} "
             "pairs of a rank"
         )
-    # A batch that is cut into chunks is cut in host memory, where its offsets can be read.
-    return share if config.accumulation > 1 else replace(share, model_device=str(device))
+    if config.compile:
+        _check_chunks(share, share.local_batch_size // config.accumulation)
+    return replace(share, model_device=str(device))
+
+
+def _check_chunks(share: LoaderConfig, size: int) -> None:
+    """Compiled blocks are made for one total of patches, or are compiled again at every step.
+
+    Raises:
+        ValueError: chunks of so many pairs do not all have as many visible patches.
+    """
+    if equal_chunks(share.mask.build(), share.num_patches, size, share.group_size):
+        return
+    if share.group_size:
+        raise ValueError(
+            f"compile needs chunks of whole groups of images that share a mask budget, and "
+            f"{size} pairs of a chunk are no multiple of {share.group_size}: set mask.group_size "
+            f"{gcd(size, share.group_size)}, or a lower accumulation"
+        )
+    raise ValueError(
+        f"compile needs the same number of patches in every batch, and mask {share.mask.kind} "
+        f"leaves different numbers of the {share.num_patches} patches: take another mask, ratio "
+        "or image_size, or leave compile out"
+    )
 
 
 def loader_config(config: TrainConfig, architecture: ClipConfig) -> LoaderConfig:

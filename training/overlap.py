@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from pipeline.mixture import Mixture
 from pipeline.selection import Dataset, num_shared, open_dataset
 from training.config import EvaluationConfig
 
 
-def overlap_warnings(train: Dataset, config: EvaluationConfig) -> list[str]:
+def overlap_warnings(train: Dataset | Mixture, config: EvaluationConfig) -> list[str]:
     """A line for each evaluation set that shares samples with the training set.
 
     Sets of one index, whole or selected, are compared by row; those of different indexes are not.
 
     Args:
-        train: what is trained on.
+        train: what is trained on, one set or several.
         config: names the evaluation sets.
 
     Raises:
@@ -22,7 +23,8 @@ def overlap_warnings(train: Dataset, config: EvaluationConfig) -> list[str]:
     lines = []
     for reference in dict.fromkeys((*config.zero_shot, *config.retrieval)):
         dataset = open_dataset(reference)
-        shared = num_shared(train, dataset)
+        parts = train.parts if isinstance(train, Mixture) else (train,)
+        shared = sum(num_shared(part, dataset) for part in parts)
         if shared:
             lines.append(
                 f"{shared:,} of the {dataset.num_samples:,} samples of {reference} are trained on "

@@ -8,12 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal
+from inspect import signature
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor, Partial, Replicate, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -21,6 +27,14 @@ from model import Clip
 from training.distributed import Ranks
 
 Strategy = Literal["ddp", "fsdp"]
+
+_SYNC_BUFFERS = (
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+    else "broadcast_buffers"
+)
+"""DDP's option to copy rank 0's buffers before every forward pass. torch 2.13 renamed it and warns
+of the earlier name; 2.11 and 2.12 know no other."""
 
 
 def parallelise(clip: Clip, ranks: Ranks, device: torch.device, strategy: Strategy) -> nn.Module:
@@ -41,14 +55,35 @@ def parallelise(clip: Clip, ranks: Ranks, device: torch.device, strategy: Strate
         _shard(clip, init_device_mesh(device.type, (ranks.world_size,)))
         return clip
     clip.to(device)
+    constant_buffers: dict[str, Any] = {_SYNC_BUFFERS: False}
     wrapped = DistributedDataParallel(
         clip,
         device_ids=[device.index] if device.type == "cuda" else None,
-        forward_sync_buffers=False,
         gradient_as_bucket_view=True,
+        **constant_buffers,
     )
-    _settle_buckets(wrapped, device)
+    with torch.compiler.set_stance("force_eager"):
+        _settle_buckets(wrapped, device)
     return wrapped
+
+
+def second_model(clip: Clip, ranks: Ranks, device: torch.device, strategy: Strategy) -> Clip:
+    """A model of the same architecture, spread over the ranks as `clip` is, that is not trained.
+
+    Its weights are for the caller to set; `configure` sets how it computes.
+
+    Args:
+        clip: of `parallelise`.
+        ranks: as given to `parallelise`.
+        device: as given to `parallelise`.
+        strategy: as given to `parallelise`.
+    """
+    with torch.random.fork_rng(devices=[]):  # fresh weights are drawn and thrown away
+        copy = Clip(clip.config)
+    copy.requires_grad_(False)
+    if isinstance(clip, FSDPModule):
+        return bare(parallelise(copy, ranks, device, strategy))
+    return copy.to(device)
 
 
 def bare(model: nn.Module) -> Clip:
@@ -137,7 +172,11 @@ def state_on_host(state: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
 
 
 def _shard(clip: Clip, mesh: DeviceMesh) -> None:
-    """FSDP2: each block is gathered when it runs and let go of behind it.
+    """FSDP2: each block is gathered when it runs and let go of after it.
+
+    Blocks travel in the type that they compute in, half the bytes of float32 in bfloat16: they
+    would cast their weights to it anyway. Gradients are averaged in float32. What stands outside
+    the blocks is added to the residual stream, so it travels as it is.
 
     Scalars cannot be cut; they stay whole on each rank as replicated DTensors, so that optimisers
     and norms meet one kind of tensor only.
@@ -152,8 +191,13 @@ def _shard(clip: Clip, mesh: DeviceMesh) -> None:
             setattr(clip, name, scalar)
             scalars.add(scalar)
     for tower in clip.towers:
+        policy = MixedPrecisionPolicy(
+            param_dtype=tower.execution.compute_dtype,
+            reduce_dtype=torch.float32,
+            cast_forward_inputs=False,  # the residual stream keeps its type
+        )
         for block in tower.blocks:
-            fully_shard(block, mesh=mesh)
+            fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(clip, mesh=mesh, ignored_params=scalars)
     for method in ("encode_image", "encode_text", "encode_embeddings"):
         register_fsdp_forward_method(clip, method)
@@ -169,13 +213,14 @@ def _settle_buckets(model: DistributedDataParallel, device: torch.device) -> Non
 
     DDP orders them by the first backward pass of a process. The order decides which partial sums
     are added first, so a resumed run would round its first step otherwise than the unbroken one.
+    The pass runs in the model's types, and nothing is compiled for a batch that never comes again.
     """
     clip = bare(model)
-    num_patches, adapter = clip.config.vision.num_patches, clip.config.adapter
+    patch_dim, adapter = clip.config.vision.patch_dim, clip.config.adapter
     images, texts, scale = model(
-        torch.zeros(num_patches, clip.config.vision.patch_dim, dtype=torch.uint8, device=device),
-        torch.arange(num_patches, dtype=torch.int32, device=device),
-        torch.tensor([0, num_patches], dtype=torch.int32, device=device),
+        torch.zeros(1, patch_dim, dtype=torch.uint8, device=device),
+        torch.zeros(1, dtype=torch.int32, device=device),
+        torch.tensor([0, 1], dtype=torch.int32, device=device),
         torch.zeros(2, dtype=torch.int32, device=device),
         torch.tensor([0, 2], dtype=torch.int32, device=device),
         torch.zeros(1, adapter.embedding_dim, device=device) if adapter else None,

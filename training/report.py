@@ -18,6 +18,7 @@ from evaluation.report import ReportData, StepSeries, write_report
 from evaluation.suite import Outcome, evaluate
 from evaluation.text_features import open_text_features
 from pipeline.durable import write_text
+from pipeline.mixture import Mixture
 from pipeline.selection import Dataset, open_dataset
 from pipeline.stats import LoaderStats
 from training.config import to_json
@@ -102,7 +103,7 @@ def report_session(session: Session, outcome: Outcome, argv: list[str]) -> None:
         status=status,
         config=to_json(session.run_config),
         model=config.model,
-        dataset=config.data.train,
+        dataset=" ".join(config.data.train_sets),
         device=device_words(session.device),
         facts=_facts(session, records),
         steps=_series(records, read_evaluations(session.folder)),
@@ -194,14 +195,19 @@ def _stage_words(stage: Stage) -> str:
     )
 
 
-def _data_facts(dataset: Dataset, stats: LoaderStats) -> list[tuple[str, str]]:
+def _data_facts(dataset: Dataset | Mixture, stats: LoaderStats) -> list[tuple[str, str]]:
     index = dataset.index
     facts = [
         ("Samples", f"{index.num_samples:,}"),
         ("Shards", f"{len(index.shards):,}"),
         ("Fingerprint", index.fingerprint[:16]),
     ]
-    if dataset.selection:
+    if isinstance(dataset, Mixture):
+        facts += [
+            (f"Set {part.index.directory.name}", f"{part.num_samples:,} samples, weight {weight:g}")
+            for part, weight in zip(dataset.parts, dataset.weights, strict=True)
+        ]
+    elif dataset.selection:
         facts += [
             ("Selection", f"{dataset.selection.name}: {dataset.num_samples:,} samples"),
             ("Its fingerprint", dataset.selection.fingerprint[:16]),

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import math
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,10 +18,11 @@ from model.config import ClipConfig
 from model.lora import lora_state, merged_state
 from model.losses import ContrastiveLoss, distillation_loss
 from model.losses.ranks import Ranks as LossRanks
+from model.losses.same_caption import caption_keys, repeated_share
 from model.open_clip_config import preprocess_config
 from pipeline import Loader, PackedBatch
 from training import checkpoint
-from training.accumulation import Encoded, split
+from training.accumulation import Encoded, equal_chunks, split
 from training.bad_batch import write_bad_batch
 from training.checkpoint import Checkpoint, CheckpointWriter
 from training.config import TrainConfig, to_json
@@ -33,11 +33,12 @@ from training.environment import versions
 from training.metrics import DEVICE, NonFiniteLossError, StepLog, StepRecord
 from training.optim import set_learning_rate
 from training.parallel import state_on_host, whole, whole_clip
+from training.precision import Precision
 from training.run_folder import RunFolder
 from training.sample_ids import SampleIdLog
 from training.schedule import learning_rate
 from training.stages import Stage
-from training.step import autocast, train_step
+from training.step import train_step
 from training.timeline import Timeline
 from training.watch import Watcher
 from training.watch_steps import SlowSteps, StepClock
@@ -76,8 +77,10 @@ class Session:
     """From features to a scalar; holds whatever state it needs."""
     optimizer: torch.optim.Optimizer
     """Its optimiser."""
-    average: WeightAverage | None
+    average: WeightAverage[Clip] | None
     """Of the weights, where the run keeps one."""
+    precision: Precision
+    """What the model computes in: `config.precision`, decided."""
     loader: Loader
     """Training batches, standing at `step`."""
     log: StepLog
@@ -98,6 +101,8 @@ class Session:
     """Optimiser steps of the stage done."""
     grad_norm: Tensor = field(default_factory=lambda: torch.tensor(math.nan))
     """[] length of the last step's gradient before clipping, on the model's device."""
+    same_captions: Tensor = field(default_factory=lambda: torch.tensor(0.0))
+    """[] share of the last global batch's captions that another pair had too, on the device."""
     mask_weights: dict[str, Tensor] = field(default_factory=dict)
     """Patch projection and positions that the mask goes by; empty if it compares pixels only."""
     mask_step: int = 0
@@ -149,8 +154,10 @@ class Session:
             The loss of the global batch before the update, a scalar on the model's device.
         """
         ids = batch.sample_ids.to(self.device, non_blocking=True)
-        chunks = [part.to(self.device) for part in split(batch, self.config.accumulation)]
+        chunks = [part.to(self.device) for part in self._chunks(batch)]
         teacher = self._teacher_features(chunks)
+        captions = torch.cat([caption_keys(each.tokens, each.text_offsets) for each in chunks])
+        self.same_captions = repeated_share(LossRanks.of(None).gather(captions))
 
         def loss_of(features: Encoded) -> Tensor:
             loss = self.loss(
@@ -159,6 +166,7 @@ class Session:
                 features.scale,
                 logit_bias=features.bias,
                 sample_ids=ids,
+                captions=captions,
                 step=self.step,
             )
             if teacher is None:
@@ -178,19 +186,23 @@ class Session:
             self.sample_ids.add(self.run_step, ids)
         return self.ranks.mean(loss)
 
+    def _chunks(self, batch: PackedBatch) -> list[PackedBatch]:
+        """The batch in the chunks that the model encodes at once."""
+        number, shape = self.config.accumulation, self.loader.config
+        if number == 1:
+            return [batch]
+        size = shape.local_batch_size // number
+        equal = equal_chunks(self.loader.mask, shape.num_patches, size, shape.group_size)
+        return split(batch, number, equal_patches=equal)
+
     def _teacher_features(self, chunks: list[PackedBatch]) -> Tensor | None:
         """[B, d] image features of the average of the weights, where the run is held to them."""
         if not self.config.image_side.self_distillation:
             return None
         assert self.average is not None
-        with (
-            self.timeline.during("self-distillation"),
-            self.average.in_place(),
-            torch.no_grad(),
-            autocast(self.config, self.device),
-        ):
+        with self.timeline.during("self-distillation"), torch.no_grad():
             parts = [
-                self.clip.encode_image(chunk.patches, chunk.positions, chunk.image_offsets)
+                self.average.model.encode_image(chunk.patches, chunk.positions, chunk.image_offsets)
                 for chunk in chunks
             ]
         return F.normalize(torch.cat(parts).float(), dim=1)
@@ -280,10 +292,10 @@ class Session:
         weights' type and is not compiled, as every set brings other shapes.
         """
         averaged = self.average is not None and self.config.evaluation.ema
-        place = self.average.in_place() if self.average and averaged else nullcontext()
+        source = self.average.model if self.average and averaged else self.clip
         # Fresh weights are drawn and thrown away: the run's own generator must not notice.
-        with place, torch.random.fork_rng(devices=[]):
-            whole = whole_clip(self.clip, on_this_rank=True)
+        with torch.random.fork_rng(devices=[]):
+            whole = whole_clip(source, on_this_rank=True)
             assert whole is not None
             copy = Clip(whole.config)
             copy.load_state_dict(merged_state(whole))
@@ -313,22 +325,18 @@ class Session:
         """Copies of all tensors of the training state in host memory; empty but on rank 0."""
         is_main = self.ranks.is_main
         optimizer = checkpoint.optimizer_tensors(self.clip, self.optimizer)
-        average = {}
-        if self.average:
-            with self.average.in_place():
-                average = self._weights()
         return {
-            checkpoint.WEIGHTS: self._weights(),
-            EMA: average,
+            checkpoint.WEIGHTS: self._weights(self.clip),
+            EMA: self._weights(self.average.model) if self.average else {},
             checkpoint.OPTIMIZER: state_on_host(optimizer, is_main),
             LOSS: state_on_host(self.loss.state_tensors(), is_main),
             LORA: state_on_host(lora_state(self.clip.image), is_main),
             MASK: state_on_host(self.mask_weights, is_main),
         }
 
-    def _weights(self) -> dict[str, Tensor]:
-        """The model in open_clip's names, copied to host memory; empty but on rank 0."""
-        copy = whole_clip(self.clip, self.ranks.is_main)
+    def _weights(self, clip: Clip) -> dict[str, Tensor]:
+        """A model in open_clip's names, copied to host memory; empty but on rank 0."""
+        copy = whole_clip(clip, self.ranks.is_main)
         weights = open_clip_weights.dump(copy) if copy is not None else {}
         return state_on_host(weights, self.ranks.is_main)
 
@@ -341,6 +349,7 @@ class Session:
                 for name, value in fingerprints(self.loader, self.clip.config).items()
             },
             "decoder": decoder_kind(self.loader),
+            "precision": self.precision,
             "decoding": decode_device(self.loader).stored(),
             "config": to_json(self.config),
             "world_size": self.ranks.world_size,

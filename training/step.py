@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from pipeline import PackedBatch
-from training.accumulation import Encoded, LossOf, backward_in_chunks, encode, encode_in_chunks
+from training.accumulation import LossOf, backward_in_chunks, encode, encode_in_chunks
 from training.config import TrainConfig
 from training.optim import clip_gradients
 from training.parallel import bare
@@ -40,20 +39,14 @@ def train_step(
         the model's device.
     """
     clip = bare(model)
-    device = clip.logit_scale.device
-
-    def encoded(model: nn.Module, chunk: PackedBatch) -> Encoded:
-        with autocast(config, device):
-            return encode(model, chunk)
-
     with timeline.during("forward"):
         whole = len(chunks) == 1
-        features = encoded(model, chunks[0]) if whole else encode_in_chunks(model, chunks, encoded)
+        features = encode(model, chunks[0]) if whole else encode_in_chunks(model, chunks)
         loss = loss_of(features)
     with timeline.during("backward"):
         loss.backward()
         if not whole:
-            backward_in_chunks(model, chunks, features, encoded)
+            backward_in_chunks(model, chunks, features)
     with timeline.during("optimiser"):
         norm = clip_gradients(clip, config.optim.max_grad_norm)
         optimizer.step()
@@ -62,11 +55,3 @@ def train_step(
             lowest, highest = config.optim.min_logit_scale, config.optim.max_logit_scale
             clip.logit_scale.clamp_(math.log(lowest), math.log(highest))
     return loss.detach(), norm
-
-
-def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager:
-    """bfloat16 matrix products where the configuration asks for them."""
-    wanted = config.precision
-    if wanted == "bfloat16" or (wanted == "auto" and device.type == "cuda"):
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return nullcontext()

@@ -10,6 +10,8 @@ import abc
 
 from torch import Tensor, nn
 
+from model.losses.config import LossConfig
+
 
 class ContrastiveLoss(nn.Module, abc.ABC):
     """A loss over matching rows of image and text features, of one or of several ranks.
@@ -31,6 +33,7 @@ class ContrastiveLoss(nn.Module, abc.ABC):
         *,
         logit_bias: Tensor | None = None,
         sample_ids: Tensor | None = None,
+        captions: Tensor | None = None,
         step: int = 0,
     ) -> Tensor:
         """This rank's share of the loss, computed in float32 also under autocast.
@@ -43,6 +46,7 @@ class ContrastiveLoss(nn.Module, abc.ABC):
             logit_bias: [], added to the logits, by the losses that have one.
             sample_ids: [b] int64, which samples of the index these are, 0 .. num_samples-1;
                 needed by the losses that keep state.
+            captions: [b*R] int64 from `caption_keys`; needed where `same_caption` is not negative.
             step: steps done before this one, from the start of the run.
 
         Returns:
@@ -79,6 +83,26 @@ class ContrastiveLoss(nn.Module, abc.ABC):
                 f"this loss keeps no state, the checkpoint has {sorted(tensors)}: "
                 "resume with the loss that the run began with"
             )
+
+
+def compared_captions(
+    config: LossConfig, captions: Tensor | None, image_features: Tensor, text_features: Tensor
+) -> Tensor | None:
+    """Keys of the captions where the loss goes by them; None where it does not.
+
+    Raises:
+        ValueError: they are needed and missing, or an image has several texts.
+    """
+    if config.same_caption == "negative":
+        return None
+    if len(image_features) != len(text_features):
+        raise ValueError(
+            f"same_caption {config.same_caption} compares one caption of each image, and here are "
+            f"{len(text_features)} of {len(image_features)} images: take same_caption negative"
+        )
+    if captions is None or captions.shape != (len(text_features),):
+        raise ValueError(f"same_caption {config.same_caption} needs a key of every caption")
+    return captions
 
 
 def check_features(image_features: Tensor, text_features: Tensor) -> None:

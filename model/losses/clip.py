@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.losses.base import ContrastiveLoss
+from model.losses.base import ContrastiveLoss, compared_captions
 from model.losses.config import LossConfig, MultiText
 from model.losses.ranks import Ranks
-from model.losses.tiles import Pairs, SoftmaxWeights, with_gradients
+from model.losses.tiles import Pairs, SoftmaxWeights, Weigh, with_gradients
 
 
 def clip_loss(
@@ -89,13 +89,16 @@ class ClipLoss(ContrastiveLoss):
         *,
         logit_bias: Tensor | None = None,
         sample_ids: Tensor | None = None,
+        captions: Tensor | None = None,
         step: int = 0,
     ) -> Tensor:
         """See `ContrastiveLoss`; a bias has no effect on a softmax, and is ignored."""
         del logit_bias, sample_ids, step
         num_texts = _texts_per_image(image_features, text_features)
+        captions = compared_captions(self._config, captions, image_features, text_features)
         tile_size = self._config.tile_size
-        if tile_size == 0 or len(text_features) * self._ranks.size <= tile_size:
+        is_one_tile = tile_size == 0 or len(text_features) * self._ranks.size <= tile_size
+        if is_one_tile and captions is None:
             return clip_loss(
                 image_features,
                 text_features,
@@ -108,7 +111,7 @@ class ClipLoss(ContrastiveLoss):
             images, texts = image_features.float(), text_features.float()
             by_version = texts.unflatten(0, (-1, num_texts)).transpose(0, 1)
             return _tiled_clip_loss(
-                images, by_version, logit_scale.float(), self._config, self._ranks
+                images, by_version, logit_scale.float(), self._config, self._ranks, captions
             )
 
 
@@ -141,7 +144,12 @@ def _cross_entropy_of_several(logits: Tensor, own: Tensor, smoothing: float) -> 
 
 
 def _tiled_clip_loss(
-    images: Tensor, texts: Tensor, scale: Tensor, config: LossConfig, ranks: Ranks
+    images: Tensor,
+    texts: Tensor,
+    scale: Tensor,
+    config: LossConfig,
+    ranks: Ranks,
+    captions: Tensor | None = None,
 ) -> Tensor:
     """What `clip_loss` returns, over tiles; float32 inputs.
 
@@ -153,12 +161,22 @@ def _tiled_clip_loss(
         scale: [].
         config: options of the loss.
         ranks: who shares the global batch.
+        captions: [b] keys of the captions, where the loss goes by them; R is 1 then.
     """
     smoothing, num_texts = config.label_smoothing, len(texts)
     with torch.no_grad():
         every_image = ranks.gather(images)
         versions = [
-            Pairs(images, each, ranks, config.tile_size, all_images=every_image) for each in texts
+            Pairs(
+                images,
+                each,
+                ranks,
+                config.tile_size,
+                all_images=every_image,
+                captions=captions,
+                ignore_same=config.same_caption == "ignore",
+            )
+            for each in texts
         ]
         # [R, b, 2], column 0 of the images as anchors, column 1 of the texts.
         negatives = torch.stack([_negatives(pairs, scale) for pairs in versions])
@@ -176,7 +194,7 @@ def _tiled_clip_loss(
         # Of an anchor's softmax over all of its candidates, the positive included.
         totals = scale * positives + excess
         image_share = 1 if config.multi_text == "all_texts" else num_texts
-        weights = [
+        weights: list[Weigh] = [
             _softmax_weights(ranks.gather(each), scale, image_share, num_texts) for each in totals
         ]
         # Both directions pull at a feature: as an anchor and as another's candidate. An image that
@@ -184,6 +202,11 @@ def _tiled_clip_loss(
         constant = 1 / image_share - 1 / num_texts + 2 * smoothing / num_texts
         of_image, of_text = margins.sigmoid().split(1, dim=2)
         by_positive = constant - of_image / image_share - of_text / num_texts
+        if config.same_caption == "positive":
+            targets = _SharedTargets(versions[0], ranks)
+            value += scale * targets.shortfall(positives[0]).mean()
+            by_positive += 2 * (1 - targets.own_share)[:, None]
+            weights = [targets.without_targets(weights[0])]
 
     def gradients() -> tuple[Tensor, Tensor, Tensor]:
         by_images, by_texts = torch.zeros_like(images), torch.empty_like(texts)
@@ -198,6 +221,30 @@ def _tiled_clip_loss(
         return by_images.mul_(share * scale), by_texts.mul_(share * scale), by_scale
 
     return with_gradients(value, (images, texts, scale), gradients)
+
+
+class _SharedTargets:
+    """The target of CLIP's loss shared evenly by all pairs with one caption, its own included."""
+
+    def __init__(self, pairs: Pairs, ranks: Ranks) -> None:
+        self._pairs = pairs
+        self._sums, counts = pairs.sums_of_same()
+        self.own_share = 1 / (1 + counts)
+        """[b], of the target of an image or a text, the part of each of its positives."""
+        self._shares = ranks.gather(self.own_share)
+
+    def shortfall(self, positives: Tensor) -> Tensor:
+        """[b, 2], how far each anchor's own cosine [b, 1] is above that of its targets."""
+        return positives - (positives + self._sums) * self.own_share[:, None]
+
+    def without_targets(self, weigh: Weigh) -> Weigh:
+        """The softmax weights of both directions less both targets, which are alike."""
+
+        def weigh_less(cosines: Tensor, images: slice, texts: slice) -> Tensor:
+            targets = self._pairs.same(images, texts) * self._shares[images, None]
+            return weigh(cosines, images, texts).sub_(2 * targets)
+
+        return weigh_less
 
 
 def _negatives(pairs: Pairs, scale: Tensor) -> Tensor:

@@ -18,6 +18,8 @@ LossKind = Literal[
 """Names of the losses."""
 GammaSchedule = Literal["constant", "cosine"]
 """Course of the inner learning rate after the first pass."""
+SameCaption = Literal["negative", "ignore", "positive"]
+"""What another pair of the batch is to an image whose caption it has."""
 MultiText = Literal["per_version", "all_texts"]
 """Candidates of an image with several texts: those of one version, or those of all."""
 TemperatureRule = Literal["model", "constant", "global", "individual"]
@@ -79,6 +81,10 @@ class LossConfig:
     """`clip` with several texts of an image (LaCLIP's multi-text loss). per_version: the mean over
     the versions of CLIP's loss on one text each. all_texts: an image chooses among all texts of the
     batch, and its own share the target. With one text both are CLIP's loss."""
+    same_caption: SameCaption = "negative"
+    """What a pair is to another one of the batch with the same caption. negative: a negative like
+    all others, as published. ignore: neither. positive: a further positive; of `clip` the target is
+    shared evenly, of `siglip` the answer is yes; the FastCLIP family has no such form."""
     tile_size: int = 2048
     """Rows and columns of the similarity matrix held at once, pairs. A batch that fits in one
     tile is computed as a whole, and so is every batch with 0."""
@@ -124,6 +130,7 @@ class LossConfig:
             raise ValueError(f"tile_size must be 0 or more, got {self.tile_size}")
         if self.gamma is not None and not 0 < self.gamma <= 1:
             raise ValueError(f"gamma must lie in (0, 1], got {self.gamma}")
+        self._check_same_caption()
         if self.gamma_decay_passes < 1:
             raise ValueError(f"gamma_decay_passes must be 1 or more, got {self.gamma_decay_passes}")
         if not 0 < self.temperature_min <= self.temperature_max:
@@ -133,6 +140,20 @@ class LossConfig:
             raise ValueError(f"temperature must lie in [{low}, {high}], got {self.temperature}")
         if self.eps <= 0:
             raise ValueError(f"eps must lie above 0, got {self.eps}")
+
+    def _check_same_caption(self) -> None:
+        if self.same_caption == "negative":
+            return
+        if self.same_caption == "positive" and self.kind not in ("clip", "siglip"):
+            raise ValueError(
+                f"same_caption positive is for clip and siglip: the estimates of {self.kind} know "
+                "one positive of each anchor. Take same_caption ignore"
+            )
+        if self.label_smoothing:
+            raise ValueError(
+                f"same_caption {self.same_caption} says what equal captions are, and "
+                "label_smoothing makes all of them a part of the target: leave one of them out"
+            )
 
     def method(self) -> Method:
         """The family's member with this configuration's own values in place of the published.

@@ -64,10 +64,11 @@ class DistillationLoss(ContrastiveLoss):
         *,
         logit_bias: Tensor | None = None,
         sample_ids: Tensor | None = None,
+        captions: Tensor | None = None,
         step: int = 0,
     ) -> Tensor:
         """See `ContrastiveLoss`; scale and bias have no effect."""
-        del logit_scale, logit_bias, sample_ids, step
+        del logit_scale, logit_bias, sample_ids, captions, step
         return distillation_loss(image_features, text_features, self._ranks)
 
 

@@ -25,7 +25,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from model.losses.base import ContrastiveLoss, check_features
+from model.losses.base import ContrastiveLoss, check_features, compared_captions
 from model.losses.config import GammaSchedule, LossConfig
 from model.losses.ranks import Ranks
 from model.losses.sample_state import SampleState
@@ -90,15 +90,17 @@ class FastClipLoss(ContrastiveLoss):
         *,
         logit_bias: Tensor | None = None,
         sample_ids: Tensor | None = None,
+        captions: Tensor | None = None,
         step: int = 0,
     ) -> Tensor:
         """See `ContrastiveLoss`; needs the ids, and at least two pairs in all."""
         del logit_bias
         check_features(image_features, text_features)
         ids = self._checked(sample_ids, len(image_features))
+        captions = compared_captions(self._config, captions, image_features, text_features)
         with torch.autocast(image_features.device.type, enabled=False):
             images, texts = image_features.float(), text_features.float()
-            return self._value(images, texts, logit_scale.float(), ids, step)
+            return self._value(images, texts, logit_scale.float(), ids, captions, step)
 
     @property
     def owns_temperature(self) -> bool:
@@ -156,11 +158,24 @@ class FastClipLoss(ContrastiveLoss):
         return self._ranks.gather(sample_ids)
 
     def _value(
-        self, images: Tensor, texts: Tensor, scale: Tensor, ids: Tensor, step: int
+        self,
+        images: Tensor,
+        texts: Tensor,
+        scale: Tensor,
+        ids: Tensor,
+        captions: Tensor | None,
+        step: int,
     ) -> Tensor:
         """The loss of this rank's anchors, with the gradient of all by its features."""
         with torch.no_grad():
-            pairs = Pairs(images, texts, self._ranks, self._config.tile_size)
+            pairs = Pairs(
+                images,
+                texts,
+                self._ranks,
+                self._config.tile_size,
+                captions=captions,
+                ignore_same=captions is not None,
+            )
             known, seen = self._known(pairs, ids)
             tau = self._temperatures(known, scale, len(images))
             positives = (pairs.images * pairs.texts).sum(1, keepdim=True)
@@ -231,9 +246,9 @@ class FastClipLoss(ContrastiveLoss):
     ) -> Estimates:
         of_images, of_texts = pairs.softmax(1 / tau[:, 0], 1 / tau[:, 1], with_mean=True)
         log_sum_exp = torch.stack((of_images.log_sum_exp, of_texts.log_sum_exp), 1)
-        log_g = log_sum_exp - positives / tau - math.log(pairs.count - 1)
+        log_g = log_sum_exp - positives / tau - pairs.log_num_negatives()
         log_u = moving_log_average(log_u, log_g, seen, gamma)
-        log_denominator = torch.logaddexp(log_u, log_u.new_tensor(math.log(self._config.eps)))
+        log_denominator = torch.logaddexp(log_u, torch.full_like(log_u, math.log(self._config.eps)))
         return Estimates(
             log_sum_exp=log_sum_exp,
             log_u=log_u,

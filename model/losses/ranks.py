@@ -43,7 +43,7 @@ class Ranks:
         if self.alone:
             return rows
         gathered = rows.new_empty((self.size * rows.shape[0], *rows.shape[1:]))
-        dist.all_gather(list(gathered.chunk(self.size)), rows.contiguous(), group=self.group)
+        dist.all_gather_into_tensor(gathered, rows.contiguous(), group=self.group)
         return gathered
 
     def gather_with_gradient(self, rows: Tensor) -> Tensor:
@@ -70,10 +70,6 @@ class _Gather(torch.autograd.Function):
         ctx: FunctionCtx, gradient: Tensor
     ) -> tuple[Tensor, None]:
         ranks: Ranks = ctx.ranks  # pyright: ignore[reportAttributeAccessIssue]
-        parts = gradient.contiguous().chunk(ranks.size)
-        if dist.get_backend(ranks.group) == "gloo":
-            # Not every release of torch has gloo's reduce-scatter.
-            return ranks.sum(gradient).chunk(ranks.size)[ranks.rank], None
-        own = torch.empty_like(parts[ranks.rank])
-        dist.reduce_scatter(own, list(parts), group=ranks.group)
+        own = gradient.new_empty((gradient.shape[0] // ranks.size, *gradient.shape[1:]))
+        dist.reduce_scatter_tensor(own, gradient.contiguous(), group=ranks.group)
         return own, None

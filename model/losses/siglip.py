@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.losses.base import ContrastiveLoss, check_features
+from model.losses.base import ContrastiveLoss, check_features, compared_captions
 from model.losses.config import LossConfig
 from model.losses.ranks import Ranks
 from model.losses.tiles import Pairs, with_gradients
@@ -25,7 +25,7 @@ class SiglipLoss(ContrastiveLoss):
 
     def __init__(self, config: LossConfig, ranks: Ranks) -> None:
         super().__init__()
-        self._tile_size = config.tile_size
+        self._config = config
         self._ranks = ranks
 
     def forward(
@@ -36,6 +36,7 @@ class SiglipLoss(ContrastiveLoss):
         *,
         logit_bias: Tensor | None = None,
         sample_ids: Tensor | None = None,
+        captions: Tensor | None = None,
         step: int = 0,
     ) -> Tensor:
         """See `ContrastiveLoss`; needs the bias."""
@@ -43,30 +44,50 @@ class SiglipLoss(ContrastiveLoss):
         if logit_bias is None:
             raise ValueError("siglip needs a logit bias: give the model one (init_logit_bias -10)")
         check_features(image_features, text_features)
+        captions = compared_captions(self._config, captions, image_features, text_features)
         with torch.autocast(image_features.device.type, enabled=False):
             return _tiled_siglip_loss(
                 image_features.float(),
                 text_features.float(),
                 logit_scale.float(),
                 logit_bias.float(),
+                self._config,
                 self._ranks,
-                self._tile_size,
+                captions,
             )
 
 
 def _tiled_siglip_loss(
-    images: Tensor, texts: Tensor, scale: Tensor, bias: Tensor, ranks: Ranks, tile_size: int
+    images: Tensor,
+    texts: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    config: LossConfig,
+    ranks: Ranks,
+    captions: Tensor | None,
 ) -> Tensor:
     """The mean over this rank's images of their B terms; float32 inputs."""
+    same_is_yes = config.same_caption == "positive"
     with torch.no_grad():
-        pairs = Pairs(images, texts, ranks, tile_size)
+        pairs = Pairs(
+            images,
+            texts,
+            ranks,
+            config.tile_size,
+            captions=captions,
+            ignore_same=config.same_caption == "ignore",
+        )
         total = torch.zeros((), dtype=torch.float64, device=images.device)
         yes = torch.zeros_like(total)
         for tile in pairs.tiles():
             if tile.of_own_images:
                 logits = tile.cosines.mul_(scale).add_(bias)
-                logits.diagonal(tile.positives).fill_(-torch.inf)
+                pairs.without_others(logits, tile, -torch.inf)
                 total += F.softplus(logits).sum()
+                if same_is_yes:  # -log sigmoid(x) is -log sigmoid(-x) less x
+                    same = pairs.same(tile.images, tile.texts)
+                    total -= logits.masked_fill(~same, 0).sum()
+                    yes -= same.sum()
                 yes += logits.sigmoid_().sum()
         positives = scale * (pairs.images * pairs.texts).sum(1, keepdim=True) + bias
         by_positive = -torch.sigmoid(-positives)
@@ -74,8 +95,8 @@ def _tiled_siglip_loss(
         by_bias = ((yes + by_positive.sum()) / len(images)).float()
 
     def weigh(cosines: Tensor, of_images: slice, of_texts: slice) -> Tensor:
-        del of_images, of_texts
-        return (cosines * scale).add_(bias).sigmoid_()
+        weights = (cosines * scale).add_(bias).sigmoid_()
+        return weights.sub_(pairs.same(of_images, of_texts).float()) if same_is_yes else weights
 
     def gradients() -> tuple[Tensor, Tensor, Tensor, Tensor]:
         by_images, by_texts = pairs.gradients(weigh)

@@ -20,6 +20,7 @@ of r images and c texts.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -64,6 +65,10 @@ class Anchors:
     """[b], cosine expected under the softmax; NaN where it was not asked for."""
 
 
+LeaveOut = Callable[[Tensor, Tile, float], None]
+"""Fills the places of a tile that hold no negative; `Pairs.without_others`."""
+
+
 class Pairs:
     """This rank's pairs among those of all ranks, cut into tiles."""
 
@@ -75,6 +80,8 @@ class Pairs:
         tile_size: int,
         *,
         all_images: Tensor | None = None,
+        captions: Tensor | None = None,
+        ignore_same: bool = False,
     ) -> None:
         """Gather the features; a collective.
 
@@ -84,11 +91,15 @@ class Pairs:
             ranks: who shares the global batch.
             tile_size: most images and texts in a tile; 0 for no limit.
             all_images: [B, d] images of all ranks, where they were gathered before.
+            captions: [b] int64, equal where captions are; needed for `same`.
+            ignore_same: leave pairs with equal captions out of every softmax and gradient.
         """
         self.images = images.detach()
         self.texts = texts.detach()
         self.all_images = ranks.gather(images) if all_images is None else all_images
         self.all_texts = ranks.gather(texts)
+        self._captions = None if captions is None else ranks.gather(captions)
+        self._ignore_same = ignore_same
         self.count = len(self.all_images)
         self.first = ranks.rank * len(images)
         self._tile_size = tile_size or self.count
@@ -118,9 +129,9 @@ class Pairs:
         texts = _RunningSoftmax(text_scale.expand(len(self.texts)), with_mean)
         for tile in self.tiles():
             if tile.of_own_images:
-                images.add(self._local(tile.images), tile, 1)
+                images.add(self._local(tile.images), tile, 1, self.without_others)
             if tile.of_own_texts:
-                texts.add(self._local(tile.texts), tile, 0)
+                texts.add(self._local(tile.texts), tile, 0, self.without_others)
         return images.result(), texts.result()
 
     def gradients(self, weigh: Weigh) -> tuple[Tensor, Tensor]:
@@ -128,12 +139,50 @@ class Pairs:
         by_images, by_texts = torch.zeros_like(self.images), torch.zeros_like(self.texts)
         for tile in self.tiles():
             weights = weigh(tile.cosines, tile.images, tile.texts)
-            weights.diagonal(tile.positives).zero_()
+            self.without_others(weights, tile, 0)
             if tile.of_own_images:
                 by_images[self._local(tile.images)].addmm_(weights, self.all_texts[tile.texts])
             if tile.of_own_texts:
                 by_texts[self._local(tile.texts)].addmm_(weights.T, self.all_images[tile.images])
         return by_images, by_texts
+
+    def same(self, images: slice, texts: slice) -> Tensor:
+        """[r, c] bool, other pairs with the same caption; False at the positives."""
+        assert self._captions is not None
+        same = self._captions[images, None] == self._captions[None, texts]
+        same.diagonal(images.start - texts.start).fill_(False)
+        return same
+
+    def without_others(self, values: Tensor, tile: Tile, fill: float) -> None:
+        """Fill the places of a tile [r, c] that hold no negative."""
+        values.diagonal(tile.positives).fill_(fill)
+        if self._ignore_same:
+            values.masked_fill_(self.same(tile.images, tile.texts), fill)
+
+    def log_num_negatives(self) -> Tensor | float:
+        """Logarithm of the negatives of each of this rank's anchors: [b, 1], or one for all."""
+        if not self._ignore_same:
+            return math.log(self.count - 1)
+        return (self.count - 1 - self.sums_of_same()[1]).clamp_min(1).log()[:, None]
+
+    def sums_of_same(self) -> tuple[Tensor, Tensor]:
+        """Of this rank's pairs, the cosines with other pairs of the same caption.
+
+        Returns:
+            [b, 2] sums of each image with their texts and of each text with their images, and [b]
+            how many such pairs there are.
+        """
+        sums = torch.zeros(len(self.images), 2, device=self.images.device)
+        counts = sums.new_zeros(len(sums))
+        for tile in self.tiles():
+            same = self.same(tile.images, tile.texts)
+            cosines = tile.cosines * same
+            if tile.of_own_images:
+                sums[self._local(tile.images), 0] += cosines.sum(1)
+                counts[self._local(tile.images)] += same.sum(1)
+            if tile.of_own_texts:
+                sums[self._local(tile.texts), 1] += cosines.sum(0)
+        return sums, counts
 
     def tiles(self) -> Iterator[Tile]:
         """All tiles of this rank's strips."""
@@ -183,10 +232,10 @@ class _RunningSoftmax:
         self._total = torch.zeros_like(scale)
         self._cosines = torch.zeros_like(scale) if with_mean else None
 
-    def add(self, anchors: slice, tile: Tile, dim: int) -> None:
+    def add(self, anchors: slice, tile: Tile, dim: int, leave_out: LeaveOut) -> None:
         """Take in some candidates of some anchors; `dim` of the tile is the candidates'."""
         logits = tile.cosines * self._scale[anchors].unsqueeze(dim)
-        logits.diagonal(tile.positives).fill_(-torch.inf)
+        leave_out(logits, tile, -torch.inf)
         largest = torch.maximum(self._largest[anchors], logits.amax(dim))
         shrink = (self._largest[anchors] - largest).exp_()
         terms = logits.sub_(largest.unsqueeze(dim)).exp_()
@@ -197,7 +246,9 @@ class _RunningSoftmax:
             self._cosines[anchors] = self._cosines[anchors] * shrink + expected
 
     def result(self) -> Anchors:
-        mean = self._largest * torch.nan if self._cosines is None else self._cosines / self._total
+        # The largest term is 1, so a smaller total is that of an anchor without a negative.
+        total = self._total.clamp_min(1)
+        mean = self._largest * torch.nan if self._cosines is None else self._cosines / total
         return Anchors(log_sum_exp=self._largest + self._total.log(), mean_cosine=mean)
 
 

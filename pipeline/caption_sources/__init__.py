@@ -2,7 +2,6 @@
 
 from pipeline.caption_sources.importing import ImportOptions, ImportReport, import_captions
 from pipeline.caption_sources.joins import Join, RowJoin, SampleOrderJoin, ValueJoin
-from pipeline.caption_sources.json_map import JsonMapReader
 from pipeline.caption_sources.laclip import LaclipReader
 from pipeline.caption_sources.rows import Reader
 from pipeline.caption_sources.shard_fields import ShardFieldReader
@@ -12,7 +11,6 @@ __all__ = [
     "ImportOptions",
     "ImportReport",
     "Join",
-    "JsonMapReader",
     "LaclipReader",
     "Reader",
     "RowJoin",

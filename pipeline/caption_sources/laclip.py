@@ -18,8 +18,8 @@ from typing import Literal
 
 from pipeline.caption_sources.alignment import AlignmentCheck
 from pipeline.caption_sources.rows import ROWS_AT_ONCE, RowBatch
-from pipeline.caption_sources.tables import delimited_rows, stem_of
-from pipeline.caption_sources.text_lines import count_lines, read_lines
+from pipeline.caption_sources.tables import stem_of
+from pipeline.caption_sources.text_lines import count_lines, csv_rows, read_lines
 
 _LOADED = (".png", ".jpg", ".jpeg")
 _NUM_SHOWN = 5
@@ -109,7 +109,7 @@ class LaclipReader:
         num_rows = num_loaded = 0
         has_header = False
         passed_over: list[str] = []
-        for line, row in delimited_rows(self.originals):
+        for line, row in csv_rows(self.originals):
             if len(row) < 2:
                 raise ValueError(f"{self.originals}, line {line}: no caption behind {row[0]!r}")
             loaded = row[0].endswith(_LOADED)
@@ -130,7 +130,7 @@ class LaclipReader:
                 yield f"line {number}", "", line
             return
         key_of: Callable[[str], str] = stem_of if self.stem else str
-        for number, (line, row) in enumerate(delimited_rows(self.originals)):
+        for number, (line, row) in enumerate(csv_rows(self.originals)):
             if rule == "all rows but the first" and number == 0:
                 continue
             if rule == "rows that LaCLIP's loader reads" and not row[0].endswith(_LOADED):

@@ -67,21 +67,6 @@ def check_text(batch: RowBatch, path: Path) -> None:
         raise
 
 
-def texts_of(value: object, where: str) -> list[str]:
-    """The texts that a value stands for: none, one, or a list of them.
-
-    Raises:
-        ValueError: it is something else.
-    """
-    if value is None:
-        return []
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, list) and all(isinstance(text, str) for text in value):
-        return value
-    raise ValueError(f"{where}: {str(value)[:80]!r} is neither a text nor a list of texts")
-
-
 def json_object(raw: bytes, where: str) -> dict[str, Any]:
     """The JSON object that some bytes hold.
 

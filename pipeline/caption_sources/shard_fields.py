@@ -9,10 +9,11 @@ from typing import BinaryIO
 
 import numpy as np
 
-from pipeline.caption_sources.rows import RowBatch, check_text, json_object, texts_of
+from pipeline.caption_sources.rows import RowBatch, check_text, json_object
 from pipeline.index import Index, ShardRecord
 from pipeline.indexing.tar_walk import TarError, group_members, walk_tar
 from pipeline.storage import open_binary
+from pipeline.tables import texts_of
 
 _MAX_JSON_BYTES = 16 * 1024**2
 
@@ -57,14 +58,19 @@ class ShardFieldReader:
                         continue
                     where = f"{location}, {member.name}"
                     document = _read_json(file, member.offset, member.num_bytes, where)
-                    found[group.key] = [
-                        text
-                        for name in self.fields
-                        for text in texts_of(document.get(name), f"{where}, field {name!r}")
-                    ]
+                    found[group.key] = self._texts(document, where)
             except TarError as error:
                 raise ValueError(f"{location} cannot be read: {error}") from error
         return found
+
+    def _texts(self, document: dict[str, object], where: str) -> list[str]:
+        texts = []
+        for name in self.fields:
+            try:
+                texts += texts_of(document.get(name))
+            except ValueError as error:
+                raise ValueError(f"{where}, field {name!r}: {error}") from None
+        return texts
 
 
 def _read_json(file: BinaryIO, offset: int, num_bytes: int, where: str) -> dict[str, object]:

@@ -7,8 +7,11 @@ behind such a letter.
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator
 from pathlib import Path
+
+_MAX_FIELD_CHARACTERS = 16 * 1024**2
 
 
 def read_lines(path: Path) -> Iterator[str]:
@@ -34,6 +37,29 @@ def count_lines(path: Path) -> int:
         ValueError: a line is not UTF-8; the message says which.
     """
     return sum(1 for _ in read_lines(path))
+
+
+def csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Rows of a CSV in UTF-8 (quotes as Excel has them) with the line that each begins at.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a row cannot be read or is not UTF-8; the message names the line.
+    """
+    csv.field_size_limit(_MAX_FIELD_CHARACTERS)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        # Strict: a quote that is never closed would swallow the rows after it without a word.
+        reader = csv.reader(file, strict=True)
+        start = 1
+        try:
+            for row in reader:
+                if row:
+                    yield start, row
+                start = reader.line_num + 1
+        except UnicodeDecodeError as error:
+            raise not_utf8(path, error) from None
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {start}: {error}") from None
 
 
 def not_utf8(path: Path, error: UnicodeDecodeError) -> ValueError:

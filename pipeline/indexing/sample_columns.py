@@ -34,12 +34,21 @@ def parquet_fields(location: str, options: ScanOptions) -> dict[str, dict[str, A
         wanted = [name for name in options.fields if name in known]
         if KEY_FIELD not in known or not wanted:
             return {}
-        rows = table.read([KEY_FIELD, *wanted]).to_pylist()
+        rows = _read_rows(table, [KEY_FIELD, *wanted])
     except FileNotFoundError:
         return {}
     except pa.ArrowException as error:
         raise OSError(f"{location}: its parquet cannot be read ({error})") from error
     return {str(row.pop(KEY_FIELD)): row for row in rows}
+
+
+def _read_rows(table: pq.ParquetFile, names: list[str]) -> list[dict[str, Any]]:
+    """Rows of some columns; dates and times as text, since Python's end with the year 9999."""
+    found = table.read(names)
+    for place, field in enumerate(found.schema):
+        if pa.types.is_temporal(field.type):
+            found = found.set_column(place, field.name, found.column(place).cast(pa.string()))
+    return found.to_pylist()
 
 
 def field_values(

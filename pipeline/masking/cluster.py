@@ -187,6 +187,15 @@ class ClusterMask(MaskStrategy):
         ratio = self.mask_ratio
         return whole * budget(size, num_patches, ratio) + budget(rest, num_patches, ratio)
 
+    def most_visible(self, num_patches: int) -> int:
+        """What `min_mask_ratio` leaves, or a little more where the budget itself does."""
+        if self.resolved_mode == "topk":
+            return num_kept(num_patches, self.mask_ratio)
+        # A group's total is rounded, and its even share is rounded up.
+        even_share = floor(num_patches * (1 - self.mask_ratio)) + 2
+        in_budget = even_share if self.resolved_mode == "budget" else 0
+        return min(num_patches, max(self._bounds(num_patches)[1], in_budget))
+
     def calibrate(
         self,
         similarities: Iterable[Tensor],

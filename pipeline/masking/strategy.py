@@ -65,6 +65,10 @@ class MaskStrategy(ABC):
         del num_images, num_patches
         return None
 
+    def most_visible(self, num_patches: int) -> int:
+        """Upper bound of the visible patches of one image, whatever the image."""
+        return self.num_visible(1, num_patches) or num_patches
+
 
 def grid_shape(num_patches: int, grid: tuple[int, int] | None) -> tuple[int, int]:
     """Rows and columns of an image's patches; square where `grid` is left out.

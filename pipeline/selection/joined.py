@@ -12,13 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.selection.hashing import hash_values
 from pipeline.selection.values import Kind, Values, from_arrow, kind_of, missing
-
-_BATCH_ROWS = 1 << 16
+from pipeline.tables.parquet import id_batches, open_parquet, parquet_batches, plain_values
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,10 +58,7 @@ class JoinedTable:
         """
         if not path.is_file():
             raise FileNotFoundError(f"there is no table {path} to join")
-        try:
-            self._file = pq.ParquetFile(path)
-        except pa.ArrowInvalid as error:
-            raise ValueError(f"{path} is no parquet file ({error})") from error
+        self._file = open_parquet(path)
         self.path = path
         self.on = on
         self._index_keys = index_keys
@@ -112,8 +107,8 @@ class JoinedTable:
     def _match(self) -> tuple[NDArray[np.int64], JoinCounts]:
         """[M] row of the table for each sample, -1 where there is none."""
         parts, gone = [np.empty(0, np.uint64)], [np.empty(0, bool)]
-        for batch in self._file.iter_batches(_BATCH_ROWS, columns=[self.on]):
-            values = from_arrow(batch.column(0))
+        for ids in id_batches(self.path, self.on):
+            values = from_arrow(ids)
             parts.append(hash_values(values, "join"))
             gone.append(missing(values).true)
         # A missing value of the index hashes like no value that is left here.
@@ -152,17 +147,14 @@ class JoinedTable:
 
     def _load(self, stored_name: str) -> pa.Array:
         parts, start = [], 0
-        for batch in self._file.iter_batches(_BATCH_ROWS, columns=[stored_name]):
+        for batch in parquet_batches(self.path, [stored_name]):
             first, last = np.searchsorted(self._used_rows, [start, start + len(batch)])
-            here = batch.column(0).take(pa.array(self._used_rows[first:last] - start))
-            if isinstance(here.type, pa.DictionaryType):
-                here = here.dictionary_decode()
+            column = plain_values(batch.column(0), f"{self.path}, column {stored_name!r}")
+            here = column.take(pa.array(self._used_rows[first:last] - start))
             # Texts of many batches may be more than the 2 GiB that plain strings can hold.
             parts.append(here.cast(pa.large_string()) if pa.types.is_string(here.type) else here)
             start += len(batch)
         return pa.concat_arrays(parts)
 
     def _example(self) -> object:
-        for batch in self._file.iter_batches(1, columns=[self.on]):
-            return batch.column(0)[0].as_py()
-        return None
+        return next((ids[0].as_py() for ids in id_batches(self.path, self.on) if len(ids)), None)

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.selection.hashing import hash_values
 from pipeline.selection.values import from_arrow
+from pipeline.tables.parquet import id_batches
 
 PURPOSE = "listed"
 """Of the hashes that ids are compared by; with 12.4 M samples and as many ids the chance of one
@@ -93,15 +93,7 @@ def _numpy_batches(path: Path) -> Iterator[pa.Array]:
 
 
 def _parquet_batches(path: Path, column: str) -> Iterator[pa.Array]:
-    try:
-        file = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} is no parquet file ({error})") from error
-    names = file.schema_arrow.names
-    if column not in names:
-        raise ValueError(f"{path} has no column {column!r}; it has: {', '.join(names)}")
-    for batch in file.iter_batches(_IDS_AT_ONCE, columns=[column]):
-        ids = batch.column(0).drop_null()
+    for ids in map(pa.Array.drop_null, id_batches(path, column)):
         if len(ids):
             yield ids
 

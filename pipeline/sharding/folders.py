@@ -10,19 +10,28 @@ from pipeline.class_prompts import in_class_order, prompts_of_folders
 from pipeline.indexing.scan_shard import MAX_TEXT_BYTES
 from pipeline.sharding.samples import (
     Draft,
+    ImageFolder,
     Skipped,
     SkippedError,
     SkipReason,
     Source,
-    inside_folder,
     number_labels,
     usable_captions,
 )
 
-_IMAGE_SUFFIXES = (
+IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
     *(".avif", ".heic", ".heif", ".jp2", ".svg"),
 )
+
+
+_TEXT_SUFFIXES = (".txt", ".caption")
+
+
+def metadata_table(folder: Path) -> Path | None:
+    """The table that Hugging Face's image folders have among their pictures, if there is one."""
+    names = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+    return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
 def read_folder(folder: Path, *, labels_from_folders: bool) -> Source:
@@ -41,15 +50,17 @@ def read_folder(folder: Path, *, labels_from_folders: bool) -> Source:
     if not beside and not labels_from_folders:
         msg = f"no picture in {folder} has a .txt of the same name"
         raise ValueError(f"{msg}; name a table of captions, or say --labels-from-folders")
-    source = Source(drafts=[], skipped=[], has_lists=False, class_names=None)
+    source = Source()
+    inside = ImageFolder(folder)
     for number, path in enumerate(images):
         name = path.relative_to(folder)
-        draft = Draft(number=number, where=printable(name), image=path)
+        where = printable(name)
+        draft = Draft(number=number, where=where, image=path, file_name=where)
         text = beside.get(path.with_suffix(""))
         try:
-            inside_folder(str(name), folder)
+            inside.find(str(name))
             if text is not None or not labels_from_folders:
-                draft.captions = [_read_text(text, folder)]
+                draft.captions = [_read_text(text, inside)]
         except SkippedError as error:
             source.skipped.append(Skipped(draft.where, error.reason, error.detail))
             continue
@@ -82,13 +93,25 @@ def _pictures_and_texts(folder: Path) -> tuple[list[Path], dict[Path, Path], lis
     images: list[Path] = []
     texts: list[Path] = []
     for path in _files(folder):
-        if path.suffix.lower() in _IMAGE_SUFFIXES:
+        if path.suffix.lower() in IMAGE_SUFFIXES:
             images.append(path)
-        elif path.suffix.lower() == ".txt":
+        elif path.suffix.lower() in _TEXT_SUFFIXES:
             texts.append(path)
-    stems = {path.with_suffix("") for path in images}
-    beside = {path.with_suffix(""): path for path in texts if path.with_suffix("") in stems}
-    return images, beside, [path for path in texts if path.with_suffix("") not in stems]
+    # A text is named like its picture without the suffix (a.txt), or with it (a.jpg.txt).
+    stems = {path.with_suffix(""): path.with_suffix("") for path in images}
+    stems |= {path: path.with_suffix("") for path in images}
+    beside: dict[Path, Path] = {}
+    lone: list[Path] = []
+    for path in texts:
+        stem = stems.get(path.with_suffix(""))
+        if stem is None or beside.setdefault(stem, path) != path:
+            lone.append(path)
+    return images, beside, lone
+
+
+def holds_pictures(folder: Path) -> bool:
+    """Whether there is a picture below a folder."""
+    return any(path.suffix.lower() in IMAGE_SUFFIXES for path in _files(folder))
 
 
 def printable(path: Path) -> str:
@@ -105,7 +128,7 @@ def _files(folder: Path) -> Iterator[Path]:
                 yield Path(place, name)
 
 
-def _read_text(path: Path | None, folder: Path) -> str:
+def _read_text(path: Path | None, inside: ImageFolder) -> str:
     """The caption in a text file, whole and as it is.
 
     Raises:
@@ -113,7 +136,7 @@ def _read_text(path: Path | None, folder: Path) -> str:
     """
     if path is None:
         raise SkippedError(SkipReason.MISSING_CAPTION, "no .txt of the same name")
-    inside_folder(str(path), folder)
+    inside.find(str(path))
     if not path.is_file():
         raise SkippedError(SkipReason.UNREADABLE_FILE, f"{path.name} is no regular file")
     try:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from pipeline.indexing.image_check import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, check_image
+from pipeline.indexing.image_check import MAX_IMAGE_PIXELS, check_image
 from pipeline.indexing.rejection import Reason, RejectedSampleError
 from pipeline.sharding.samples import SkippedError, SkipReason
 
@@ -69,29 +66,6 @@ def prepare_image(data: bytes, options: ImageOptions) -> tuple[bytes, str]:
         return data, suffix
     suffix = "png" if suffix == "png" else "jpg"
     return _encoded(data, options, smaller=size, suffix=suffix), suffix
-
-
-def read_image_file(path: Path) -> bytes:
-    """The content of a regular file.
-
-    Raises:
-        SkippedError: there is none, it is no regular file, or too large.
-    """
-    try:
-        # A pipe or a device among the pictures must not be waited for.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        with os.fdopen(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise SkippedError(SkipReason.UNREADABLE_FILE, f"{path} is no regular file")
-            if status.st_size > MAX_IMAGE_BYTES:
-                detail = f"{status.st_size} bytes exceed the limit of {MAX_IMAGE_BYTES}"
-                raise RejectedSampleError(Reason.TOO_LARGE, detail)
-            return file.read()
-    except FileNotFoundError:
-        raise SkippedError(SkipReason.MISSING_FILE, f"there is no {path}") from None
-    except OSError as error:
-        raise SkippedError(SkipReason.UNREADABLE_FILE, str(error)) from None
 
 
 def _smaller(width: int, height: int, options: ImageOptions) -> tuple[int, int] | None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
+import os
+import stat
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.class_prompts import in_class_order
-from pipeline.indexing.scan_shard import MAX_CAPTION_CHARACTERS
+from pipeline.indexing.image_check import MAX_IMAGE_BYTES
+from pipeline.indexing.rejection import Reason, RejectedSampleError
+from pipeline.tables import texts_of
+from pipeline.tables.cells import is_null, too_long
+
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 class SkipReason(StrEnum):
@@ -61,49 +67,66 @@ class Draft:
     """Usable captions as found."""
     label: str | int | None = None
     """Class name or number; None where the source has no labels."""
+    file_name: str = ""
+    """Of the image, as the source has it; empty where images have none."""
+    kept: dict[str, Any] = field(default_factory=dict)
+    """Values of the further columns, by name."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Source:
     """All that a source offers. Texts are held in memory, images are not."""
 
-    drafts: list[Draft]
+    drafts: list[Draft] = field(default_factory=list)
     """In the order of the source."""
-    skipped: list[Skipped]
+    skipped: list[Skipped] = field(default_factory=list)
     """What gave no draft."""
-    has_lists: bool
+    has_lists: bool = False
     """Whether samples may have several captions."""
-    class_names: list[str] | None
+    class_names: list[str] | None = None
     """Names by class number; None where there are no labels or only numbers."""
+    notes: list[str] = field(default_factory=list)
+    """What was found out about the format of a table."""
+    columns: list[str] = field(default_factory=list)
+    """Further columns that drafts keep."""
+    num_lists_in_text: int = 0
+    """Cells of text that spelled a list of captions, and were taken as that list."""
     templates: list[str] | None = None
     """Zero-shot templates with `{c}` for the class name; None where the source brings none."""
     num_empty_captions: int = 0
     """Empty captions left out of samples that have others."""
-    fetch: Callable[[int], bytes] | None = None
-    """Gives the image in a row of the table; None where images are files."""
-    any_order: bool = True
-    """Whether `fetch` is fast in any order of rows."""
+    fetch: Callable[[int], tuple[bytes, str]] | None = None
+    """Gives the image in a row of the table, and the name of its file. None where images are
+    files."""
+    any_order: bool = False
+    """Whether `fetch` may be asked for rows in any order; else they come in their own."""
+
+
+def is_empty_text(value: Any) -> bool:
+    """A null of whatever library, or a text of nothing but spaces."""
+    return is_null(value) or (isinstance(value, str) and not value.strip())
 
 
 def usable_captions(value: Any) -> tuple[list[str], int]:
     """The captions of a table's cell that are not empty, and how many were.
 
     Args:
-        value: a string, a list of strings, or a null of whatever library.
+        value: a string, a list of strings (or a string that spells one), or a null.
 
     Raises:
         SkippedError: there is none, or one that no index would take.
     """
-    values = value if isinstance(value, list | tuple) else [value]
-    texts = [text for text in values if isinstance(text, str) and text.strip()]
-    if wrong := [v for v in values if not (isinstance(v, str) or is_null(v))]:
-        detail = f"a caption is {type(wrong[0]).__name__}, not text"
-        raise SkippedError(SkipReason.UNREADABLE_ROW, detail)
+    try:
+        found = texts_of(value)
+    except ValueError as error:
+        raise SkippedError(SkipReason.UNREADABLE_ROW, f"the caption {error}") from None
+    texts = [text for text in found if text.strip()]
     if not texts:
         raise SkippedError(SkipReason.MISSING_CAPTION, "it is empty")
     for text in texts:
         check_text(text)
-    return texts, len(values) - len(texts)
+    num_values = len(value) if isinstance(value, list | tuple) else len(found)
+    return texts, num_values - len(texts)
 
 
 def check_text(text: str) -> None:
@@ -112,18 +135,12 @@ def check_text(text: str) -> None:
     Raises:
         SkippedError: too long, or not storable as UTF-8.
     """
-    if len(text) > MAX_CAPTION_CHARACTERS:
-        detail = f"{len(text)} characters exceed the limit of {MAX_CAPTION_CHARACTERS}"
+    if (detail := too_long(text)) is not None:
         raise SkippedError(SkipReason.CAPTION_TOO_LONG, detail)
     try:
         text.encode()
     except UnicodeEncodeError:
         raise SkippedError(SkipReason.BAD_CAPTION_ENCODING, "it is not UTF-8") from None
-
-
-def is_null(value: Any) -> bool:
-    """None, or the NaN that data frames have for it."""
-    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def label_of(value: Any) -> str | int | None:
@@ -164,78 +181,80 @@ def number_labels(
     return None if numeric else [" ".join(name.split()) for name in names]
 
 
-def inside_folder(path: str, folder: Path) -> Path:
-    """The file that a table names, if it lies in `folder` after links are followed.
+class ImageFolder:
+    """The folder that images lie in; nothing outside of it is read."""
 
-    Args:
-        path: as the table has it; absolute, or relative to `folder`.
-        folder: resolved.
+    def __init__(self, folder: Path) -> None:
+        """Resolve the folder."""
+        self._folder = folder.resolve()
+
+    def find(self, name: str) -> Path:
+        """The file that a table names, if it lies in the folder after links are followed.
+
+        Paths with backslashes, and names without their suffix, are found too.
+
+        Args:
+            name: as the table has it; absolute, or relative to the folder.
+
+        Raises:
+            SkippedError: it lies elsewhere, or the name cannot be one.
+        """
+        if not name.strip():
+            raise SkippedError(SkipReason.MISSING_FILE, "no image is named")
+        if "://" in name:
+            detail = f"{name} is a URL: download it first, see tools/download_cc12m.sh"
+            raise SkippedError(SkipReason.OUTSIDE_FOLDER, detail)
+        try:
+            path = self._existing(name)
+        except (ValueError, OSError, RuntimeError) as error:
+            detail = f"{name!r} is no path: {error}"
+            raise SkippedError(SkipReason.UNREADABLE_ROW, detail) from None
+        if not path.is_relative_to(self._folder):
+            detail = (
+                f"{name} leads to {path}, outside {self._folder}; name a folder that holds both "
+                "with --images, such as --images /"
+            )
+            raise SkippedError(SkipReason.OUTSIDE_FOLDER, detail)
+        return path
+
+    def _existing(self, name: str) -> Path:
+        """The first reading of a name that leads to something; the plain one where none does."""
+        plain = (self._folder / name).resolve()
+        if _exists(plain):
+            return plain
+        names = [name.replace("\\", "/")] if "\\" in name else []
+        if not Path(name).suffix:
+            names += [name + suffix for suffix in _IMAGE_SUFFIXES]
+        readings = ((self._folder / each).resolve() for each in names)
+        return next((path for path in readings if _exists(path)), plain)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name too long for the file system, or a folder that may not be entered
+        return False
+
+
+def read_image_file(path: Path) -> bytes:
+    """The content of a regular file.
 
     Raises:
-        SkippedError: it lies elsewhere, or the name cannot be one.
+        SkippedError: there is none, or it is no regular file.
+        RejectedSampleError: it is too large.
     """
-    if not path.strip():
-        raise SkippedError(SkipReason.MISSING_FILE, "no image is named")
-    if "://" in path:
-        raise SkippedError(SkipReason.OUTSIDE_FOLDER, f"{path} is a URL: download it first")
     try:
-        resolved = (folder / path).resolve()
-    except (ValueError, OSError, RuntimeError) as error:
-        detail = f"{path!r} is no path: {error}"
-        raise SkippedError(SkipReason.UNREADABLE_ROW, detail) from None
-    if not resolved.is_relative_to(folder):
-        detail = f"{path} leads to {resolved}, outside {folder}"
-        raise SkippedError(SkipReason.OUTSIDE_FOLDER, detail)
-    return resolved
-
-
-class DraftRows(NamedTuple):
-    """A row as a table has it."""
-
-    where: str
-    """For messages, such as `row 17`."""
-    image: Any
-    """Path."""
-    caption: Any
-    """String, list of strings or null."""
-    label: Any
-    """Class, or null."""
-
-
-def group_rows(rows: Iterable[DraftRows | Skipped], folder: Path, *, labelled: bool) -> Source:
-    """Make one draft of all rows that name the same image file.
-
-    Args:
-        rows: in the order of the table.
-        folder: resolved; images lie in it.
-        labelled: captions may be missing, and labels are there.
-    """
-    source = Source(drafts=[], skipped=[], has_lists=False, class_names=None)
-    by_path: dict[Path, Draft] = {}
-    for number, row in enumerate(rows):
-        if isinstance(row, Skipped):
-            source.skipped.append(row)
-            continue
-        try:
-            path = inside_folder("" if is_null(row.image) else str(row.image), folder)
-            captions, num_empty = _row_captions(row.caption, labelled=labelled)
-        except SkippedError as error:
-            source.skipped.append(Skipped(row.where, error.reason, error.detail))
-            continue
-        source.has_lists |= isinstance(row.caption, list) or path in by_path
-        source.num_empty_captions += num_empty
-        if path not in by_path:
-            by_path[path] = Draft(
-                number=number, where=row.where, image=path, label=label_of(row.label)
-            )
-        by_path[path].captions += captions
-    source.drafts = list(by_path.values())
-    if labelled:
-        source.class_names = number_labels(source.drafts, source.skipped)
-    return source
-
-
-def _row_captions(value: Any, *, labelled: bool) -> tuple[list[str], int]:
-    """As `usable_captions`; where there are labels, a template can stand in for a caption."""
-    empty = is_null(value) or (isinstance(value, str) and not value.strip())
-    return ([], 0) if labelled and empty else usable_captions(value)
+        # A pipe or a device among the pictures must not be waited for.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise SkippedError(SkipReason.UNREADABLE_FILE, f"{path} is no regular file")
+            if status.st_size > MAX_IMAGE_BYTES:
+                detail = f"{status.st_size} bytes exceed the limit of {MAX_IMAGE_BYTES}"
+                raise RejectedSampleError(Reason.TOO_LARGE, detail)
+            return file.read()
+    except FileNotFoundError:
+        raise SkippedError(SkipReason.MISSING_FILE, f"there is no {path}") from None
+    except OSError as error:
+        raise SkippedError(SkipReason.UNREADABLE_FILE, str(error)) from None

@@ -18,8 +18,16 @@ from typing import IO, Any, NamedTuple
 from pipeline.class_prompts import CLASS_NAMES, TEMPLATES, as_template
 from pipeline.durable import sync_folder, work_folder, write_text
 from pipeline.indexing.rejection import RejectedSampleError
-from pipeline.sharding.image_bytes import ImageOptions, prepare_image, read_image_file
-from pipeline.sharding.samples import Draft, Skipped, SkippedError, Source
+from pipeline.sharding.image_bytes import ImageOptions, prepare_image
+from pipeline.sharding.samples import (
+    Draft,
+    Skipped,
+    SkippedError,
+    SkipReason,
+    Source,
+    read_image_file,
+)
+from pipeline.sharding.side_table import SideTable
 
 SKIPPED_FILE = "skipped.jsonl"
 _TEMPLATE = "a photo of a {c}."
@@ -33,8 +41,10 @@ class PackOptions:
 
     samples_per_shard: int = 10_000
     """Samples of a shard at most."""
+    least_shards: int = 1
+    """Shards at least, if there are as many samples: reading in parallel takes one a process."""
     bytes_per_shard: int = 3_000_000_000
-    """A shard ends behind the sample that brings its content to this many bytes."""
+    """A shard ends after the sample that brings its content to this many bytes."""
     shuffle_seed: int | None = None
     """Seed of the order of the samples; by default they keep the order of the source."""
     template: str = ""
@@ -45,7 +55,7 @@ class PackOptions:
     """Images read and prepared at the same time."""
 
     def __post_init__(self) -> None:
-        for name in ("samples_per_shard", "bytes_per_shard", "threads"):
+        for name in ("samples_per_shard", "least_shards", "bytes_per_shard", "threads"):
             if getattr(self, name) < 1:
                 option = "--" + name.replace("_", "-")
                 raise ValueError(f"{option} must be at least 1, got {getattr(self, name)}")
@@ -79,6 +89,10 @@ class PackReport:
     """Samples in them."""
     num_captions: int = 0
     """Their captions."""
+    columns: list[str] = field(default_factory=list)
+    """Further columns, in the table beside each shard."""
+    notes: list[str] = field(default_factory=list)
+    """What was found out about the format of the source."""
     num_empty_captions: int = 0
     """Empty captions left out of samples that have others."""
     num_changed: int = 0
@@ -92,6 +106,11 @@ class PackReport:
     seconds: float = 0.0
     """Wall time."""
 
+    @property
+    def most_were_skipped(self) -> bool:
+        """Whether more was left out than was taken."""
+        return sum(self.skipped.values()) > self.num_captions
+
 
 class _Prepared(NamedTuple):
     """An image as it goes into the shard."""
@@ -99,6 +118,7 @@ class _Prepared(NamedTuple):
     data: bytes
     suffix: str
     changed: bool
+    file_name: str
 
 
 def make_shards(
@@ -132,12 +152,15 @@ def make_shards(
     check_free(out)
     drafts = _ordered(source, options.shuffle_seed)
     report = PackReport(out=out, captions="json:captions" if source.has_lists else "txt")
-    report.num_empty_captions = source.num_empty_captions
+    report.num_empty_captions, report.notes = source.num_empty_captions, _notes(source)
     skipped = list(source.skipped)
+    side_table = SideTable(source)
+    report.columns = side_table.columns
+    most = min(options.samples_per_shard, max(1, -(-len(drafts) // options.least_shards)))
     with work_folder(out) as partial, warnings.catch_warnings():
         # Pillow warns of odd metadata and of large pictures, both of which are dealt with.
         warnings.simplefilter("ignore")
-        with _shard_writer(partial, options) as write:
+        with _shard_writer(partial, most, options.bytes_per_shard, side_table.write) as write:
             prepared = _prepared(drafts, source, images, options.threads)
             for number, (draft, image) in enumerate(prepared, 1):
                 if isinstance(image, Skipped):
@@ -145,6 +168,7 @@ def make_shards(
                 else:
                     sample = _sample(draft, image, source, options)
                     write(sample)
+                    side_table.add(sample["__key__"], draft, image.file_name)
                     report.num_samples += 1
                     report.num_captions += max(1, len(draft.captions))
                     report.num_changed += image.changed
@@ -152,7 +176,12 @@ def make_shards(
         _count(skipped, report)
         if not report.num_samples:
             counts = ", ".join(f"{count} {reason}" for reason, count in report.skipped.items())
-            raise ValueError(f"no usable sample ({counts}); {_first_detail(report)}")
+            remedy = (
+                "; name the folder that the paths begin in with --images"
+                if next(iter(report.skipped)) == SkipReason.MISSING_FILE
+                else ""
+            )
+            raise ValueError(f"no usable sample ({counts}); {_first_detail(report)}{remedy}")
         shards = sorted(partial.glob("*.tar"))
         report.num_shards = len(shards)
         report.num_bytes = sum(shard.stat().st_size for shard in shards)
@@ -162,6 +191,13 @@ def make_shards(
         sync_folder(out.parent)
     report.seconds = time.perf_counter() - started
     return report
+
+
+def _notes(source: Source) -> list[str]:
+    if not source.num_lists_in_text:
+        return source.notes
+    cells = f"{source.num_lists_in_text} cells of text spell a list, read as several captions"
+    return [*source.notes, cells]
 
 
 def check_free(out: Path) -> None:
@@ -180,8 +216,8 @@ def check_free(out: Path) -> None:
 def _ordered(source: Source, seed: int | None) -> list[Draft]:
     if seed is None:
         return source.drafts
-    if not source.any_order:
-        msg = "the images of a parquet file can only be read in its order"
+    if source.fetch is not None and not source.any_order:
+        msg = "the images in a parquet file can only be read in its order"
         raise ValueError(f"{msg}; leave out --shuffle-seed: training shuffles by itself")
     drafts = list(source.drafts)
     random.Random(seed).shuffle(drafts)
@@ -208,10 +244,10 @@ def _prepared(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _fetched(draft: Draft, source: Source) -> bytes | Path | Skipped:
-    """The bytes in the table, which one thread reads in order, or the path of the file."""
+def _fetched(draft: Draft, source: Source) -> tuple[bytes | Path, str] | Skipped:
+    """The bytes in the table, which one thread reads in order, or the path; and the file's name."""
     if isinstance(draft.image, Path):
-        return draft.image
+        return draft.image, draft.file_name
     if source.fetch is None:
         raise RuntimeError("a table without images was asked for one")
     try:
@@ -221,16 +257,17 @@ def _fetched(draft: Draft, source: Source) -> bytes | Path | Skipped:
 
 
 def _prepare(
-    draft: Draft, content: bytes | Path | Skipped, options: ImageOptions
+    draft: Draft, content: tuple[bytes | Path, str] | Skipped, options: ImageOptions
 ) -> _Prepared | Skipped:
     if isinstance(content, Skipped):
         return content
+    image, file_name = content
     try:
-        data = read_image_file(content) if isinstance(content, Path) else content
+        data = read_image_file(image) if isinstance(image, Path) else image
         changed, suffix = prepare_image(data, options)
     except (SkippedError, RejectedSampleError) as error:
         return Skipped(draft.where, error.reason, error.detail)
-    return _Prepared(changed, suffix, changed is not data)
+    return _Prepared(changed, suffix, changed is not data, file_name)
 
 
 def _sample(draft: Draft, image: _Prepared, source: Source, options: PackOptions) -> dict[str, Any]:
@@ -251,7 +288,9 @@ def _sample(draft: Draft, image: _Prepared, source: Source, options: PackOptions
 
 
 @contextmanager
-def _shard_writer(folder: Path, options: PackOptions) -> Iterator[Callable[[dict[str, Any]], None]]:
+def _shard_writer(
+    folder: Path, most_samples: int, most_bytes: int, completed: Callable[[Path], None]
+) -> Iterator[Callable[[dict[str, Any]], None]]:
     """The writer of webdataset, with every shard on the disk before the next one is begun."""
     from webdataset.writer import ShardWriter
 
@@ -261,16 +300,17 @@ def _shard_writer(folder: Path, options: PackOptions) -> Iterator[Callable[[dict
         opened.append((folder / name).open("xb"))
         return opened[-1]
 
-    def post(_name: str) -> None:
+    def post(name: str) -> None:
         opened[-1].flush()
         os.fsync(opened[-1].fileno())
         opened[-1].close()
+        completed(folder / name)
 
     try:
         with ShardWriter(
             "%05d.tar",
-            maxcount=options.samples_per_shard,
-            maxsize=options.bytes_per_shard,
+            maxcount=most_samples,
+            maxsize=most_bytes,
             post=post,
             opener=opener,
             verbose=0,

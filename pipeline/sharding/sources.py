@@ -1,24 +1,48 @@
-"""Tell what kind of source a person named, and read it."""
+"""What a person may name as a source: a table, a Hugging Face data set, or a folder of pictures."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
-from pipeline.sharding.arrow_tables import (
-    ArrowColumns,
-    is_saved_dataset,
-    read_parquet,
-    read_saved_dataset,
+from pipeline.sharding.folders import holds_pictures, metadata_table, read_folder
+from pipeline.sharding.samples import (
+    Draft,
+    ImageFolder,
+    Skipped,
+    SkippedError,
+    SkipReason,
+    Source,
+    is_empty_text,
+    label_of,
+    number_labels,
+    read_image_file,
+    usable_captions,
 )
-from pipeline.sharding.folders import read_folder
-from pipeline.sharding.samples import Source, group_rows
-from pipeline.sharding.text_tables import read_delimited, read_json_lines
+from pipeline.tables import (
+    BadRow,
+    Problem,
+    Row,
+    Table,
+    TableOptions,
+    find_column,
+    open_table,
+    required_column,
+)
+from pipeline.tables.parquet import ArrowTable, SavedDataset, is_saved_dataset, parquet_files
+
+_PROBLEMS = {
+    Problem.UNREADABLE: SkipReason.UNREADABLE_ROW,
+    Problem.ENCODING: SkipReason.BAD_CAPTION_ENCODING,
+    Problem.TOO_LONG: SkipReason.CAPTION_TOO_LONG,
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SourceOptions:
-    """Where in a source the images, captions and labels are."""
+class SourceOptions(TableOptions):
+    """Where in a source things are."""
 
     images: Path | None = None
     """Folder that the paths of a table are relative to; by default the folder of the table."""
@@ -28,10 +52,9 @@ class SourceOptions:
     """Column of captions, strings or lists of them; by default one with a usual name."""
     label_column: str | None = None
     """Column of class names or numbers; by default there are no labels."""
-    header: bool = True
-    """Whether a CSV or TSV begins with the names of its columns; else columns are numbers."""
-    split: str | None = None
-    """Part of a Hugging Face data set that has parts."""
+    columns: tuple[str, ...] | None = None
+    """Further columns of a table to keep beside each sample; by default all of them. The flag with
+    no name after it keeps none."""
     labels_from_folders: bool = False
     """A folder of pictures: the sub-folder that a picture lies in is its class."""
 
@@ -40,8 +63,8 @@ def open_source(place: Path, options: SourceOptions) -> Source:
     """Read all of a source but its images.
 
     Args:
-        place: a .csv, .tsv, .jsonl or .parquet file, a folder that `datasets` wrote with
-            `save_to_disk`, or a folder of pictures.
+        place: a table (see `pipeline.tables`), a folder of parquet files, a folder that `datasets`
+            wrote with `save_to_disk`, or a folder of pictures.
         options: where in it things are.
 
     Raises:
@@ -52,30 +75,223 @@ def open_source(place: Path, options: SourceOptions) -> Source:
         raise FileNotFoundError(f"there is no {place}")
     if options.images is not None and not options.images.is_dir():
         raise FileNotFoundError(f"there is no folder {options.images}")
-    if options.labels_from_folders and (not place.is_dir() or is_saved_dataset(place)):
+    table = _table_of(place, options)
+    if options.labels_from_folders and (not place.is_dir() or table == place):
         raise ValueError(f"--labels-from-folders needs a folder of pictures, and {place} is none")
-    if place.is_dir() and not is_saved_dataset(place):
+    if table is None or options.labels_from_folders:
         source = read_folder(place.resolve(), labels_from_folders=options.labels_from_folders)
     else:
-        source = _read_table(place, options)
+        source = _read_table(table, options)
     if not source.drafts and not source.skipped:
         raise ValueError(f"{place} is empty")
     return source
 
 
+def _table_of(place: Path, options: SourceOptions) -> Path | None:
+    """The table that a source is, or that lies among its pictures; None for pictures alone."""
+    if not place.is_dir():
+        return place
+    if is_saved_dataset(place):
+        return place
+    if not holds_pictures(place) and parquet_files(place, options.split):
+        return place
+    return metadata_table(place)
+
+
 def _read_table(place: Path, options: SourceOptions) -> Source:
-    images = (options.images or (place if place.is_dir() else place.parent)).resolve()
-    columns = ArrowColumns(options.image_column, options.caption_column, options.label_column)
-    kind = place.suffix.lower()
-    if place.is_dir():
-        return read_saved_dataset(place, options.split, columns, images)
-    if kind in (".csv", ".tsv"):
-        rows = read_delimited(place, columns, header=options.header)
-    elif kind in (".jsonl", ".ndjson"):
-        rows = read_json_lines(place, columns)
-    elif kind == ".parquet":
-        return read_parquet(place, columns, images)
+    table = open_table((place,), _table_options(options))
+    folder = options.images or (place if place.is_dir() else place.parent)
+    meaning = _columns(table, options)
+    source = Source(notes=table.notes, columns=meaning.kept)
+    rows = _checked(table.rows(meaning.all), source)
+    labelled = meaning.label is not None
+    if isinstance(table, ArrowTable) and table.holds_bytes(meaning.image):
+        _embedded(rows, source, table, meaning, ImageFolder(folder))
     else:
-        msg = f"{place} is neither a .csv, .tsv, .jsonl or .parquet file nor a folder"
-        raise ValueError(f"{msg}; rename it if it is one of them")
-    return group_rows(rows, images, labelled=options.label_column is not None)
+        _grouped(rows, source, meaning, ImageFolder(folder))
+    if labelled:
+        source.class_names = number_labels(source.drafts, source.skipped)
+        if isinstance(table, ArrowTable):
+            source.class_names = table.class_names(meaning.label or "") or source.class_names
+    return source
+
+
+def _table_options(options: SourceOptions) -> TableOptions:
+    return TableOptions(**{each.name: getattr(options, each.name) for each in fields(TableOptions)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Columns:
+    """Columns by their meaning."""
+
+    image: str
+    reads_image: bool
+    """Whether the image column is among those that are read row by row."""
+    caption: str | None
+    label: str | None
+    kept: list[str]
+
+    @property
+    def all(self) -> list[str]:
+        """In the order in which `cells` takes them apart."""
+        named = [self.image if self.reads_image else None, self.caption, self.label]
+        return [name for name in named if name is not None] + self.kept
+
+    def cells(self, values: Sequence[object]) -> tuple[Any, Any, Any, dict[str, Any]]:
+        """Image, caption, label and the further values of a row."""
+        rest = list(values)
+        image = rest.pop(0) if self.reads_image else None
+        caption = rest.pop(0) if self.caption is not None else None
+        label = rest.pop(0) if self.label is not None else None
+        return image, caption, label, dict(zip(self.kept, rest, strict=True))
+
+
+def _columns(table: Table, options: SourceOptions) -> _Columns:
+    names = table.names
+    if not names:  # no header
+        caption = options.caption_column or (None if options.label_column else "2")
+        return _Columns(
+            image=options.image_column or "1",
+            reads_image=True,
+            caption=caption,
+            label=options.label_column,
+            kept=list(options.columns or ()),
+        )
+    try:
+        image = required_column(names, options.image_column or _map_key(names), "image")
+        others = names if options.caption_column else [name for name in names if name != image]
+        caption = find_column(others, options.caption_column, "caption")
+        if caption is None and options.label_column is None:
+            required_column(others, None, "caption")
+    except ValueError as error:
+        hint = ", or say --no-header if the first row is data" if hasattr(table, "header") else ""
+        raise ValueError(f"{error}{hint}") from None
+    label = find_column(names, options.label_column, "label") if options.label_column else None
+    in_table = isinstance(table, ArrowTable) and table.holds_bytes(image)
+    return _Columns(
+        image=image,
+        reads_image=not in_table,
+        caption=caption,
+        label=label,
+        kept=_kept(table, options.columns, {image, caption, label}),
+    )
+
+
+def _map_key(names: list[str]) -> str | None:
+    """The column of a JSON map's keys, which are the images."""
+    return "key" if names == ["key", "caption"] else None
+
+
+def _kept(table: Table, wanted: tuple[str, ...] | None, used: set[str | None]) -> list[str]:
+    """Further columns: those wanted, or all that hold text or numbers and come once."""
+    if wanted is not None:
+        missing = [name for name in wanted if name not in table.names]
+        if missing:
+            listed = ", ".join(map(repr, table.names))
+            raise ValueError(f"there is no column {missing[0]!r}; the table has {listed}")
+        return [name for name in wanted if name not in used]
+    once = [name for name in table.names if name.strip() and table.names.count(name) == 1]
+    if isinstance(table, ArrowTable):
+        once = [name for name in once if not _is_bulk(table.schema.field(name).type)]
+    return [name for name in once if name not in used]
+
+
+def _is_bulk(kind: Any) -> bool:
+    """Whether a column may hold files or tables of its own."""
+    import pyarrow as pa
+
+    return any(
+        test(kind)
+        for test in (
+            pa.types.is_binary,
+            pa.types.is_large_binary,
+            pa.types.is_fixed_size_binary,
+            pa.types.is_nested,
+        )
+    )
+
+
+def _checked(rows: Iterator[Row | BadRow], source: Source) -> Iterator[Row]:
+    """The rows that can be read; the others are skipped with their reason."""
+    for row in rows:
+        if isinstance(row, Row):
+            yield row
+        else:
+            source.skipped.append(Skipped(row.where, _PROBLEMS[row.problem], row.detail))
+
+
+def _embedded(
+    rows: Iterator[Row], source: Source, table: ArrowTable, meaning: _Columns, folder: ImageFolder
+) -> None:
+    """One draft a row; its image is fetched later, in the order of the rows."""
+    for row in rows:
+        _, caption, label, kept = meaning.cells(row.values)
+        draft = Draft(number=row.number, where=row.where, image=row.number, kept=kept)
+        draft.label = label_of(label)
+        try:
+            _add_captions(draft, caption, source, labelled=meaning.label is not None)
+        except SkippedError as error:
+            source.skipped.append(Skipped(row.where, error.reason, error.detail))
+            continue
+        source.drafts.append(draft)
+    if isinstance(table, SavedDataset):
+        source.fetch = lambda row: _image_of(table.cell(row, meaning.image), folder)
+        source.any_order = True
+    else:
+        source.fetch = _in_order(table.cells(meaning.image), folder)
+
+
+def _in_order(cells: Iterator[object], folder: ImageFolder) -> Any:
+    """A function that gives the image of a row; rows must be asked for in their order."""
+    numbered = enumerate(cells)
+
+    def fetch(row: int) -> tuple[bytes, str]:
+        cell = next((cell for number, cell in numbered if number == row), None)
+        return _image_of(cell, folder)
+
+    return fetch
+
+
+def _grouped(rows: Iterator[Row], source: Source, meaning: _Columns, folder: ImageFolder) -> None:
+    """One draft of all rows that name the same image file."""
+    by_path: dict[Path, Draft] = {}
+    for row in rows:
+        image, caption, label, kept = meaning.cells(row.values)
+        try:
+            path = folder.find("" if is_empty_text(image) else str(image))
+            draft = by_path.get(path) or Draft(
+                number=row.number, where=row.where, image=path, file_name=str(image), kept=kept
+            )
+            _add_captions(draft, caption, source, labelled=meaning.label is not None)
+        except SkippedError as error:
+            source.skipped.append(Skipped(row.where, error.reason, error.detail))
+            continue
+        if path not in by_path:
+            draft.label = label_of(label)
+            by_path[path] = draft
+        else:
+            source.has_lists = True
+    source.drafts = list(by_path.values())
+
+
+def _add_captions(draft: Draft, value: object, source: Source, *, labelled: bool) -> None:
+    """The captions of a row; where there are labels, a template can stand in for them."""
+    if labelled and is_empty_text(value):
+        return
+    captions, num_empty = usable_captions(value)
+    source.has_lists |= not isinstance(value, str) or captions != [value]
+    source.num_lists_in_text += isinstance(value, str) and captions != [value]
+    source.num_empty_captions += num_empty
+    draft.captions += captions
+
+
+def _image_of(cell: Any, folder: ImageFolder) -> tuple[bytes, str]:
+    """The bytes in a cell, or in the file that it names instead, and the name of the file."""
+    data = cell.get("bytes") if isinstance(cell, dict) else cell
+    name = cell.get("path") if isinstance(cell, dict) else None
+    name = name if isinstance(name, str) else ""
+    if isinstance(data, bytes):
+        return data, name
+    if not name:
+        raise SkippedError(SkipReason.MISSING_FILE, "the cell of the image is empty")
+    return read_image_file(folder.find(name)), name

@@ -56,8 +56,8 @@ def draw_demo_data(config: TrainConfig) -> None:
     Args:
         config: of the run.
     """
-    train = parse_reference(config.data.train).index_dir
-    if train != Path(demo().data.train):
+    folders = [parse_reference(each).index_dir for each in config.data.train_references]
+    if Path(str(demo().data.train)) not in folders:
         return
     from recipes.demo.drawing import draw_data
 
@@ -72,7 +72,7 @@ def draw_miniature_data(config: TrainConfig) -> None:
     Args:
         config: of the run.
     """
-    train = parse_reference(config.data.train)
+    train = parse_reference(config.data.train_references[0])
     if train.index_dir != miniature.TRAIN:
         return
     from recipes.demo.drawing import draw_data, select_half, tag_captions, write_captions_again

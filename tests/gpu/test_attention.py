@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from model import Clip, build_clip, clip_loss
+from model.execution import configure
 from model.packing import build_layout, packed_attention
 
 pytestmark = [
@@ -14,8 +15,8 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
-# max_length on both sides of 128, where varlen_attn changes its kernel on Hopper, and lengths
-# short of it, since the model passes an upper bound.
+# max_length on both sides of 128, from where varlen_attn may take cuDNN's kernel on Hopper, and
+# lengths short of it, since the model passes an upper bound.
 CASES = [([50, 1, 33, 20], 65), ([98, 137, 1, 70, 197], 197), ([12, 77, 3], 77)]
 
 
@@ -84,13 +85,13 @@ def loss_and_gradients(clip: Clip, device: str) -> tuple[list[Tensor], Tensor]:
     return [f.detach().cpu() for f in features[:2]], torch.cat(gradients).cpu()
 
 
-def test_model_under_autocast_agrees_with_the_cpu() -> None:
+def test_model_in_bfloat16_agrees_with_the_cpu() -> None:
     torch.manual_seed(0)
     clip = build_clip("tessera-xs-16")
     wanted, wanted_gradient = loss_and_gradients(clip, "cpu")
     clip = clip.cuda()
-    with torch.autocast("cuda", dtype=torch.bfloat16):
-        got, gradient = loss_and_gradients(clip, "cuda")
+    configure(clip, compute_dtype=torch.bfloat16, residual_dtype=torch.float32)
+    got, gradient = loss_and_gradients(clip, "cuda")
     for actual, expected in zip(got, wanted, strict=True):
         assert (actual * expected).sum(dim=1).min() > 0.999
     cosine = torch.nn.functional.cosine_similarity(gradient, wanted_gradient, dim=0)
@@ -99,11 +100,11 @@ def test_model_under_autocast_agrees_with_the_cpu() -> None:
 
 def test_forward_and_backward_never_wait_for_the_device() -> None:
     clip = build_clip("tessera-xs-16").cuda()
+    configure(clip, compute_dtype=torch.bfloat16, residual_dtype=torch.float32)
     inputs = batch("cuda")
-    with torch.autocast("cuda", dtype=torch.bfloat16):
+    clip_loss(*clip(*inputs)).backward()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
         clip_loss(*clip(*inputs)).backward()
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            clip_loss(*clip(*inputs)).backward()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -10,14 +11,25 @@ from torch import Tensor
 
 from model import build_clip, clip_loss
 from model.execution import configure
+from model.losses import LossConfig, build_loss
+from model.losses.config import LossKind
 from pipeline import PackedBatch
-from training.accumulation import Encoded
+from training.accumulation import Encoded, split
 from training.config import OptimConfig, TrainConfig
+from training.opening import architecture_of
 from training.optim import build_optimizer
+from training.precision import TYPES, Precision
 from training.step import train_step
 from training.timeline import Timeline
 
-Precision = Literal["float32", "bfloat16", "pure_bfloat16"]
+RUN = TrainConfig(
+    recipe="",
+    run_dir="",
+    model="tessera-demo",
+    total_samples=40,
+    batch_size=4,
+    optim=OptimConfig(learning_rate=1e-3, max_grad_norm=1.0),
+)
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
@@ -25,14 +37,14 @@ pytestmark = [
 
 
 def batch(captions: list[int]) -> PackedBatch:
-    lengths = [20, 44, 32]
+    lengths = [20, 44, 32, 32]
     return PackedBatch(
         patches=torch.randint(0, 256, (sum(lengths), 192), dtype=torch.uint8),
         positions=torch.cat([torch.randperm(64)[:n] for n in lengths]).int(),
         image_offsets=torch.tensor([0, *lengths]).cumsum(0).int(),
         tokens=torch.randint(1, 1000, (sum(captions),), dtype=torch.int32),
         text_offsets=torch.tensor([0, *captions]).cumsum(0).int(),
-        sample_ids=torch.arange(3),
+        sample_ids=torch.arange(4),
     ).to("cuda")
 
 
@@ -44,24 +56,21 @@ def loss_of(features: Encoded) -> Tensor:
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "pure_bfloat16"])
 def test_a_step_waits_for_nothing_and_learns(precision: Precision, compiled: bool) -> None:
     torch.manual_seed(0)
-    config = TrainConfig(
-        recipe="",
-        run_dir="",
-        model="tessera-demo",
-        total_samples=30,
-        batch_size=3,
-        precision=precision,
-        optim=OptimConfig(learning_rate=1e-3, max_grad_norm=1.0),
+    clip = build_clip(RUN.model).cuda()
+    compute, residual = TYPES[precision]
+    configure(
+        clip,
+        compute_dtype=compute,
+        residual_dtype=residual,
+        compile_blocks=compiled,
+        max_patches=44,
     )
-    clip = build_clip(config.model).cuda()
-    dtype = torch.bfloat16 if precision == "pure_bfloat16" else None
-    configure(clip, dtype=dtype, compile_blocks=compiled)
-    optimizer = build_optimizer(clip, config.optim)
-    batches = [batch(captions) for captions in ([5, 9, 20], [9, 20, 5], [14, 9, 12])]
+    optimizer = build_optimizer(clip, RUN.optim)
+    batches = [batch(captions) for captions in ([5, 9, 20, 7], [9, 20, 5, 7], [14, 9, 12, 3])]
 
     def step(number: int) -> Tensor:
         parts = [batches[number % 3]]
-        return train_step(clip, loss_of, optimizer, parts, config, Timeline())[0]
+        return train_step(clip, loss_of, optimizer, parts, RUN, Timeline())[0]
 
     first = [step(number) for number in range(3)]
     torch.cuda.set_sync_debug_mode("error")
@@ -71,3 +80,38 @@ def test_a_step_waits_for_nothing_and_learns(precision: Precision, compiled: boo
         torch.cuda.set_sync_debug_mode("default")
     torch.compiler.reset()
     assert torch.stack(losses[-3:]).mean() < 0.5 * torch.stack(first).mean()
+
+
+@pytest.mark.parametrize("chunks", [1, 2])
+@pytest.mark.parametrize("kind", get_args(LossKind))
+def test_no_loss_waits_whole_or_in_chunks(kind: LossKind, chunks: int) -> None:
+    torch.manual_seed(0)
+    run = replace(RUN, loss=LossConfig(kind=kind))
+    clip = build_clip(architecture_of(run)).cuda()
+    configure(clip, compute_dtype=torch.bfloat16, residual_dtype=torch.float32)
+    loss = build_loss(run.loss, num_samples=4, steps_per_pass=1).cuda()
+    clip.logit_scale.requires_grad_(not loss.owns_temperature)
+    optimizer = build_optimizer(clip, run.optim)
+    whole = batch([5, 9, 20, 7])
+
+    def step(number: int) -> Tensor:
+        def of(features: Encoded) -> Tensor:
+            return loss(
+                features.images,
+                features.texts,
+                features.scale,
+                logit_bias=features.bias,
+                sample_ids=whole.sample_ids,
+                step=number,
+            )
+
+        parts = split(whole, chunks)
+        return train_step(clip, of, optimizer, parts, run, Timeline())[0]
+
+    values = [step(number) for number in range(2)]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        values += [step(number) for number in range(2, 5)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.stack(values).isfinite().all()

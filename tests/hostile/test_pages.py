@@ -28,6 +28,7 @@ from evaluation.search.server import make_server
 from model import build_clip
 from pipeline import LoaderConfig, open_loader
 from pipeline.indexing import ScanOptions, build_index
+from pipeline.masking import MaskConfig
 from tests.decoder_pictures import encode, photo
 from tests.hostile.stores import tar_of
 
@@ -97,7 +98,9 @@ def test_index_report(index: Path) -> None:
 
 
 def test_batch_sheet(index: Path, tmp_path: Path) -> None:
-    config = LoaderConfig(batch_size=4, image_size=32, patch_size=8, num_threads=1)
+    config = LoaderConfig(
+        batch_size=4, image_size=32, patch_size=8, mask=MaskConfig(), num_threads=1
+    )
     with open_loader(index, config) as loader:
         write_sheet_page(make_sheet(loader, 0, 4), tmp_path / "sheet.html")
     found = harmless((tmp_path / "sheet.html").read_text("utf-8"))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.caption_sources import JsonMapReader, LaclipReader, TableReader
+from pipeline.caption_sources import LaclipReader, TableReader
 from pipeline.sharding import SourceOptions, open_source
 from pipeline.tokenizer import encode_captions, encode_pieces
 from tests.hostile.harness import Parser
@@ -69,11 +69,8 @@ def _json_maps(_: Path) -> list[bytes]:
 def _captions(suffix: str) -> Callable[[Path], Callable[[bytes], object]]:
     def prepared(folder: Path) -> Callable[[bytes], object]:
         path = folder / f"captions{suffix}"
-        reader = (
-            JsonMapReader(files=(path,))
-            if suffix == ".json"
-            else TableReader(files=(path,), text_columns=("caption",), key_column="url")
-        )
+        key = "key" if suffix == ".json" else "url"
+        reader = TableReader(files=(path,), text_columns=("caption",), key_column=key)
 
         def read(data: bytes) -> None:
             path.write_bytes(data)

@@ -413,7 +413,9 @@ def test_few_shots_of_a_suite(clip: Clip, coloured_index: Path) -> None:
 
 
 def test_the_gallery_shows_what_the_model_gets(coloured_index: Path) -> None:
-    config = LoaderConfig(batch_size=16, image_size=64, patch_size=8, context_length=32)
+    config = LoaderConfig(
+        batch_size=16, image_size=64, patch_size=8, context_length=32, mask=MaskConfig()
+    )
     with open_loader(coloured_index, config) as loader:
         batch = next(loader)
         items, ratios = mask_gallery(loader, 5)

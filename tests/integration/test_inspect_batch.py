@@ -42,7 +42,8 @@ def test_page_and_picture_of_a_step(coloured_index: Path, tmp_path: Path) -> Non
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
-    with open_loader(coloured_index, LoaderConfig(batch_size=8, image_size=64, patch_size=8)) as it:
+    config = LoaderConfig(batch_size=8, image_size=64, patch_size=8, mask=MaskConfig())
+    with open_loader(coloured_index, config) as it:
         batch = it.assemble(2)
         keys = it.index.keys(batch.sample_ids[:5].tolist())
     assert result["keys"] == keys

@@ -26,7 +26,14 @@ from pipeline.patches import patchify
 from tests.conftest import caption_of, jpeg_bytes, sample_members, write_tar
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIG = LoaderConfig(batch_size=16, image_size=32, patch_size=8, context_length=24, num_threads=2)
+CONFIG = LoaderConfig(
+    batch_size=16,
+    image_size=32,
+    patch_size=8,
+    context_length=24,
+    mask=MaskConfig(kind="cluster"),
+    num_threads=2,
+)
 
 
 def test_batches_keep_their_contract(coloured_index: Path) -> None:
@@ -404,3 +411,23 @@ def test_memory_is_flat_over_passes(coloured_index: Path) -> None:
     assert len(used) == 6, "after 3, 6 .. 18 passes"
     kept_in_72_steps = min(used[4:]) - max(used[:2])
     assert kept_in_72_steps < 72 * sizes[0] / 3, used
+
+
+def test_nothing_is_masked_unless_asked(coloured_index: Path) -> None:
+    assert LoaderConfig().mask.kind == "none"
+    config = LoaderConfig(batch_size=16, image_size=32, patch_size=8, context_length=24)
+    with open_loader(coloured_index, config) as loader:
+        assert len(next(loader).patches) == 16 * 16
+
+
+@pytest.mark.parametrize("order", ["global", "window"])
+def test_no_batch_holds_a_sample_twice(coloured_index: Path, order: Literal["global"]) -> None:
+    """Nor do two ranks of one batch, also where it crosses from one pass to the next."""
+    mask = MaskConfig(kind="none")
+    config = replace(CONFIG, batch_size=36, mask=mask, order=order, window_shards=1)
+    shares = []
+    for rank in range(2):
+        with open_loader(coloured_index, replace(config, rank=rank, world_size=2)) as loader:
+            shares.append([next(loader).sample_ids for _ in range(12)])
+    for parts in zip(*shares, strict=True):
+        assert len(torch.cat(parts).unique()) == config.batch_size

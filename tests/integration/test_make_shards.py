@@ -68,9 +68,9 @@ def run_tool(source: Path, out: Path, *options: object) -> Done:
     return run_here(make_shards.main, source, "--out", out, *options)
 
 
-def made(source: Path, out: Path, *options: object) -> dict:
+def made(source: Path, out: Path, *options: object, status: int = 0) -> dict:
     done = run_tool(source, out, *options)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == status, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -273,7 +273,7 @@ def test_cells_without_bytes_name_files_inside_the_folder(tmp_path: Path) -> Non
     cells = [{"path": "a.jpg"}, {"path": "../out.jpg"}, {"path": None}, None]
     table = pa.table({"image": pa.array(cells, IMAGE_TYPE), "text": ["w", "x", "y", "z"]})
     pq.write_table(table, tmp_path / "in" / "t.parquet")
-    summary = made(tmp_path / "in" / "t.parquet", tmp_path / "out")
+    summary = made(tmp_path / "in" / "t.parquet", tmp_path / "out", status=1)
     assert summary["skipped"] == {"missing_file": 2, "outside_folder": 1}
     assert members(tmp_path / "out") == {"000000000.jpg": picture(1), "000000000.txt": b"w"}
 
@@ -384,7 +384,7 @@ def test_hostile_rows_are_counted_and_the_good_ones_kept(tmp_path: Path) -> None
         b"page.jpg,x",
         b"cut.jpg,x",
         b"moving.gif,x",
-        b"photo 0.v2.jpg,one, two",
+        "photo 0.v2.jpg,é, ä".encode(),
         b"photo 0.v2.jpg",
         b"photo 0.v2.jpg,  ",
         b"photo 0.v2.jpg,caf\xe9",
@@ -397,7 +397,8 @@ def test_hostile_rows_are_counted_and_the_good_ones_kept(tmp_path: Path) -> None
     ]
     (folder / "t.csv").write_bytes(b"\r\n".join(lines))
     done = run_tool(folder / "t.csv", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1, done.stderr
+    assert "20 entries of the source were skipped and only 2 taken" in done.stderr
     summary = json.loads(done.stdout.splitlines()[-1])
     assert summary["skipped"] == {
         "outside_folder": 4,
@@ -437,7 +438,7 @@ def test_images_are_converted_and_made_smaller_when_asked(tmp_path: Path) -> Non
     Image.fromarray(deep).save(folder / "h.tiff")
     for name in names:
         (folder / name).with_suffix(".txt").write_text(name)
-    plain = made(folder, tmp_path / "plain")
+    plain = made(folder, tmp_path / "plain", status=1)
     assert plain["skipped"] == {"unsupported_image": 5}
     summary = made(folder, tmp_path / "out", "--convert", "--max-side", 100)
     assert (summary["num_samples"], summary["num_changed"]) == (8, 6)
@@ -448,7 +449,7 @@ def test_images_are_converted_and_made_smaller_when_asked(tmp_path: Path) -> Non
     assert (upright.size, upright.getexif().get(0x0112)) == ((20, 100), None)
     assert abs(int(np.asarray(Image.open(io.BytesIO(found["000000007.jpg"]))).mean()) - 128) < 3
     assert indexed(tmp_path / "out", "txt").num_samples == 8
-    made(folder, tmp_path / "short", "--short-side", 24)
+    made(folder, tmp_path / "short", "--short-side", 24, status=1)
     found = members(tmp_path / "short")
     sizes = {Image.open(io.BytesIO(found[n])).size for n in found if not n.endswith("txt")}
     assert sizes == {(32, 24), (24, 120)}
@@ -476,8 +477,8 @@ def test_shards_are_cut_by_count_and_bytes_and_always_the_same(tmp_path: Path) -
     ("source", "options", "message"),
     [
         ("nowhere.csv", [], "there is no"),
-        ("t.xlsx", [], "is neither a .csv, .tsv, .jsonl or .parquet file nor a folder"),
-        ("t.csv", ["--caption-column", "nope"], "no column 'nope'; the table has 'image', 'other'"),
+        ("t.xlsx", [], "is not a .csv, .tsv, .txt, .jsonl, .json or .parquet file"),
+        ("t.csv", ["--caption-column", "nope"], "has no column 'nope'; it has: 'image', 'other'"),
         ("t.csv", [], "name one with --caption-column, or say --no-header"),
         ("t.csv", ["--images", "/nowhere"], "there is no folder /nowhere"),
         ("t.csv", ["--caption-column", "other"], "no usable sample (1 missing_file); line 2"),

@@ -20,6 +20,7 @@ CONFIG = LoaderConfig(
     patch_size=8,
     context_length=24,
     crop=CropConfig(scale=(0.4, 1.0)),
+    mask=MaskConfig(kind="cluster"),
     augment=AugmentConfig(flip=0.5),
 )
 

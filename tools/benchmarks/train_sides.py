@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,8 +22,8 @@ from tools.benchmarks.side import UnavailableError, Work
 from tools.benchmarks.train_memory import forget_peak, peak_memory
 from training.config import OptimConfig
 from training.optim import build_optimizer
+from training.precision import TYPES, Precision
 
-Precision = Literal["float32", "bfloat16", "pure_bfloat16"]
 KEPT_SHARE = 0.7
 """Tokens that the released code of cluster masking keeps of each image (min_mask_ratio 0.3)."""
 _MATRIX = {"cpu": 2048, "cuda": 8192}
@@ -41,7 +41,7 @@ class StepSetting:
     device: Literal["cpu", "cuda"]
     """Where the step runs."""
     precision: Precision
-    """float32, bfloat16 (autocast), or pure_bfloat16."""
+    """See `training.precision`; open_clip's bfloat16 is autocast, and it has no pure one."""
     num_workers: int
     """CPU threads."""
     visible: tuple[int, ...] = ()
@@ -78,7 +78,7 @@ class _Step:
         """Take so many steps."""
         forget_peak(self._setting.device)
         for _ in range(num_batches):
-            with self._clock.during("forward"), self._autocast():
+            with self._clock.during("forward"), self.types():
                 features = self.features()
             with self._clock.during("loss"):
                 loss = self.loss(*features)
@@ -97,9 +97,9 @@ class _Step:
     def close(self) -> None:
         """Nothing runs beside the steps."""
 
-    def _autocast(self) -> torch.autocast:
-        wanted = self._setting.precision == "bfloat16"
-        return torch.autocast(self._setting.device, dtype=torch.bfloat16, enabled=wanted)
+    def types(self) -> AbstractContextManager[object]:
+        """In this block the forward pass runs; the types are the model's own affair."""
+        return nullcontext()
 
 
 class OwnStep(_Step):
@@ -108,8 +108,14 @@ class OwnStep(_Step):
     def __init__(self, setting: StepSetting) -> None:
         """Build the model and a batch of the setting's lengths."""
         clip = build_clip(setting.model)
-        pure = setting.precision == "pure_bfloat16"
-        configure(clip, dtype=torch.bfloat16 if pure else None, compile_blocks=setting.compile)
+        compute, residual = TYPES[setting.precision]
+        configure(
+            clip,
+            compute_dtype=compute,
+            residual_dtype=residual,
+            compile_blocks=setting.compile,
+            max_patches=max(setting.visible),
+        )
         super().__init__(setting, clip)
         vision = clip.config.vision
         total = sum(setting.visible)
@@ -154,6 +160,11 @@ class OpenClipStep(_Step):
         """See `_Step.features`."""
         images, texts, scale, *_ = self._model(self._images, self._tokens)
         return images, texts, scale
+
+    def types(self) -> AbstractContextManager[object]:
+        """open_clip's `--precision amp_bf16`, where the setting is bfloat16."""
+        wanted = self._setting.precision == "bfloat16"
+        return torch.autocast(self._setting.device, dtype=torch.bfloat16, enabled=wanted)
 
     def loss(self, images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
         """open_clip's own."""

@@ -140,7 +140,9 @@ def flops_of(config: TrainConfig) -> list[tuple[int, float]]:
         work = Work(
             image_tokens=[kept + 2] * rest + [kept + 1] * (batch - rest),
             embedded_patches=visible,
-            text_tokens=_captions(stage.config.data.train, batch, model.text.context_length)
+            text_tokens=_captions(
+                stage.config.data.train_references, batch, model.text.context_length
+            )
             * _texts_of_a_pair(stage.config),
             pooled_only=True,
         )
@@ -155,8 +157,10 @@ def _texts_of_a_pair(config: TrainConfig) -> int:
 
 
 @cache
-def _captions(reference: str, batch_size: int, context_length: int) -> tuple[int, ...]:
-    return captions_of(reference, batch_size, context_length)
+def _captions(references: tuple[str, ...], batch_size: int, context_length: int) -> tuple[int, ...]:
+    """Lengths of a batch's captions; of several sets, as if each had the same share of it."""
+    parts = [captions_of(each, batch_size, context_length) for each in references]
+    return tuple(sorted(sum(parts, ()))[len(parts) // 2 :: len(parts)]) if parts[1:] else parts[0]
 
 
 def _check(variants: Sequence[Variant], seeds: Sequence[int]) -> None:

@@ -115,7 +115,7 @@ def test_padding_the_totals_changes_nothing(clip: Clip) -> None:
 def test_bfloat16_is_what_the_blocks_see_and_float32_what_the_optimiser_sees(clip: Clip) -> None:
     inputs = batch(0, CAPTIONS[0])
     wanted = gradients(clip, inputs)
-    configure(clip, dtype=torch.bfloat16)
+    configure(clip, compute_dtype=torch.bfloat16, residual_dtype=torch.bfloat16)
     seen = set()
     assert clip.text is not None
     for block in (*clip.image.blocks, *clip.text.blocks):

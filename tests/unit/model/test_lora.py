@@ -6,6 +6,7 @@ import torch
 
 from model import Clip, open_clip_weights
 from model.config import clip_config
+from model.execution import configure
 from model.lora import LowRankUpdate, add_lora, lora_state, merged_state
 
 DEMO = clip_config("tessera-demo")
@@ -63,13 +64,16 @@ def test_a_checkpoint_gives_updates_back_bit_for_bit() -> None:
     assert all(torch.equal(value, theirs[name]) for name, value in clip.state_dict().items())
 
 
-def test_autocast_does_not_round_the_sum_of_weight_and_update() -> None:
+def test_bfloat16_does_not_round_the_sum_of_weight_and_update() -> None:
     """A weight in bfloat16 would swallow updates below its 256th part."""
     torch.manual_seed(0)
-    update = LowRankUpdate(torch.empty(64, 64), rank=4, alpha=8.0)
-    torch.nn.init.normal_(update.up, std=1e-4)
-    weight = torch.randn(64, 64)
-    plain = update(weight)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(update(weight), plain)
-    assert not torch.equal(plain, weight)
+    clip = Clip(DEMO)
+    configure(clip, compute_dtype=torch.bfloat16, residual_dtype=torch.float32)
+    add_lora(clip.image, rank=4, alpha=8.0)
+    updates = [m for m in clip.image.modules() if isinstance(m, LowRankUpdate)]
+    sums = []
+    for update in updates:
+        torch.nn.init.normal_(update.up, std=1e-4)
+        update.register_forward_hook(lambda _module, _inputs, out: sums.append(out.dtype))
+    images(clip)
+    assert set(sums) == {torch.float32}

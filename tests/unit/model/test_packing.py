@@ -146,7 +146,9 @@ def documented_varlen_attn(
         assert len(q) <= max_q
         assert len(k) <= max_k
         logits = torch.einsum("qhk,shk->hqs", q, k) / CHANNELS**0.5
-        if window_size == (-1, 0):
+        if window_size != (-1, 0):
+            assert min(window_size) >= max_k, "a narrower window would hide tokens"
+        else:
             logits = logits.masked_fill(torch.ones(len(q), len(k)).triu(1).bool(), float("-inf"))
         outs.append(torch.einsum("hqs,shk->qhk", logits.softmax(dim=-1), v))
     return torch.cat(outs)
@@ -208,7 +210,11 @@ def test_cuda_half_precision_runs_flash_attention_and_never_waits_for_the_device
         *[(100, 32, 32, True)] * 2,
         (4, 1, 32, False),
     ]
-    assert all(tensor.is_contiguous() for args in flash for tensor in args[:3])
+    assert all(tensor.stride(-1) == 1 for args in flash for tensor in args[:3])
+    # cuDNN's kernel, whose backward takes no strides, is chosen for no window alone.
+    assert [list(args[9]) for args in flash] == [
+        *[[65, 65]] * 4, *[[-1, 0]] * 2, [32, 32],
+    ]  # fmt: skip
     assert all(args[3].dtype == args[4].dtype == torch.int32 for args in flash)
     assert not any("scaled_dot_product" in name for name, _ in calls)
 

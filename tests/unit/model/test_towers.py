@@ -14,7 +14,9 @@ from torch import Tensor
 
 from model import Clip, build_clip, clip_loss, open_clip_weights
 from model.config import CLIP_PIXEL_MEAN, CLIP_PIXEL_STD
+from model.execution import configure
 from model.open_clip_config import from_open_clip
+from pipeline.tokenizer import tokenize_prompts
 
 CAPTIONS = ["a dog", "a photo of a very long cat asleep on a red mat", "snow, hills; and 3 skiers!"]
 
@@ -221,13 +223,13 @@ def test_uint8_patches_are_normalised_inside(demo: Clip) -> None:
     assert open_clip.OPENAI_DATASET_STD == CLIP_PIXEL_STD
 
 
-def test_bfloat16_autocast_is_close_and_trains(demo: Clip) -> None:
+def test_bfloat16_is_close_and_trains(demo: Clip) -> None:
     batch = random_batch([20, 64, 33], 64, 192)
     captions = pack_captions(tokenise(CAPTIONS, 32))
     exact = demo(*batch, *captions)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        rough = demo(*batch, *captions)
-        loss = clip_loss(*rough)
+    configure(demo, compute_dtype=torch.bfloat16, residual_dtype=torch.float32)
+    rough = demo(*batch, *captions)
+    loss = clip_loss(*rough)
     assert rough[0].dtype == rough[1].dtype == loss.dtype == torch.float32
     loss.backward()
     for i in range(2):
@@ -293,3 +295,21 @@ def test_captions_too_long_or_empty_are_refused(demo: Clip, lengths: list[int]) 
     tokens = torch.ones(sum(lengths), dtype=torch.int32)
     with pytest.raises(ValueError, match="must have 1 to 32 tokens"):
         demo.encode_text(tokens, offsets_of(lengths))
+
+
+def test_a_caption_is_read_at_its_first_end_token_as_open_clip_reads_it() -> None:
+    captions = [
+        "a dog <end_of_text> and a cat",
+        "<end_of_text>",
+        "two <start_of_text> birds",
+        "an <END_OF_TEXT><end_of_text> owl on a " + 80 * "very " + "long branch",
+        "a plain caption",
+    ]
+    reference = open_clip.model.CLIP(**copy.deepcopy(SMALL)).eval()
+    ours = Clip(from_open_clip("small", copy.deepcopy(SMALL))).eval()
+    open_clip_weights.load(ours, reference.state_dict())
+    tokens, offsets = (torch.from_numpy(each) for each in tokenize_prompts(captions, 77))
+    with torch.no_grad():
+        expected = reference.encode_text(open_clip.get_tokenizer("ViT-B-16")(captions))
+        found = ours.encode_text(tokens, offsets)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)

@@ -184,3 +184,14 @@ def test_describe_names_coverage_and_share(index: Index) -> None:
     (line,) = CaptionMix(index, parse_weights(["caption=1", "four=4"])).describe()
     assert "four: 80.0% of the draws" in line
     assert "66.7% of the samples" in line
+
+
+def test_class_numbers_in_place_of_captions_are_told(index: Index) -> None:
+    """Training on what `index_shards --captions class` makes said nothing."""
+    assert CaptionMix(index, (("caption", 1.0),)).warnings() == []
+    numbers = [str(owner % 10) for owner in range(NUM_SAMPLES)]
+    table = caption_batch(numbers, encode_captions(numbers), np.arange(NUM_SAMPLES))
+    write_batch(index.directory / "captions" / "class.arrow", table)
+    (line,) = CaptionMix(index, (("class", 1.0),)).warnings()
+    assert "'class'" in line
+    assert "learns no words" in line

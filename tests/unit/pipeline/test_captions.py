@@ -34,10 +34,11 @@ def make_table(tmp_path: Path, owners: list[int], num_samples: int) -> CaptionTa
 
 
 def open_clip_rows(texts: list[str], context_length: int) -> list[list[int]]:
+    """Each up to its first end token, where open_clip reads its feature."""
     import open_clip
 
     padded = open_clip.get_tokenizer("ViT-B-16")(texts, context_length=context_length).tolist()
-    return [row[: len(row) - row[::-1].index(EOT)] for row in padded]
+    return [row[: row.index(EOT) + 1] for row in padded]
 
 
 def unpacked(tokens: np.ndarray, offsets: np.ndarray) -> list[list[int]]:

@@ -61,9 +61,7 @@ def test_gradients_are_those_of_the_whole_batch(kind: str) -> None:
         loss = build_loss(config.loss, num_samples=50, steps_per_pass=5)
         chunks = split(pairs, num_chunks)
         clip.zero_grad()
-        features = (
-            encode(clip, pairs) if num_chunks == 1 else encode_in_chunks(clip, chunks, encode)
-        )
+        features = encode(clip, pairs) if num_chunks == 1 else encode_in_chunks(clip, chunks)
         value = loss(
             features.images,
             features.texts,
@@ -73,7 +71,7 @@ def test_gradients_are_those_of_the_whole_batch(kind: str) -> None:
         )
         value.backward()
         if num_chunks > 1:
-            backward_in_chunks(clip, chunks, features, encode)
+            backward_in_chunks(clip, chunks, features)
         gradients = {n: p.grad.clone() for n, p in clip.named_parameters() if p.grad is not None}
         found.append((value.item(), gradients))
     (whole_value, whole), (chunk_value, cut) = found
@@ -105,11 +103,9 @@ def test_chunks_of_several_texts_teach_an_adapter_as_the_whole_batch_does() -> N
     for num_chunks in (1, 2):
         chunks = split(pairs, num_chunks)
         clip.zero_grad()
-        features = (
-            encode(clip, pairs) if num_chunks == 1 else encode_in_chunks(clip, chunks, encode)
-        )
+        features = encode(clip, pairs) if num_chunks == 1 else encode_in_chunks(clip, chunks)
         DistillationLoss(Ranks())(features.images, features.texts, features.scale).backward()
         if num_chunks > 1:
-            backward_in_chunks(clip, chunks, features, encode)
+            backward_in_chunks(clip, chunks, features)
         found.append([p.grad for p in clip.adapter.parameters()])
     torch.testing.assert_close(found[1], found[0])

@@ -19,6 +19,7 @@ from training.config import (
     to_json,
 )
 from training.config_differences import differences
+from training.stages import stages_of
 
 ALL = (TrainConfig, DataConfig, OptimConfig, EvaluationConfig, MaskConfig, CropConfig)
 
@@ -73,9 +74,9 @@ def test_only_what_changes_the_run_counts_as_a_difference() -> None:
     staged = replace(small(), stages=(StageConfig(total_samples=200, optim=OptimConfig()),))
     chunked = replace(staged, stages=(replace(staged.stages[0], accumulation=2),))
     assert differences(to_json(staged), to_json(chunked)) == []
-    other = replace(small(), seed=3, mask=MaskConfig(kind="none"))
+    other = replace(small(), seed=3, mask=MaskConfig(kind="random"))
     assert differences(before, to_json(other)) == [
-        "mask.kind: was 'cluster', now 'none'",
+        "mask.kind: was 'none', now 'random'",
         "seed: was 0, now 3",
     ]
 
@@ -91,3 +92,13 @@ def test_a_model_that_reads_tokens_takes_no_text_encoder() -> None:
     """Told at the start, and not by the evaluation at the end of the run."""
     with pytest.raises(ValueError, match=r"evaluation\.text_encoder is for models"):
         replace(small(), evaluation=EvaluationConfig(text_encoder="llm"))
+
+
+def test_a_batch_of_one_pair_is_refused_as_it_has_no_negatives() -> None:
+    """It used to train to the end with a loss and a gradient of 0."""
+    for change in ({"batch_size": 1}, {"batch_size": 1, "loss": LossConfig(kind="siglip")}):
+        with pytest.raises(ValueError, match="no negatives"):
+            replace(small(), **change)
+    stage = StageConfig(total_samples=10, optim=OptimConfig(), batch_size=1)
+    with pytest.raises(ValueError, match="no negatives"):
+        stages_of(replace(small(), stages=(stage,)))

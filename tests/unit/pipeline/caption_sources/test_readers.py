@@ -11,8 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.caption_sources import JsonMapReader, Reader, TableReader, json_map
-from pipeline.caption_sources.json_map import read_entries
+from pipeline.caption_sources import Reader, TableReader
+from pipeline.tables import json_files
+
+
+def map_reader(*paths: Path) -> TableReader:
+    return TableReader(files=paths, text_columns=("caption",), key_column="key")
 
 
 def rows(reader: Reader) -> list[tuple[str, list[str]]]:
@@ -38,11 +42,10 @@ def test_json_map_equals_json_load(
 ) -> None:
     path = tmp_path_factory.mktemp("json") / "map.json"
     path.write_text(json.dumps(document, indent=indent, ensure_ascii=bool(chunk % 2)), "utf-8")
-    before, json_map._CHUNK_CHARACTERS = json_map._CHUNK_CHARACTERS, chunk
-    try:
-        assert dict(read_entries(path)) == document
-    finally:
-        json_map._CHUNK_CHARACTERS = before
+    wanted = {key: [text] if isinstance(text, str) else text for key, text in document.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_files, "_CHUNK_CHARACTERS", chunk)
+        assert dict(rows(map_reader(path))) == wanted
 
 
 def test_json_map_is_never_whole_in_memory(tmp_path: Path) -> None:
@@ -53,7 +56,7 @@ def test_json_map_is_never_whole_in_memory(tmp_path: Path) -> None:
             file.write(f'{", " if number else ""}"https://x.example/{number}": "{"word " * 80}"')
         file.write("}")
     tracemalloc.start()
-    count = sum(len(batch.texts) for batch in JsonMapReader(files=(path,)).batches())
+    count = sum(len(batch.texts) for batch in map_reader(path).batches())
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert count == 60_000
@@ -65,11 +68,11 @@ def test_json_map_is_never_whole_in_memory(tmp_path: Path) -> None:
     [
         ('{"a": "x",\n"b": "y', "line 2: .*Unterminated string"),
         ('{"a": "x"', "line 1: .*it ends early"),
-        ('["a"]', "expected '{', found '\\['"),
+        ('["a"]', "entry 1: it is no JSON object"),
         ('{"a": "x"} {}', "something follows"),
-        ('{"a": 3}', "entry 1: '3' is neither a text nor a list"),
+        ('{"a": 3}', "entry 1: '3' is int, not text"),
         ('{"a": "x",}', "line 1"),
-        ('{"a": "\\ud83d"}', "entry 1: holds half of a surrogate pair"),
+        ('{"a": "\\ud83d"}', "entry 1: it holds half of a surrogate pair"),
         ("", "it ends early"),
     ],
 )
@@ -77,14 +80,14 @@ def test_damaged_json_maps_are_refused(tmp_path: Path, content: str, message: st
     path = tmp_path / "map.json"
     path.write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
-        rows(JsonMapReader(files=(path,)))
+        rows(map_reader(path))
 
 
 def test_files_follow_one_another(tmp_path: Path) -> None:
     paths = [tmp_path / "0.json", tmp_path / "1.json"]
     paths[0].write_text('{"a": "x", "b": ["y", "z"]}', encoding="utf-8")
     paths[1].write_text('{"a": "again"}', encoding="utf-8")
-    assert rows(JsonMapReader(files=tuple(paths))) == [
+    assert rows(map_reader(*paths)) == [
         ("a", ["x"]),
         ("b", ["y", "z"]),
         ("a", ["again"]),
@@ -119,10 +122,10 @@ def test_a_cell_may_hold_several_texts_or_none(tmp_path: Path) -> None:
     [
         ("t.csv", b"key,caption\na,x,y\n", "line 2: 3 fields where the header has 2"),
         ("t.csv", b"key,text\na,x\n", "no column 'caption'; it has: 'key', 'text'"),
-        ("t.csv", b"key,caption\na,x\nb,\xff\n", "line 3: not UTF-8"),
+        ("t.csv", "key,caption\na,é\n".encode() + b"b,\xff\n", "line 3: it is not UTF-8"),
         ("t.tsv", b"key\tcaption\na\n", "line 2: 1 fields"),
-        ("t.jsonl", b'{"key": "a", "caption": "x"}\n[1]\n', "line 2: no JSON object"),
-        ("t.jsonl", b'{"key": "a", "caption": {}}\n', "line 1: '{}' is neither"),
+        ("t.jsonl", b'{"key": "a", "caption": "x"}\n[1]\n', "line 2: it is no JSON object"),
+        ("t.jsonl", b'{"key": "a", "caption": {}}\n', "line 1: '{}' is dict, not text"),
         ("t.jsonl", b'{"key": "a", "text": "x"}\n', "no column 'caption'"),
         ("t.parquet", b"PAR1", "is no parquet file"),
     ],

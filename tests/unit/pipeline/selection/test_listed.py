@@ -80,9 +80,28 @@ def test_other_arrays_and_tables_are_refused(index: Index, tmp_path: Path) -> No
     with pytest.raises(ValueError, match="pairs of 64-bit numbers"):
         chosen(index, tmp_path / "rows.npy", "key")
     pq.write_table(pa.table({"id": ["1"]}), tmp_path / "ids.parquet")
-    with pytest.raises(ValueError, match="no column 'key'; it has: id"):
+    with pytest.raises(ValueError, match="no column 'key'; it has: 'id'"):
         chosen(index, tmp_path / "ids.parquet", "key")
     with pytest.raises(FileNotFoundError, match="no list"):
         chosen(index, tmp_path / "gone.txt", "key")
     with pytest.raises(ValueError, match="--listed"):
         Criteria(listed="ids.txt")
+
+
+@pytest.mark.parametrize("how", ["join", "listed"])
+def test_keys_kept_as_bytes_are_read_and_as_fractions_refused(
+    index: Index, tmp_path: Path, how: str
+) -> None:
+    path = tmp_path / "keys.parquet"
+    keys = [f"{row:09d}".encode() for row in KEYS]
+
+    def rows(column: pa.Array) -> list[int]:
+        pq.write_table(pa.table({"key": column, "good": [1] * len(KEYS)}), path)
+        criteria = Criteria(
+            **{how: str(path)}, on="key", where="good == 1" if how == "join" else ""
+        )
+        return choose(open_dataset(index.directory), criteria).rows[""].tolist()
+
+    assert rows(pa.array(keys, pa.binary())) == KEYS
+    with pytest.raises(ValueError, match=r"column 'key' holds double, .*write the column as text"):
+        rows(pa.array([float(row) for row in KEYS]))

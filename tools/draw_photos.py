@@ -1,6 +1,6 @@
 """Draws pictures that cost a JPEG decoder about what photos cost, and indexes them.
 
-    python tools/acceptance/draw_photos.py DIR --count 8192
+    python tools/draw_photos.py DIR --count 8192
 
 For benchmarks on machines without photos. A picture is noise whose amplitude falls with its
 frequency, as that of photos does, at 640 x 480 pixels and quality 85: about 100 kB. There is
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the packages lie in the checkout
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
 from pipeline.indexing import ScanOptions, build_index
 from training.environment import num_cores

@@ -1,0 +1,443 @@
+"""Parquet files, one or a folder of them, and Hugging Face data sets saved to a folder.
+
+Both are read a bounded number of bytes at a time. A file of some kilobytes can claim gigabytes:
+by compression, by one long value that all rows point to, by billions of empty rows. Compression
+and counts are checked before anything is unpacked, and values are kept once (as dictionaries),
+however many rows have them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.tables.cells import MAX_TEXT_CHARACTERS
+from pipeline.tables.table import BadRow, Problem, Row, check_columns
+
+_ROWS_AT_ONCE = 1024
+_BYTES_AT_ONCE = 64 * 1024**2
+_FREE_BYTES = 256 * 1024**2
+"""A column of a row group may unpack to so many bytes, whatever its size in the file."""
+_MOST_EXPANSION = 200
+"""A larger column may have so many times the bytes that it has in the file."""
+_FREE_VALUES = 4_000_000
+_MOST_VALUES_PER_BYTE = 8
+"""A file may claim so many values a byte, beyond those that every file may have."""
+_SPLIT = re.compile(r"(?P<split>.+?)-\d{5}-of-\d{5}(?:-[0-9a-f]+)?\.parquet")
+
+
+_ID_TYPES = (
+    pa.types.is_string,
+    pa.types.is_large_string,
+    pa.types.is_integer,
+    pa.types.is_fixed_size_binary,
+)
+
+
+def is_saved_dataset(folder: Path) -> bool:
+    """Whether `datasets`' `save_to_disk` wrote this folder."""
+    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+
+
+def parquet_files(folder: Path, split: str | None) -> tuple[Path, ...]:
+    """The parquet files below a folder in the order of their names, as on the Hugging Face hub.
+
+    Args:
+        folder: with `train-00000-of-00003.parquet` and so on, in it or in its sub-folders.
+        split: the part of the data set to take, such as `train`.
+
+    Returns:
+        Empty where the folder holds none.
+
+    Raises:
+        ValueError: there are several splits and none was chosen, or there is no such split.
+    """
+    files = sorted(
+        path
+        for path in folder.rglob("*.parquet")
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    by_split: dict[str, list[Path]] = {}
+    for path in files:
+        found = _SPLIT.fullmatch(path.name)
+        by_split.setdefault(found["split"] if found else path.parent.name, []).append(path)
+    named = [name for name in by_split if any(_SPLIT.fullmatch(p.name) for p in by_split[name])]
+    if split is None and len(named) < 2:
+        return tuple(files)
+    if split not in by_split:
+        listed = ", ".join(sorted(by_split))
+        raise ValueError(f"{folder} has the splits {listed}; choose one with --split")
+    return tuple(by_split[split])
+
+
+class ArrowTable:
+    """What parquet files and saved data sets have in common: Arrow batches in the order of rows."""
+
+    files: tuple[Path, ...]
+    schema: pa.Schema
+
+    def batches(self, columns: Sequence[str]) -> Iterator[tuple[Path, pa.RecordBatch]]:
+        """Batches of some columns, each of a bounded number of bytes, and the file of each."""
+        raise NotImplementedError
+
+    @property
+    def names(self) -> list[str]:
+        """See `Table`."""
+        return self.schema.names
+
+    @property
+    def notes(self) -> list[str]:
+        """See `Table`."""
+        return [f"{len(self.files)} files"] if len(self.files) > 1 else []
+
+    def rows(self, columns: Sequence[str]) -> Iterator[Row | BadRow]:
+        """See `Table`."""
+        check_columns(self.names, columns, self._place)
+        number, row, last = 0, 0, None
+        for path, batch in self.batches(list(dict.fromkeys(columns))):
+            row = row if path == last else 0
+            last = path
+            suffix = f" of {path.name}" if len(self.files) > 1 else ""
+            cells = [_cells(batch.column(name)) for name in columns]
+            for values in zip(*cells, strict=True):
+                where = f"row {row}{suffix}"
+                bad = next((each for each in values if isinstance(each, _BadCell)), None)
+                if bad:
+                    yield BadRow(where, bad.problem, bad.detail)
+                else:
+                    yield Row(where, list(values), number)
+                row += 1
+                number += 1
+
+    def holds_bytes(self, column: str) -> bool:
+        """See `ImageTable`."""
+        kind = self.schema.field(column).type
+        if _is_text(kind) or (pa.types.is_dictionary(kind) and _is_text(kind.value_type)):
+            return False
+        names = {field.name for field in kind} if pa.types.is_struct(kind) else set()
+        if "bytes" in names or _is_binary(kind):
+            return True
+        raise ValueError(
+            f"the column {column!r} holds {kind}, neither paths nor the bytes of image files; "
+            "name another one with --image-column"
+        )
+
+    def cells(self, column: str) -> Iterator[object]:
+        """See `ImageTable`. A struct of bytes and path is a dict, a damaged cell is None."""
+        check_columns(self.names, [column], self._place)
+        for _, batch in self.batches([column]):
+            yield from (None if isinstance(cell, _BadCell) else cell
+                        for cell in _cells(batch.column(0), limit=None))  # fmt: skip
+
+    def class_names(self, column: str) -> list[str] | None:
+        """See `ImageTable`."""
+        stored = (self.schema.metadata or {}).get(b"huggingface")
+        if stored is None:
+            return None
+        try:
+            feature = json.loads(stored)["info"]["features"][column]
+            names = feature["names"] if feature.get("_type") == "ClassLabel" else None
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
+        return [" ".join(str(name).split()) for name in names] if names else None
+
+    @property
+    def _place(self) -> str:
+        return str(self.files[0] if len(self.files) == 1 else self.files[0].parent)
+
+
+class ParquetTable(ArrowTable):
+    """Parquet files with the columns of the first."""
+
+    def __init__(self, files: tuple[Path, ...]) -> None:
+        """Read the schema.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: a file is no parquet file.
+        """
+        self.files = files
+        self.schema = open_parquet(files[0]).schema_arrow
+
+    def batches(self, columns: Sequence[str]) -> Iterator[tuple[Path, pa.RecordBatch]]:
+        """See `ArrowTable`.
+
+        Raises:
+            ValueError: a file is damaged, lacks a column, or would unpack beyond reason.
+        """
+        for path in self.files:
+            for batch in parquet_batches(path, columns):
+                yield path, batch
+
+
+class SavedDataset(ArrowTable):
+    """What `datasets`' `save_to_disk` wrote: Arrow streams with a few lines of JSON beside them."""
+
+    def __init__(self, folder: Path, split: str | None) -> None:
+        """Find the files.
+
+        Raises:
+            ValueError: a split is missing, or the files are damaged.
+        """
+        try:
+            self.files = _data_files(folder, split)
+        except (KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"the JSON files of {folder} are damaged: {error!r}") from None
+        if not self.files:
+            raise ValueError(f"{folder} names no data files")
+        self._folder = folder
+        with _damage_named(folder):
+            self.schema = pa.ipc.open_stream(pa.memory_map(str(self.files[0]))).schema
+
+    def batches(self, columns: Sequence[str]) -> Iterator[tuple[Path, pa.RecordBatch]]:
+        """See `ArrowTable`.
+
+        Raises:
+            ValueError: a file is damaged.
+        """
+        for path in self.files:
+            with _damage_named(self._folder):
+                stream = pa.ipc.open_stream(pa.memory_map(str(path)))
+                for batch in stream:
+                    part = batch.select(list(columns))
+                    # Offsets that lead outside of the file would be followed.
+                    part.validate(full=True)
+                    for start in range(0, len(part), _ROWS_AT_ONCE):
+                        yield path, part.slice(start, _ROWS_AT_ONCE)
+
+    def cell(self, row: int, column: str) -> object:
+        """One cell, whatever its place; a damaged one is None."""
+        found = _cells(self._mapped.column(column).slice(row, 1).combine_chunks(), limit=None)[0]
+        return None if isinstance(found, _BadCell) else found
+
+    @cached_property
+    def _mapped(self) -> pa.Table:
+        with _damage_named(self._folder):
+            streams = [pa.ipc.open_stream(pa.memory_map(str(path))) for path in self.files]
+            return pa.concat_tables([stream.read_all() for stream in streams])
+
+
+@contextmanager
+def _damage_named(folder: Path) -> Iterator[None]:
+    """Turn what Arrow raises on damaged files into a ValueError that names the folder."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"the Arrow files of {folder} are damaged ({error})") from None
+
+
+def open_parquet(path: Path, columns: Sequence[str] = ()) -> pq.ParquetFile:
+    """Open a parquet file whose texts and bytes come as dictionaries.
+
+    Args:
+        path: the file.
+        columns: that will be read; what they claim to unpack to is checked.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no parquet file, lacks a column or has it twice, or a column would unpack
+            beyond reason.
+    """
+    try:
+        plain = pq.ParquetFile(path)
+        check_columns(plain.schema_arrow.names if columns else [], columns, str(path))
+        leaves = [plain.schema.column(n) for n in range(len(plain.schema))]
+        wanted = [leaf.path for leaf in leaves if leaf.path.split(".")[0] in columns]
+        _check_claims(path, plain.metadata, set(wanted))
+        kept_once = [
+            leaf.path
+            for leaf in leaves
+            if leaf.path in wanted and leaf.physical_type == "BYTE_ARRAY"
+        ]
+        return pq.ParquetFile(path, read_dictionary=kept_once, buffer_size=1 << 20)
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no parquet file ({error})") from None
+
+
+def parquet_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Some columns of a parquet file, some megabytes at a time; long values are kept once.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: as `open_parquet`, or the file cannot be read on.
+    """
+    number = 0
+    with open_parquet(path, columns) as file:
+        try:
+            for group in range(file.num_row_groups):
+                size = _rows_at_once(file.metadata.row_group(group), columns)
+                for batch in file.iter_batches(size, row_groups=[group], columns=list(columns)):
+                    yield batch
+                    number += len(batch)
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} cannot be read after row {number} ({error})") from None
+
+
+def id_batches(path: Path, column: str) -> Iterator[pa.Array]:
+    """A column of ids, some at a time: texts (also where they were kept as bytes), numbers, hashes.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: as `parquet_batches`, or the column holds something else than ids.
+    """
+    for batch in parquet_batches(path, [column]):
+        ids = plain_values(batch.column(0), f"{path}, column {column!r}")
+        if _is_binary(ids.type):
+            try:
+                ids = ids.cast(pa.large_string())
+            except pa.ArrowInvalid:
+                raise ValueError(f"{path}: the column {column!r} holds bytes, not text") from None
+        if not any(test(ids.type) for test in _ID_TYPES):
+            hint = ""
+            if pa.types.is_floating(ids.type):
+                hint = ", as pandas writes ids where one is missing: write the column as text"
+            raise ValueError(f"{path}: the column {column!r} holds {ids.type}, not ids{hint}")
+        yield ids
+
+
+def plain_values(column: pa.Array, where: str) -> pa.Array:
+    """A column whose texts or bytes came as a dictionary, with each value in its row.
+
+    Raises:
+        ValueError: a value is so long that the rows would need far more memory than the file.
+    """
+    if not pa.types.is_dictionary(column.type):
+        return column
+    longest = pc.call_function("max", [pc.call_function("binary_length", [column.dictionary])])
+    if (longest.as_py() or 0) > 4 * MAX_TEXT_CHARACTERS:
+        raise ValueError(
+            f"{where} holds a text of {longest.as_py():,} bytes; the limit is "
+            f"{4 * MAX_TEXT_CHARACTERS:,}"
+        )
+    return column.dictionary_decode()
+
+
+def _rows_at_once(group: Any, columns: Sequence[str]) -> int:
+    chunks = [group.column(n) for n in range(group.num_columns)]
+    size = sum(
+        c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] in columns
+    )
+    a_row = max(1, size // max(1, group.num_rows))
+    return max(1, min(_ROWS_AT_ONCE, _BYTES_AT_ONCE // a_row))
+
+
+def _check_claims(path: Path, metadata: Any, wanted: set[str]) -> None:
+    """Refuse what is small and claims to be huge."""
+    most_values = _FREE_VALUES + _MOST_VALUES_PER_BYTE * path.stat().st_size
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        for place in range(group.num_columns):
+            chunk = group.column(place)
+            if chunk.path_in_schema not in wanted:
+                continue
+            size, stored = chunk.total_uncompressed_size, max(1, chunk.total_compressed_size)
+            if size > _FREE_BYTES and size > _MOST_EXPANSION * stored:
+                raise ValueError(
+                    f"{path}: {stored:,} bytes of the column {chunk.path_in_schema!r} unpack to "
+                    f"{size:,}; such a file is not read"
+                )
+            most_values -= chunk.num_values
+    if wanted and most_values < 0:
+        raise ValueError(
+            f"{path} claims more values than a file of {path.stat().st_size:,} bytes can mean; "
+            "such a file is not read"
+        )
+
+
+class _BadCell:
+    """A cell that cannot be used."""
+
+    def __init__(self, problem: Problem, detail: str) -> None:
+        self.problem = problem
+        self.detail = detail
+
+
+def _cells(column: pa.Array, limit: int | None = MAX_TEXT_CHARACTERS) -> list[Any]:
+    """The cells of a column as Python has them; equal texts are one object."""
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        values = _cells(column.dictionary, limit)
+        return [None if place is None else values[place] for place in column.indices.to_pylist()]
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _list_cells(column, limit)
+    if pa.types.is_struct(kind):
+        fields = {
+            field.name: _cells(column.field(place), limit) for place, field in enumerate(kind)
+        }
+        valid = column.is_valid().to_pylist()
+        return [
+            _struct_cell({name: cells[row] for name, cells in fields.items()})
+            if valid[row]
+            else None
+            for row in range(len(column))
+        ]
+    if _is_text(kind):
+        return _text_cells(column, limit)
+    if pa.types.is_temporal(kind):
+        column = column.cast(pa.string())  # Python's dates end with the year 9999
+    return column.to_pylist()
+
+
+def _struct_cell(fields: dict[str, Any]) -> Any:
+    return next((value for value in fields.values() if isinstance(value, _BadCell)), fields)
+
+
+def _list_cells(column: Any, limit: int | None) -> list[Any]:
+    offsets, valid = column.offsets.to_pylist(), column.is_valid().to_pylist()
+    values = _cells(column.values, limit)
+    found: list[Any] = []
+    for row, is_valid in enumerate(valid):
+        part = values[offsets[row] : offsets[row + 1]] if is_valid else None
+        bad = next((each for each in part or () if isinstance(each, _BadCell)), None)
+        found.append(bad or part)
+    return found
+
+
+def _text_cells(column: pa.Array, limit: int | None) -> list[Any]:
+    raw = column.cast(pa.large_binary() if pa.types.is_large_string(column.type) else pa.binary())
+    return [_text_cell(each, limit) for each in raw.to_pylist()]
+
+
+def _text_cell(raw: bytes | None, limit: int | None) -> Any:
+    if raw is None:
+        return None
+    if limit is not None and len(raw) > 4 * limit:
+        return _BadCell(Problem.TOO_LONG, f"{len(raw):,} bytes exceed the limit of {4 * limit:,}")
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        detail = f"a text is not UTF-8: {error.reason} at byte {error.start}"
+        return _BadCell(Problem.ENCODING, detail)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _data_files(folder: Path, split: str | None) -> tuple[Path, ...]:
+    """The Arrow files of a saved data set, in their order."""
+    if (folder / "dataset_dict.json").is_file():
+        splits = json.loads((folder / "dataset_dict.json").read_text("utf-8"))["splits"]
+        if split not in splits:
+            listed = ", ".join(splits)
+            raise ValueError(f"the data set has the splits {listed}; choose one with --split")
+        folder /= str(split)
+    state = json.loads((folder / "state.json").read_text("utf-8"))
+    if state.get("_indices_files"):
+        raise ValueError(f"{folder} is a view of another data set: call flatten_indices() first")
+    return tuple(folder / entry["filename"] for entry in state["_data_files"])
