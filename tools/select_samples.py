@@ -1,13 +1,14 @@
 """Keep some rows of an index: a small file beside it, nothing copied.
 
-    python tools/select_samples.py data/cc12m --out clean --where "aspect <= 3" --unique sha256
+    python tools/select_samples.py data/cc12m --out clean --where "aspect <= 3" "size > 4000"
     python tools/select_samples.py data/cc12m@clean --split-into train=0.99 heldout=0.01
     python tools/select_samples.py data/cc12m --list
     python tools/select_samples.py data/cc12m --renew
 
-Afterwards `data/cc12m@train` names the selection wherever an index is named. The expression is a
-small part of Python: column names, numbers, texts in quotes, + - * / //, comparisons, `in (...)`,
-and, or, not, startswith, endswith, contains, matches (a regular expression), missing(column).
+Afterwards `data/cc12m@train` names the selection wherever an index is named. A condition is SQL
+(DuckDB's), such as "shortest >= 200 AND domain NOT IN ('a.com')", "matches(text, '(?i)dog')" or
+"score IS NULL"; `--list` shows the columns. Several conditions after --where are counted
+one by one.
 
 Prints what each condition dropped and, last, one JSON line. Exit status: 0 done, 1 failed, 2 wrong
 use or nothing kept, 130 stopped.
@@ -39,7 +40,7 @@ from pipeline.selection import (
     remove_selection,
     write_selection,
 )
-from pipeline.selection.criteria import Chosen, Criteria, Step, choose, open_columns
+from pipeline.selection.criteria import Chosen, Criteria, Step, choose, column_kinds
 from pipeline.selection.stored import check_name, is_stale, made_by, provenance_of
 
 _WHOLE = "only a selection that was announced as written is there"
@@ -234,11 +235,16 @@ def _list(dataset: Dataset, criteria: Criteria) -> dict[str, Any]:
             print(f"{name:20} {entry['num_samples']:>12,}  {entry['made_by']}")
     if not found:
         print("no selections")
-    kinds = open_columns(dataset, criteria).kinds
-    for kind in ("number", "text", "bytes", "condition"):
+    kinds = column_kinds(dataset, criteria)
+    for kind, title in (
+        ("number", "numbers"),
+        ("text", "texts"),
+        ("hash", "hashes"),
+        ("condition", "conditions"),
+    ):
         names = [name for name in sorted(kinds) if kinds[name] == kind]
         if names:
-            print(f"{kind + 's':11}{', '.join(names)}".replace("bytess", "hashes"))
+            print(f"{title:11}{', '.join(names)}")
     return {"index_dir": str(index.directory), "selections": found, "columns": kinds}
 
 

@@ -102,6 +102,7 @@ class SampleTable:
             self._derived["domain"] = _DOMAIN
         self._joined: dict[str, str] = {}
         self._join_on, self._join_path = "", Path()
+        self._list_length, self._list_example = 0, ""
         self._database = duckdb.connect(
             config={
                 "threads": min(4, os.cpu_count() or 1),
@@ -148,8 +149,10 @@ class SampleTable:
             plain = _identifier(name)
             plain = f"joined_{plain}" if plain in self.kinds else plain
             if name != on and _kind(kind) and plain not in self._joined:
-                self._joined[plain] = _without_empties(_quoted(name), kind)
+                self._joined[plain] = _without_empties(quoted(name), kind)
                 self.kinds[plain] = _kind(kind)
+                if _WHOLE_NUMBERS.fullmatch(kind):
+                    self._whole.add(plain)
 
     def load_joined(self, mentioning: Iterable[str]) -> JoinCounts:
         """Read the columns of the joined table that some texts mention, and match its rows.
@@ -159,7 +162,7 @@ class SampleTable:
         """
         words = set(re.findall(r"\w+", " ".join(mentioning))) | {"joined_on"}
         self._joined = {name: sql for name, sql in self._joined.items() if name in words}
-        columns = ", ".join(f"{sql} AS {_quoted(name)}" for name, sql in self._joined.items())
+        columns = ", ".join(f"{sql} AS {quoted(name)}" for name, sql in self._joined.items())
         try:
             self._database.execute(
                 "CREATE TEMP TABLE joined AS SELECT * EXCLUDE (joined_row) FROM ("  # noqa: S608
@@ -174,7 +177,7 @@ class SampleTable:
         except duckdb.Error as error:
             raise ValueError(f"{self._join_path} cannot be read ({_first_line(error)})") from None
         everything = np.arange(self.index.num_samples)
-        matched = len(self.rows("joined_on IS NOT NULL", everything, ["joined_on"]))
+        matched = len(self._rows("WHERE joined_on IS NOT NULL", everything, "joined_on"))
         if not matched:
             example = self._one("SELECT min(joined_on) FROM joined")[0]
             raise ValueError(
@@ -185,11 +188,23 @@ class SampleTable:
         return JoinCounts(num_rows=total, num_repeated=there - distinct, num_matched=matched)
 
     def list_ids(self, batches: Iterable[pa.Array]) -> None:
-        """Hold ids of a list, which `on IN listed` can then ask for."""
+        """Hold the ids of a list in the table `listed`: texts, whole numbers or hashes."""
         schema = pa.schema({"id": pa.large_string()})
-        arrays = (pa.record_batch([ids.cast(pa.large_string())], schema=schema) for ids in batches)
-        self._database.register("id_stream", pa.RecordBatchReader.from_batches(schema, arrays))
-        self._database.execute("CREATE TEMP TABLE listed AS SELECT DISTINCT id FROM id_stream")
+
+        def records() -> Iterator[pa.RecordBatch]:
+            for ids in batches:
+                if pa.types.is_fixed_size_binary(ids.type):
+                    ids = pa.array([each.hex() for each in ids.to_pylist()])
+                self._list_example = self._list_example or str(ids[0].as_py())
+                self._list_length += len(ids)
+                yield pa.record_batch([ids.cast(pa.large_string())], schema=schema)
+
+        self._database.register("ids", pa.RecordBatchReader.from_batches(schema, records()))
+        self._database.execute("CREATE TEMP TABLE listed AS SELECT DISTINCT id FROM ids")
+
+    def list_facts(self) -> tuple[int, str]:
+        """How many ids the list has, repeats counted, and the first."""
+        return self._list_length, self._list_example
 
     def lock(self) -> None:
         """From now on nothing can read a file or reach the network."""
@@ -212,7 +227,9 @@ class SampleTable:
         try:
             self._database.register("stream", self._empty())
             select = self._select([f"({expression}\n) AS found"], self._mentioned(expression))
-            kind = self._database.execute(f"DESCRIBE {select}").fetchall()[0][1]
+            # In a WHERE, too, so that sums over rows are refused.
+            ask = f"DESCRIBE {select} WHERE ({expression}\n) IS NOT NULL"
+            kind = self._database.execute(ask).fetchall()[0][1]
         except duckdb.Error as error:
             raise ValueError(self._explained(expression, error)) from None
         if kind != "BOOLEAN":
@@ -244,13 +261,23 @@ class SampleTable:
         order = np.argsort(found["row"], kind="stable")
         return np.stack([np.asarray(found[f"c{n}"])[order] for n in range(len(expressions))])
 
-    def rows(
-        self, condition: str, ids: NDArray[np.int64], names: Sequence[str]
+    def listed(self, name: str, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Those of the samples `ids` whose value of a column is in the list of `list_ids`."""
+        return self._rows(f"WHERE CAST({quoted(name)} AS VARCHAR) IN (FROM listed)", ids, name)
+
+    def occurring_more_than(
+        self, name: str, limit: int, ids: NDArray[np.int64]
     ) -> NDArray[np.int64]:
-        """Samples for which SQL after the FROM holds (`QUALIFY ...` or a condition), ascending."""
-        after = condition if condition.startswith("QUALIFY") else f"WHERE {condition}"
-        found = self._ask(["row"], ids, names, after).fetchnumpy()["row"]
-        return np.sort(np.asarray(found, dtype=np.int64))
+        """Those of the samples `ids` whose value more than `limit` of them have."""
+        column = quoted(name)
+        often = f"count(*) OVER (PARTITION BY {column}) > {limit}"
+        return self._rows(f"QUALIFY {column} IS NOT NULL AND {often}", ids, name)
+
+    def repeats(self, name: str, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Those of the samples `ids` whose value an earlier one of them has."""
+        column = quoted(name)
+        place = f"row_number() OVER (PARTITION BY {column} ORDER BY row)"
+        return self._rows(f"QUALIFY {column} IS NOT NULL AND {place} > 1", ids, name)
 
     def values(self, name: str, ids: NDArray[np.int64]) -> pa.Array:
         """A column of some samples, null where it is missing; hashes are their bytes.
@@ -261,13 +288,23 @@ class SampleTable:
         """
         if self._is_hash(name):
             return self._streamed[name](ids)
-        found = self._ask(["row", _quoted(name)], ids, [name]).to_arrow_table()
+        found = self._ask(["row", quoted(name)], ids, [name]).to_arrow_table()
         found = found.sort_by("row").column(1)
         return found.combine_chunks() if found.num_chunks != 1 else found.chunk(0)
+
+    def holds_ids(self, name: str) -> bool:
+        """Whether equal values of a column mean the same: texts, hashes and whole numbers."""
+        kind = self.kinds.get(name)
+        return kind in ("text", "hash") or (kind == "number" and name in self._whole)
 
     def close(self) -> None:
         """End the database."""
         self._database.close()
+
+    def _rows(self, after: str, ids: NDArray[np.int64], name: str) -> NDArray[np.int64]:
+        """Samples that a query over one column keeps, ascending."""
+        found = self._ask(["row"], ids, [name], after).fetchnumpy()["row"]
+        return np.sort(np.asarray(found, dtype=np.int64))
 
     def _one(self, query: str, parameters: Sequence[object] = ()) -> tuple[Any, ...]:
         """The only row of an answer."""
@@ -288,8 +325,9 @@ class SampleTable:
                    if name in self._derived]  # fmt: skip
         join = ""
         if self._joins(names):
-            join = f"LEFT JOIN joined ON joined_on = CAST({_quoted(self._join_on)} AS VARCHAR)"
-        stored = ", ".join(["row", *map(_stored, self._schema(self._base_names(names)))])
+            join = f"LEFT JOIN joined ON joined_on = CAST({quoted(self._join_on)} AS VARCHAR)"
+        fields = self._schema(self._base_names(names))
+        stored = ", ".join(["row", *(f"{_stored(each)} AS {quoted(each.name)}" for each in fields)])
         return (
             f"WITH base AS (SELECT {stored} FROM stream), "  # noqa: S608
             f"own AS (SELECT {', '.join(['*', *derived])} FROM base), "
@@ -320,10 +358,10 @@ class SampleTable:
         names = [*self._streamed, *self._derived]
         self._database.register("stream", self._empty())
         found = self._database.execute(f"DESCRIBE {self._select(['*'], names)}").fetchall()
+        kinds = {name: kind for name, kind, *_ in found if name != "row"}
+        self._whole = {name for name, kind in kinds.items() if _WHOLE_NUMBERS.fullmatch(kind)}
         return {
-            name: "hash" if self._is_hash(name) else _kind(kind)
-            for name, kind, *_ in found
-            if name != "row"
+            name: "hash" if self._is_hash(name) else _kind(kind) for name, kind in kinds.items()
         }
 
     def _schema(self, names: Sequence[str]) -> pa.Schema:
@@ -361,8 +399,9 @@ class SampleTable:
     def _explained(self, expression: str, error: duckdb.Error) -> str:
         """DuckDB's message in one paragraph, with the columns that there are."""
         message = str(error).split("\n\nLINE", 1)[0].strip()
+        quotes = "\ntexts stand in single quotes" if '"' in expression else ""
         known = ", ".join(sorted(self.kinds))
-        return f"{expression!r}: {message}\nknown columns: {known}"
+        return f"{expression!r}: {message}{quotes}\nknown columns: {known}"
 
 
 @contextmanager
@@ -441,7 +480,7 @@ def _text_columns(index: Index, caption_source: str) -> dict[str, Column]:
 
 def _stored(field: pa.Field) -> str:
     """A streamed column as SQL sees it."""
-    name = _quoted(field.name)
+    name = quoted(field.name)
     if pa.types.is_fixed_size_binary(field.type):
         return f"lower(hex({name}))"
     if pa.types.is_floating(field.type):
@@ -462,7 +501,7 @@ def _without_empties(sql: str, kind: str) -> str:
 
 def _id_text(path: Path, column: str, kind: str) -> str:
     """A column of ids of a joined table as text."""
-    name = _quoted(column)
+    name = quoted(column)
     if kind == "BLOB":
         # Texts that were kept as bytes are texts; other bytes are hashes.
         return f"coalesce(try(nullif(decode({name}), '')), lower(hex({name})))"
@@ -498,8 +537,7 @@ def _values_of(tree: Any, key: str) -> list[Any]:
 
 def _pointed(expression: str, message: str, at: int) -> str:
     """A message with a mark under the character that it is about."""
-    if not 0 <= at <= len(expression):
-        return f"{expression!r}: {message}"
+    at = min(max(at, 0), len(expression))
     line = " ".join(expression.split("\n"))
     return f"{message} (at character {at + 1}):\n  {line}\n  {' ' * at}^"
 
@@ -510,7 +548,8 @@ def _identifier(name: str) -> str:
     return plain if plain.isidentifier() else f"_{plain}"
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
+    """A name as SQL takes it, whatever is in it."""
     return '"' + name.replace('"', '""') + '"'
 
 

@@ -19,7 +19,10 @@ UIDS = [f"{row:016x}{row * 7 + 1:016x}" for row in range(96)]
 
 
 def chosen(index: Index, path: Path, on: str, where: str = "") -> Chosen:
-    return choose(open_dataset(index.directory), Criteria(listed=str(path), on=on, where=where))
+    return choose(
+        open_dataset(index.directory),
+        Criteria(listed=str(path), on=on, where=(where,) if where else ()),
+    )
 
 
 def test_a_text_file_of_keys(index: Index, tmp_path: Path) -> None:
