@@ -16,32 +16,38 @@ finished, 1 failed, 2 wrong use or missing data, 130 and 143 stopped by Ctrl-C a
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
+try:
+    from tqdm import tqdm
+    from tqdm.contrib.logging import logging_redirect_tqdm
 
-from evaluation.records import lines as score_lines
-from evaluation.suite import Outcome
-from pipeline import PackedBatch
-from recipes import find_recipe, list_recipes
-from training.checkpoint import CheckpointError
-from training.command_line import Command, parse
-from training.distributed import RankError, join_ranks
-from training.dry_run import describe_run
-from training.interrupt import Interrupted, StopRequests
-from training.metrics import NonFiniteLossError, describe
-from training.opening import open_session
-from training.report import evaluate_session, report_session
-from training.run_folder import RunFolder
-from training.session import Session
-from training.stages import stages_of
-from training.terminal import brief, comparison, failure, set_up_logging
-from training.timeline import Timeline
-from training.watch import check_watch
-from training.watch_steps import DATA, RANKS
+    from evaluation.records import lines as score_lines
+    from evaluation.suite import Outcome
+    from pipeline import PackedBatch
+    from recipes import find_recipe, list_recipes
+    from training.checkpoint import CheckpointError
+    from training.command_line import Command, parse, unchanged
+    from training.config import TrainConfig
+    from training.distributed import RankError, join_ranks
+    from training.dry_run import DryRun
+    from training.interrupt import Interrupted, StopRequests
+    from training.metrics import NonFiniteLossError, describe
+    from training.opening import open_session
+    from training.report import evaluate_session, report_session
+    from training.run_folder import RunFolder, newest_checkpoint
+    from training.session import Session
+    from training.stages import stages_of
+    from training.terminal import brief, failure, next_commands, set_up_logging
+    from training.timeline import Timeline
+    from training.watch import check_watch
+    from training.watch_steps import DATA, RANKS
+except KeyboardInterrupt:  # they take seconds
+    print("stopped before the start", file=sys.stderr)
+    sys.exit(130)
 
 logger = logging.getLogger("tessera")
 
@@ -53,15 +59,14 @@ def main(argv: Sequence[str]) -> int:
     """Run the program; returns its exit status."""
     stops = StopRequests()
     try:
-        with stops.installed():
-            if list(argv) == ["--list"]:
-                print("\n".join(list_recipes()))
-                return 0
-            command = parse(argv, lambda name: find_recipe(name).build(), __doc__ or "")
-            if command.dry_run:
-                print("\n".join(describe_run(command.config)))
-                return 0
-            return run(command, list(argv), stops)
+        try:
+            with stops.installed():
+                return start(argv, stops)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader of the output has enough of it: no error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except Interrupted as stop:
         print(f"\nstopped by {stop}; the same command goes on from here", file=sys.stderr)
         return stop.exit_status
@@ -72,6 +77,28 @@ def main(argv: Sequence[str]) -> int:
         logger.debug("where it failed", exc_info=True)
         print(f"failed: {failure(error)}", file=sys.stderr)
         return 1
+
+
+def start(argv: Sequence[str], stops: StopRequests) -> int:
+    """Do what the words ask for; returns the exit status."""
+    if list(argv) == ["--list"]:
+        print("\n".join(list_recipes()))
+        return 0
+    command = parse(argv, lambda name: find_recipe(name).build(), __doc__ or "")
+    if command.dry_run:
+        return show(command, argv)
+    return run(command, list(argv), stops)
+
+
+def show(command: Command, argv: Sequence[str]) -> int:
+    """Check and describe a run without starting it; returns the program's exit status."""
+    config = command.config
+    found = DryRun(config, makes_data=find_recipe(config.recipe).makes_data(config))
+    recipe = unchanged(argv, lambda name: find_recipe(name).build())
+    print("\n".join(found.lines(recipe, verbose=command.verbose)), flush=True)
+    for problem in found.problems:
+        print(f"error: a start would end here: {problem}", file=sys.stderr)
+    return 2 if found.problems else 0
 
 
 def run(command: Command, argv: list[str], stops: StopRequests) -> int:
@@ -85,8 +112,10 @@ def run(command: Command, argv: list[str], stops: StopRequests) -> int:
         try:
             if not ranks.is_main:
                 set_up_logging(rank=ranks.rank)
-            if ranks.on_main(lambda: is_finished(command, folder, timeline)):
+            claimed = ranks.on_main(lambda: claim(command, folder, timeline))
+            if claimed is None:
                 return 0
+            config = claimed
             with logging_redirect_tqdm():
                 while not run_stage(open_session(config, folder, timeline, ranks), argv, stops):
                     timeline = Timeline()  # the checkpoint that the next stage opens knows the rest
@@ -110,19 +139,25 @@ def run_stage(session: Session, argv: list[str], stops: StopRequests) -> bool:
         session.close()
 
 
-def is_finished(command: Command, folder: RunFolder, timeline: Timeline) -> bool:
-    """Claim the folder and prepare the data, on rank 0; whether the run was done before."""
-    config = command.config
-    folder.claim(config, restart=command.restart)
+def claim(command: Command, folder: RunFolder, timeline: Timeline) -> TrainConfig | None:
+    """Claim the folder and prepare the data, on rank 0.
+
+    Returns:
+        What to train by; None if the run was finished before.
+    """
+    config = folder.claim(command.config, restart=command.restart)
     set_up_logging(folder.log)
     if folder.evaluation.exists():
-        print(f"this run is finished: see {folder.report}, or begin again with --restart")
-        return True
+        print(
+            f"this run is finished: see {folder.report}, extend it with a larger --total-samples "
+            "where its schedule allows that, or begin again with --restart"
+        )
+        return None
     with timeline.during("making the data"):
         find_recipe(config.recipe).prepare(config)
     for doubt in config.evaluation.check():
         logger.warning("%s", doubt)
-    return False
+    return config
 
 
 def train(session: Session, stops: StopRequests) -> None:
@@ -138,6 +173,8 @@ def train(session: Session, stops: StopRequests) -> None:
         disable=None if ranks.is_main else True,
     )
     with bar, stops.deferred(), ranks.explained(lambda: session.run_step):
+        if config.evaluation.at_start and not session.run_step:
+            log_scores(session)
         session.clock.restart()
         while session.step < config.num_steps:
             take_step(session, stops)
@@ -147,7 +184,7 @@ def train(session: Session, stops: StopRequests) -> None:
             is_last = session.step == config.num_steps
             if stopping or is_last or session.step % config.save_every == 0:
                 records = session.save()
-            elif session.step % config.log_every == 0:
+            elif session.step % config.log_every == 0 or session.step == 1:
                 records = session.flush()
             else:
                 records = []
@@ -157,8 +194,7 @@ def train(session: Session, stops: StopRequests) -> None:
                 session.finish_writing()
                 stops.end_run()
             if is_evaluated_now(session):
-                for line in score_lines(evaluate_now(session)):
-                    logger.info("%s", line)
+                log_scores(session)
                 session.clock.restart()
         if ranks.end_votes(stops.requested):  # in or behind the last step
             session.finish_writing()
@@ -170,6 +206,12 @@ def is_evaluated_now(session: Session) -> bool:
     every = session.config.evaluate_every
     ends_here = session.stage.is_last and session.step == session.config.num_steps
     return bool(every) and session.step % every == 0 and not ends_here
+
+
+def log_scores(session: Session) -> None:
+    """Evaluate on the way, on all ranks."""
+    for line in score_lines(evaluate_now(session)):
+        logger.info("%s", line)
 
 
 def evaluate_now(session: Session) -> Outcome:
@@ -232,14 +274,16 @@ def finish(session: Session, outcome: Outcome, argv: list[str]) -> None:
     """Write the report, and say where everything is."""
     folder = session.folder
     report_session(session, outcome, argv)
+    checkpoint = newest_checkpoint(folder.path)
     lines = [
         *score_lines(outcome),
         f"report      {folder.report}",
-        f"checkpoint  {max(folder.checkpoints.iterdir())}",
+        f"checkpoint  {checkpoint}",
         f"metrics     {folder.metrics}",
-        f"next        open the report, then compare: `{comparison(session.config)}`",
-        "            or train on your own photos: docs/data.md",
+        "next        open the report, train on your own photos (docs/data.md), or",
     ]
+    commands = next_commands(session.run_config, argv, checkpoint)
+    lines += [f"  {name:10}{command}" for name, command in commands.items()]
     for line in lines:
         logger.info("%s", line)
 

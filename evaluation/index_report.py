@@ -91,7 +91,8 @@ def _summary(report: IndexReport, num_seen: int) -> str:
 
 def _rejected(report: IndexReport) -> Markup:
     if not report.rejections and not report.shard_problems:
-        return tag("p", "Nothing: every sample of every shard is usable.", class_="none")
+        nothing = tag("p", "Nothing: every sample of every shard is usable.", class_="none")
+        return join([nothing, *(tag("p", hint, class_="note") for hint in report.hints)])
     num_seen = report.num_samples + report.num_rejected
     rows = []
     for reason, number in report.rejections.items():
@@ -105,6 +106,7 @@ def _rejected(report: IndexReport) -> Markup:
         [
             table(("Reason", "Samples", "Share", "For example"), rows, "scores") if rows else None,
             tag("p", note, class_="note") if rows else None,
+            *(tag("p", hint, class_="note") for hint in report.hints),
             tag("h3", "Shards that are not whole") if problems else None,
             definitions(problems[:_MOST_SHOWN]) if problems else None,
             tag("p", f"and {count(len(problems) - _MOST_SHOWN)} more", class_="note")

@@ -21,6 +21,7 @@ from pipeline.batch import PackedBatch
 from pipeline.caption_mix import CaptionMix
 from pipeline.chained_index import ChainedIndex
 from pipeline.decoding import open_decoder
+from pipeline.device_copy import upload
 from pipeline.embedding_mix import EmbeddingMix
 from pipeline.index import Index
 from pipeline.loader_config import LoaderConfig
@@ -105,8 +106,13 @@ class Assembler:
         """Hand the mask the model's patch projection; see `Loader.set_patch_embedding`."""
         if self._embedding is None:
             raise ValueError("the mask compares pixels only: embedding_first and _last are 0")
-        # Through the host: on CUDA the mask is queued on another stream than the model's.
-        self._embedding.update(weight.cpu(), step, positions.cpu())
+        # Through the host: on CUDA the mask is queued on another stream than the model's. There the
+        # weights stay, so that no batch waits for them.
+        device = torch.device(self._config.device)
+        weight, positions = (
+            upload(each.detach().float().cpu(), device) for each in (weight, positions)
+        )
+        self._embedding.update(weight, step, positions)
         self._mask = self._new_mask()
 
     def fetch(self, step: int) -> Fetched | None:
@@ -189,7 +195,8 @@ class Assembler:
             self._report(visits, failures, others)
             if others is None:
                 return _without(failures, images, visits)
-            images[places], failed_again = self._decode(others, self._read(others))
+            decoded, failed_again = self._decode(others, self._read(others))
+            images.index_copy_(0, upload(torch.from_numpy(places), images.device), decoded)
             visits = visits.with_others(places, others)
             failures = {int(places[n]): reason for n, reason in failed_again.items()}
         if failures:
@@ -245,8 +252,9 @@ class Assembler:
                 images = augment(images, self._plan.augmentation(visits), config.augment)
             patches = patchify(images, config.patch_size)
         stage.num_bytes += patches.numel()
-        noise = torch.from_numpy(self._plan.noise(visits, config.num_patches))
-        return Patches(images=images, patches=patches, noise=noise.to(images.device), visits=visits)
+        with self._stats.mask.working(0):
+            noise = self._plan.noise(visits, config.num_patches, images.device)
+        return Patches(images=images, patches=patches, noise=noise, visits=visits)
 
     def _tokens(
         self, visits: Visits, rows: NDArray[np.int64]
@@ -263,12 +271,13 @@ class Assembler:
             shown.patches, shown.visible, self.mask.num_visible(*shown.visible.shape)
         )
         stored = self._text_embeddings
+        text_offsets = torch.from_numpy(shown.text_offsets)
         return PackedBatch(
             patches=patches,
             positions=positions,
             image_offsets=image_offsets,
             tokens=torch.from_numpy(shown.tokens),
-            text_offsets=torch.from_numpy(shown.text_offsets),
+            text_offsets=text_offsets,
             sample_ids=torch.from_numpy(shown.visits.sample_ids),
             text_embeddings=torch.from_numpy(stored.lookup(shown.caption_rows)) if stored else None,
         )

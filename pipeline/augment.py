@@ -9,11 +9,14 @@ Legend: B images, S side in pixels.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from pipeline.device_copy import upload
 
 DRAWS_PER_IMAGE = 11
 """Uniform numbers that one image takes: flip, grey, jitter or not, four factors, four for order."""
@@ -80,18 +83,25 @@ def _jitter(images: Tensor, uniforms: NDArray[np.float64], config: AugmentConfig
             if not strength[number]:
                 continue
             rows = _rows(chosen & (order[:, turn] == number), images.device)
-            factor = torch.from_numpy(factors[:, number]).to(images.device, torch.float32)
-            pixels = change(images[rows].float(), factor[rows].view(-1, 1, 1, 1))
+            chosen_factors = factors[chosen & (order[:, turn] == number), number]
+            factor = upload(torch.from_numpy(chosen_factors.astype(np.float32)), images.device)
+            pixels = change(images[rows].float(), factor.view(-1, 1, 1, 1))
             images[rows] = pixels.clamp_(0, 255).to(torch.uint8)
 
 
 def _rows(chosen: NDArray[np.bool_], device: torch.device) -> Tensor:
-    return torch.from_numpy(np.flatnonzero(chosen)).to(device)
+    return upload(torch.from_numpy(np.flatnonzero(chosen)), device)
+
+
+@cache
+def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Made once: the host would wait for each copy to a GPU."""
+    return torch.tensor(values, device=device)
 
 
 def _grey(pixels: Tensor) -> Tensor:
     """[B, S, S, 1] whole numbers, as torchvision rounds them: down."""
-    weights = torch.tensor(_GREY, device=pixels.device)
+    weights = _constant(_GREY, pixels.device)
     return (pixels * weights).sum(dim=3, keepdim=True).floor_()
 
 
@@ -121,7 +131,7 @@ def _hue(pixels: Tensor, factor: Tensor) -> Tensor:
         torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
     )
     hue = hue[..., None] + 6 * factor
-    offset = torch.tensor([5.0, 3.0, 1.0], device=pixels.device)
+    offset = _constant((5.0, 3.0, 1.0), pixels.device)
     place = (hue + offset).remainder(6)
     share = torch.minimum(place, 4 - place).clamp(0, 1)
     # One more than 255 times, rounded down: torchvision's way back to bytes.

@@ -147,7 +147,7 @@ def settle_device(
 def probe_pictures(dataset: Dataset, config: LoaderConfig) -> TrialPictures:
     """Pictures of a data set: typical ones, the largest, the smallest, turned and odd ones.
 
-    Of remote shards only typical ones are read, each by its own bytes.
+    Those of remote shards are fewer, and each is read by its own bytes.
     """
     index = dataset.index
     remote = any(is_remote(shard.location) for shard in index.shards)
@@ -155,10 +155,10 @@ def probe_pictures(dataset: Dataset, config: LoaderConfig) -> TrialPictures:
         0, dataset.num_samples - 1, min(dataset.num_samples, _TYPICAL if remote else _LOOKED_AT)
     )
     rows = _rows(dataset, places.astype(np.int64))
-    if not remote:
-        area = dataset.of_samples(index.width).astype(np.int64) * dataset.of_samples(index.height)
-        extremes = np.array([area.argmin(), area.argmax()])
-        rows = np.concatenate([_rows(dataset, extremes), rows])
+    area = dataset.of_samples(index.width).astype(np.int64) * dataset.of_samples(index.height)
+    odd = np.flatnonzero(dataset.of_samples(index.plain) == 0)[:_ODD_OF_A_KIND]
+    telling = np.concatenate([[area.argmin(), area.argmax()], odd]).astype(np.int64)
+    rows = np.concatenate([_rows(dataset, telling), rows])
     files = _read(index, rows, config.num_threads)
     typical = [row for row in rows[-len(places) :].tolist() if row in files]
     typical = typical[:: max(1, len(typical) // _TYPICAL)][:_TYPICAL]

@@ -21,6 +21,18 @@ import torch
 from pipeline.batch import PackedBatch
 
 
+def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Queue a copy from host memory on the current stream; the host does not wait for it.
+
+    Args:
+        tensor: not to be changed by the caller afterwards.
+        device: where it is wanted; on a CPU the tensor is there already.
+    """
+    if device.type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sent:
     """A batch whose copies are queued, perhaps not done."""

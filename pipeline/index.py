@@ -32,7 +32,8 @@ from pipeline.arrow_file import column_view, map_batch
 from pipeline.caption_record import CaptionRecord, read_record
 from pipeline.captions import CaptionTable
 from pipeline.indexing.options import ScanOptions
-from pipeline.storage import file_crc32, file_state, folder_of, head_tail_crc32, is_remote
+from pipeline.shard_record import ShardRecord, shard_records
+from pipeline.storage import file_crc32, folder_of, stem_of
 
 FORMAT_VERSION = 2
 INDEX_FILE = "index.json"
@@ -44,7 +45,8 @@ DEFAULT_SOURCE = "caption"
 COLUMN_FIELD = "value"
 _NUM_STATE_THREADS = 16
 _MAX_LISTED = 20
-_RECORD_FIELDS = ("size_bytes", "mtime_ns", "version", "head_tail_crc32", "num_samples")
+SOURCE_SEPARATOR = ":"
+"""Between the name of a source and a key, where an index has several sources."""
 
 SAMPLE_SCHEMA = pa.schema(
     [
@@ -63,47 +65,6 @@ _NOT_KNOWN = -1
 REJECTED_SCHEMA = pa.schema(
     [pa.field(name, pa.large_string()) for name in ("key", "shard", "member", "reason", "detail")]
 )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ShardRecord:
-    """A shard as it was when it was indexed."""
-
-    location: str
-    """Absolute path, or URL."""
-    size_bytes: int
-    """Length of the file."""
-    mtime_ns: int
-    """Time of its last change, in nanoseconds since the epoch; 0 if it is remote."""
-    version: str
-    """ETag or the like of a remote file; empty if it is local."""
-    head_tail_crc32: int
-    """CRC-32 over its first and its last 64 KiB."""
-    num_samples: int
-    """Usable samples in it."""
-
-    def is_unchanged(self, give_up: Event | None = None) -> bool:
-        """Whether the file is still what was indexed.
-
-        A file whose time or version alone differs (a copy) passes if its first and last 64 KiB are
-        what they were.
-
-        Args:
-            give_up: once it is set, remote storage that failed is not asked again.
-
-        Raises:
-            FileNotFoundError: it is gone.
-            OSError: it cannot be asked for.
-        """
-        state = file_state(self.location, give_up)
-        if state.size_bytes != self.size_bytes:
-            return False
-        if (state.mtime_ns, state.version) == (self.mtime_ns, self.version):
-            return bool(state.mtime_ns or state.version) or self._has_same_edges(give_up)
-        return self._has_same_edges(give_up)
-
-    def _has_same_edges(self, give_up: Event | None) -> bool:
-        return head_tail_crc32(self.location, give_up) == self.head_tail_crc32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -191,9 +152,35 @@ class Index:
             raise ValueError(f"{path} does not belong to this index: it holds {found}")
         return batch.column(COLUMN_FIELD)
 
+    @property
+    def source_names(self) -> list[str]:
+        """Names of the data sets that the shards are of, sorted; within each, keys are unique."""
+        return sorted({record.source for record in self.shards})
+
+    def sources_of(self, ids: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int32]:
+        """Places in `source_names` of the samples `ids`."""
+        names = self.source_names
+        numbers = np.array([names.index(record.source) for record in self.shards], np.int32)
+        return numbers[self.shard[np.asarray(ids, np.int64)]]
+
     def keys(self, ids: Sequence[int] | NDArray[np.int64]) -> list[str]:
-        """Keys of the samples `ids`."""
-        return self.table.column("key").take(pa.array(ids, pa.int64())).to_pylist()
+        """Keys of the samples `ids`, none of them twice: `SOURCE:KEY` if there are several."""
+        keys = self.table.column("key").take(pa.array(ids, pa.int64())).to_pylist()
+        names = self.source_names
+        if len(names) < 2:
+            return keys
+        numbers = self.sources_of(ids).tolist()
+        pairs = zip(numbers, keys, strict=True)
+        return [f"{names[number]}{SOURCE_SEPARATOR}{key}" for number, key in pairs]
+
+    def keys_in_shard(self, number: int) -> list[str]:
+        """Keys of a shard's samples in their order, as its tar has them."""
+        first, last = np.searchsorted(self.shard, [number, number + 1]).tolist()
+        keys = self.table.column("key").slice(first, last - first).to_pylist()
+        if not self.scan_options.keys_per_shard:
+            return keys
+        prefix = f"{stem_of(self.shards[number].location)}/"
+        return [key.removeprefix(prefix) for key in keys]
 
     def captions(self, source: str = DEFAULT_SOURCE) -> CaptionTable:
         """Map one caption source.
@@ -275,8 +262,9 @@ class Index:
             raise ValueError(f"{msg}: {_listed(changed)}; {self._how_to_reindex()}")
 
     def _how_to_reindex(self) -> str:
-        folders = sorted({folder_of(record.location) for record in self.shards})
-        words = ["tools/index_shards.py", *folders, "--out", str(self.directory)]
+        folders = sorted({(folder_of(record.location), record.source) for record in self.shards})
+        places = [f"{source}={folder}" if source else folder for folder, source in folders]
+        words = ["tools/index_shards.py", *places, "--out", str(self.directory)]
         words += self.scan_options.command_line
         return f"index again with `python {shlex.join(words)}`"
 
@@ -352,40 +340,6 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         msg = f"{path} has format version {version}, this code reads version {FORMAT_VERSION}"
         raise ValueError(f"{msg}; index the shards again or use the code that made it")
     return manifest
-
-
-def stored_location(location: str, directory: Path) -> str:
-    """A shard's location as `index.json` holds it.
-
-    Relative to the folder that the index lies in if the shard lies beneath that, so that the two
-    can be moved together; absolute otherwise.
-    """
-    parent = directory.resolve().parent
-    if is_remote(location) or not Path(location).is_relative_to(parent):
-        return location
-    return Path(location).relative_to(parent).as_posix()
-
-
-def shard_records(directory: Path, entries: Sequence[dict[str, Any]]) -> tuple[ShardRecord, ...]:
-    """Records of the shards that a manifest lists; a missing field is a KeyError."""
-    return tuple(
-        ShardRecord(
-            location=absolute_location(entry["location"], directory),
-            **{name: entry[name] for name in _RECORD_FIELDS},
-        )
-        for entry in entries
-    )
-
-
-def shard_entry(record: ShardRecord, directory: Path) -> dict[str, Any]:
-    """A record as a manifest lists it."""
-    fields = {name: getattr(record, name) for name in _RECORD_FIELDS}
-    return {"location": stored_location(record.location, directory), **fields}
-
-
-def absolute_location(stored: str, directory: Path) -> str:
-    """The inverse of `stored_location`."""
-    return stored if is_remote(stored) else str(directory.resolve().parent / stored)
 
 
 def _check_file_sizes(directory: Path, sizes: dict[str, int]) -> None:

@@ -72,7 +72,10 @@ class Llm2ClipArchive:
             first, last = np.searchsorted(shard_of_text, [shard, shard + 1])
             if first == last:  # a download of which nothing was left, say
                 continue
-            keys = self._index.keys(self._captions.sample[first:last])
+            in_tar = self._index.keys_in_shard(shard)
+            first_row = int(np.searchsorted(self._index.shard, shard))
+            owners = self._captions.sample[first:last] - first_row
+            keys = [in_tar[owner] for owner in owners.tolist()]
             found = self._read(path)
             absent = [key for key in keys if key not in found]
             if absent:

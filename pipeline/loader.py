@@ -15,6 +15,7 @@ from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from pipeline.assembler import Assembler
@@ -163,7 +164,8 @@ class Loader(Iterator[PackedBatch]):
             ValueError: the mask compares pixels only.
         """
         self._stop()
-        self._assembler.set_patch_embedding(weight, positions, step)
+        with self._copier.queue():
+            self._assembler.set_patch_embedding(weight, positions, step)
 
     def close(self) -> None:
         """End the threads and close the shards; a silent server delays it by half a minute."""
@@ -186,7 +188,7 @@ class Loader(Iterator[PackedBatch]):
         stats, depth = self.stats, self.config.prefetch
         read = stats.read.timed_output(self._read_on(self._step))
         self._reading = Prefetched(read, depth, "tessera-read")
-        made = map(self._make, stats.decode.timed_input(self._reading))
+        made = self._make_on(stats.decode.timed_input(self._reading))
         self._packing = Prefetched(stats.copy.timed_output(made), depth, "tessera-pack")
         return self._packing
 
@@ -205,6 +207,12 @@ class Loader(Iterator[PackedBatch]):
             if fetched is None:
                 return
             yield fetched
+
+    def _make_on(self, read: Iterator[Fetched]) -> Iterator[Sent]:
+        # Of this thread alone: torchrun sets OMP_NUM_THREADS=1, and then all that torch does here
+        # would run on one core.
+        torch.set_num_threads(self.config.num_threads)
+        yield from map(self._make, read)
 
     def _make(self, fetched: Fetched) -> Sent:
         with self._copier.queue():

@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from pipeline import device_random
 from pipeline.augment import DRAWS_PER_IMAGE
 from pipeline.caption_mix import CaptionMix, DrawnCaptions
 from pipeline.chained_index import ChainedIndex
-from pipeline.counter_random import Purpose, uniforms
+from pipeline.counter_random import Purpose, keys, uniforms
 from pipeline.crops import DRAWS_PER_WINDOW, CropConfig, centre_windows, draw_windows
 from pipeline.index import Index
 from pipeline.order import Order, Visits
@@ -63,8 +66,8 @@ class Plan(Protocol):
         """[B, count] uniform numbers, for the tokens that long captions keep."""
         ...
 
-    def noise(self, visits: Visits, num_patches: int) -> NDArray[np.float32]:
-        """[B, N] in [0, 1), for the mask."""
+    def noise(self, visits: Visits, num_patches: int, device: torch.device) -> Tensor:
+        """[B, N] float32 in [0, 1), for the mask; the same bits on every device."""
         ...
 
 
@@ -123,10 +126,13 @@ class TrainingPlan:
         """Fresh draws for each visit."""
         return self._draw(visits, Purpose.TEXT, count)
 
-    def noise(self, visits: Visits, num_patches: int) -> NDArray[np.float32]:
+    def noise(self, visits: Visits, num_patches: int, device: torch.device) -> Tensor:
         """Fresh noise for each visit; rounded down, so that it stays below 1 in float32."""
+        if device.type != "cpu":
+            key = keys(self.order.seed, visits.passes, visits.sample_ids, Purpose.MASK)
+            return device_random.noise(key, num_patches, device)
         draws = self._draw(visits, Purpose.MASK, num_patches)
-        return (np.floor(draws * 2**24) * 2.0**-24).astype(np.float32)
+        return torch.from_numpy((np.floor(draws * 2**24) * 2.0**-24).astype(np.float32))
 
     def augmentation(self, visits: Visits) -> NDArray[np.float64]:
         """Fresh draws for each visit."""
@@ -192,6 +198,6 @@ class EvaluationPlan:
         """A long caption loses its tail, so nothing is drawn."""
         return np.zeros((len(visits.sample_ids), count))
 
-    def noise(self, visits: Visits, num_patches: int) -> NDArray[np.float32]:
+    def noise(self, visits: Visits, num_patches: int, device: torch.device) -> Tensor:
         """Nothing is masked, so nothing is drawn."""
-        return np.zeros((len(visits.sample_ids), num_patches), dtype=np.float32)
+        return torch.zeros(len(visits.sample_ids), num_patches, device=device)

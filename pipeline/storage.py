@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from threading import Event
 from typing import Any, BinaryIO, TypeVar, cast
 
@@ -24,6 +25,14 @@ _BUFFER_BYTES = 1024**2
 _READ_AHEAD_BYTES = 8 * 1024**2
 _NUM_TRIES = 5
 _FIRST_WAIT_S = 0.2
+_UNPACK = {
+    ".tar.gz": "gunzip --keep {folder}/*.tar.gz",
+    ".tgz": "gunzip --keep --suffix .tgz {folder}/*.tgz",
+    ".tar.zst": "zstd -d {folder}/*.tar.zst",
+    ".tar.xz": "unxz --keep {folder}/*.tar.xz",
+    ".tar.bz2": "bunzip2 --keep {folder}/*.tar.bz2",
+}
+"""Commands that unpack what is not read."""
 _SILENCE_S = 30.0
 """So long a web server may say nothing, in seconds, before it is asked again."""
 
@@ -70,7 +79,7 @@ def list_shards(place: str | Path) -> list[str]:
     else:
         raise FileNotFoundError(f"there is no {place}")
     if not found:
-        raise ValueError(f"the folder {place} holds no *.tar")
+        raise ValueError(f"the folder {place} holds no *.tar{_instead(location)}")
     return found
 
 
@@ -143,6 +152,11 @@ def folder_of(location: str) -> str:
     return location.rpartition("/")[0] if is_remote(location) else str(Path(location).parent)
 
 
+def stem_of(location: str) -> str:
+    """The name of a file without its suffix."""
+    return PurePosixPath(location).stem
+
+
 def head_tail_crc32(location: str, give_up: Event | None = None) -> int:
     """CRC-32 over the first and the last 64 KiB of a file, which overlap in a short one.
 
@@ -212,8 +226,33 @@ def _list_remote(location: str) -> list[str]:
         return [location]
     files, path = _file_system(location)
     protocol = location.partition("://")[0]
-    found = (files.unstrip_protocol(name) for name in files.glob(f"{path.rstrip('/')}/*.tar"))
+    try:
+        names = files.glob(f"{path.rstrip('/')}/*.tar")
+    except Exception as error:
+        # Clients of remote storage raise errors of their own, some of many lines.
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        help_ = "is the network up, and does the store's client have its credentials?"
+        raise OSError(f"{location} cannot be listed ({why}): {help_}") from error
+    found = (files.unstrip_protocol(name) for name in names)
     return sorted(name if "://" in name else f"{protocol}://{name}" for name in found)
+
+
+def _instead(location: str) -> str:
+    """What a local folder without *.tar holds in their place, and what to do about it."""
+    if is_remote(location):
+        return ""
+    folder, found = Path(location), Counter[str]()
+    for path in folder.iterdir():
+        if path.is_file():
+            found[next((end for end in _UNPACK if path.name.lower().endswith(end)), "")] += 1
+    for end, command in _UNPACK.items():
+        if found[end]:
+            return (
+                f", but {found[end]} *{end}: unpack them first, as samples are read from the "
+                f"middle of a tar, with `{command.format(folder=folder)}`"
+            )
+    below = next((path.parent for path in folder.glob("*/*.tar")), None)
+    return f"; {below} does: name that folder" if below else ""
 
 
 def _file_system(location: str) -> tuple[Any, str]:
@@ -224,6 +263,8 @@ def _file_system(location: str) -> tuple[Any, str]:
         return fsspec.core.url_to_fs(location, **_options(location))
     except (ImportError, ValueError) as error:
         raise ValueError(f"{location} cannot be read: {error}") from error
+    except Exception as error:
+        raise OSError(f"{location} cannot be read: {_as_os_error(error)}") from error
 
 
 def _options(location: str) -> dict[str, Any]:

@@ -9,11 +9,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
+from pipeline.selection import parse_reference
 from recipes import clip, clipa, cluster_masking, fastclip, flip, laclip, llm2clip, veclip
 from recipes.datasets import require_index
 from recipes.demo import demo, draw_demo_data, draw_miniature_data
 from recipes.flickr8k import flickr8k, require_flickr8k
+from training import miniature
 from training.config import TrainConfig
 
 __all__ = ["RECIPES", "Recipe", "find_recipe", "list_recipes"]
@@ -27,6 +30,15 @@ class Recipe:
     """Gives the configuration; its docstring describes the run."""
     require_data: Callable[[TrainConfig], None] = require_index
     """Makes the data, or raises FileNotFoundError with the command that makes them."""
+
+    def makes_data(self, config: TrainConfig) -> bool:
+        """Whether `prepare` makes the training data of this run itself, where they are missing."""
+        drawn = [miniature.TRAIN]
+        if self.require_data is draw_demo_data:
+            drawn.append(Path(demo().data.train_references[0]))
+        return all(
+            parse_reference(each).index_dir in drawn for each in config.data.train_references
+        )
 
     def prepare(self, config: TrainConfig) -> None:
         """Make the data of a run of this recipe, as far as they are its own.

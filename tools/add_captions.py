@@ -35,6 +35,7 @@ from pipeline.caption_sources import (
     ImportOptions,
     ImportReport,
     Join,
+    KeyJoin,
     LaclipReader,
     Reader,
     RowJoin,
@@ -72,6 +73,9 @@ class Arguments:
     fields of the json in the shards."""
     join: Literal["key", "url", "row"] = "key"
     """What rows find their samples by; not used for shards."""
+    source: str = ""
+    """join by key: the source of the index that the keys are of, where it has several. By default
+    a key is written SOURCE:KEY if it alone could be of two."""
     key_column: str = ""
     """table: column of the key or URL; `key` or `url` if not given."""
     text_columns: tuple[str, ...] = ()
@@ -103,6 +107,8 @@ class Arguments:
             raise ValueError(
                 f"the lines of {self.files[0]} have no keys: join them by their order, --join row"
             )
+        if self.source and (self.join != "key" or self.format == "shards"):
+            raise ValueError("--source is for --join key")
         missing = [str(path) for path in self.files if not path.exists()]
         if missing:
             raise FileNotFoundError(f"there is no file {', '.join(missing)}")
@@ -135,7 +141,7 @@ class Arguments:
             return RowJoin(index)
         if self.join == "url":
             return ValueJoin(index.column("url").cast(pa.large_string()), "url")
-        return ValueJoin(index.table.column("key"), "key")
+        return KeyJoin(index, self.source)
 
 
 def _is_text(originals: Path) -> bool:

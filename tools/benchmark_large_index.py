@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import torch
 import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
@@ -205,7 +206,7 @@ def _planning(arguments: Arguments, index_dir: Path, kind: OrderKind) -> dict[st
     def whole(step: int) -> None:
         visits = plan.visits(step)
         plan.windows(visits)
-        plan.noise(visits, _NUM_PATCHES)
+        plan.noise(visits, _NUM_PATCHES, torch.device("cpu"))
         captions.pack(plan.draw_captions(visits).rows, 77, np.empty((arguments.batch_size, 0)))
 
     num_steps = 10 * index.num_samples // arguments.batch_size

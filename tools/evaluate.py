@@ -260,6 +260,8 @@ def index_shards(arguments: Arguments, folder: Path) -> dict[str, str]:
         captions = arguments.captions if place in arguments.retrieval else "class"
         report = build_index(list_shards(place), index, options=ScanOptions(captions=captions))
         print(f"indexed {place}: {json.dumps(report.summary())}", file=sys.stderr)
+        if captions != "class":
+            print("".join(f"{place}: {hint}\n" for hint in report.hints), end="", file=sys.stderr)
         found[place] = str(index)
     return found
 

@@ -1,11 +1,13 @@
 """Make the index of a data set: walk its tar shards, check every sample, tokenise every caption.
 
-    python tools/index_shards.py data/cc12m/shards data/cc12m/retry-01/shards --out data/cc12m/index
+    python tools/index_shards.py data/cc12m/shards --out data/cc12m/index
     python tools/index_shards.py data/flickr8k-dev --out data/flickr8k/dev --captions json:captions
+    python tools/index_shards.py cc3m=data/cc3m/shards cc12m=data/cc12m/shards --out data/both
 
-The same command goes on after it was stopped, and after shards were added, changed or removed it
-reads only those. Prints a report, writes it as report.html and report.json into the index, and
-prints one JSON line last. Exit status: 0 done, 1 failed, 2 wrong use, 130 stopped.
+Several folders are several sources; a key is unique within its source. The same command resumes
+after it was stopped, and after shards were added, changed or removed it reads only those. Prints a
+report, writes it as report.html and report.json into the index, and prints one JSON line last.
+Exit status: 0 done, 1 failed, 2 wrong use, 130 stopped.
 """
 
 from __future__ import annotations
@@ -17,10 +19,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
+
+from tools.program import begin, print_all, run
+
+begin(__name__)  # the imports below take seconds
+
 import tyro
 from tqdm import tqdm
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
 from evaluation.index_report import write_index_report
 from pipeline.durable import write_text
@@ -28,8 +34,8 @@ from pipeline.index import open_index
 from pipeline.indexing import IndexReport, ScanOptions, build_index
 from pipeline.indexing.image_check import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
 from pipeline.indexing.other_loaders import write_dali_indexes, write_key_list
+from pipeline.indexing.sources import Sources, described, find_sources
 from pipeline.printable import printable
-from pipeline.storage import list_shards
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,16 +43,28 @@ class Arguments:
     """Make the index of a data set: walk its tar shards, check every sample, tokenise captions."""
 
     shards: tyro.conf.Positional[tuple[str, ...]]
-    """Tar files or folders whose *.tar are taken; local, or URLs that fsspec knows (s3://, ...)."""
+    """Tar files or folders whose *.tar are taken; local, or URLs that fsspec knows (s3://, ...).
+    Each folder is a source with its name, or with another as NAME=FOLDER; places of the same NAME
+    are one source."""
     out: Path
     """Folder of the index. An index that is there is replaced when the new one is complete."""
-    captions: str = "txt"
+    captions: str = ""
     """`txt`: the sample's .txt. `lines`: each line of it is a caption. `json:FIELD`: a string or a
-    list of strings in its .json. `class`: none, for labelled sets to evaluate on; the number in the
-    sample's .cls stands in its place."""
+    list of strings in its .json; `json:captions.text` is the field `text` of each object in the
+    list `captions`. `class`: none, for labelled sets to evaluate on; the number in the sample's
+    .cls stands in its place. By default what the dataset.json beside the shards says, else txt."""
     columns: tuple[str, ...] = ()
     """Fields to keep for tools/select_samples.py, from the sample's .json or the parquet beside the
-    shard: `url`, or `similarity:float` for a number."""
+    shard: `url`, or `similarity:float` for a number. By default those of the dataset.json."""
+    image_suffix: tuple[str, ...] = ()
+    """Suffixes of the images, such as `input.jpg`; by default jpg, jpeg, png and webp."""
+    caption_suffix: str = ""
+    """Suffix of the captions, such as `outputs.txt` or `text`; by default txt, or json."""
+    key_to_last_dot: bool = False
+    """A key goes to the last dot of a file's name, for names with dots in them; by default to the
+    first, as webdataset has it."""
+    keys_per_shard: bool = False
+    """A key is SHARD/KEY, for shards that all number their samples anew."""
     sha256: bool = False
     """Keep the SHA-256 of every image file, and report repeated files."""
     dhash: bool = False
@@ -72,18 +90,17 @@ def main() -> int:
     arguments = tyro.cli(Arguments, description=__doc__)
     try:
         report = _run(arguments)
-        _print_report(report)
-        _write_extras(arguments, report)
+        lines = [*_report_lines(report), *_write_extras(arguments, report)]
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (OSError, RuntimeError) as error:
-        print(f"failed: {error}; the same command goes on", file=sys.stderr)
+        print(f"failed: {error}; the same command resumes", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped; the same command goes on where it was", file=sys.stderr)
+        print("stopped; the same command resumes where it was", file=sys.stderr)
         return 130
-    print(json.dumps(report.summary()))
+    print_all([*lines, json.dumps(report.summary())])
     return 0
 
 
@@ -92,39 +109,65 @@ def _run(arguments: Arguments) -> IndexReport:
         raise ValueError(f"--workers must be at least 1, got {arguments.workers}")
     if not arguments.shards:
         raise ValueError("name at least one tar file or a folder of them")
+    sources = find_sources(arguments.shards)
+    captions, columns = _wanted(arguments, sources)
     options = ScanOptions(
-        captions=arguments.captions,
+        captions=captions,
         full_decode=arguments.full_decode,
-        columns=arguments.columns,
+        columns=columns,
         sha256=arguments.sha256,
         dhash=arguments.dhash,
         max_image_pixels=arguments.max_image_pixels,
         max_image_bytes=arguments.max_image_bytes,
+        image_suffix=arguments.image_suffix,
+        caption_suffix=arguments.caption_suffix,
+        key_to_last_dot=arguments.key_to_last_dot,
+        keys_per_shard=arguments.keys_per_shard,
     )
-    shards = [shard for place in arguments.shards for shard in list_shards(place)]
     with tqdm(unit="B", unit_scale=True, desc="indexing", file=sys.stderr) as bar:
         return build_index(
-            shards,
+            list(sources.names),
             arguments.out,
             options=options,
+            sources=sources.names,
             rebuild=arguments.rebuild,
             num_workers=arguments.workers,
             progress=_progress_on(bar),
         )
 
 
-def _write_extras(arguments: Arguments, report: IndexReport) -> None:
-    """The report's files, and what other loaders need."""
+def _wanted(arguments: Arguments, sources: Sources) -> tuple[str, tuple[str, ...]]:
+    """Captions and columns: as asked for, else as the dataset.json beside the shards say."""
+    if arguments.captions and arguments.columns:
+        return arguments.captions, arguments.columns
+    try:
+        found = described(sources.folders)
+    except ValueError:
+        if not arguments.captions:
+            raise
+        found = None
+    if found is None:
+        return arguments.captions or "txt", arguments.columns
+    if not arguments.captions:
+        columns = "" if arguments.columns else "".join(f" {each}" for each in found.columns)
+        more = f" --columns{columns}" if columns else ""
+        print(f"dataset.json beside the shards says --captions {found.captions}{more}: followed")
+    return arguments.captions or found.captions, arguments.columns or found.columns
+
+
+def _write_extras(arguments: Arguments, report: IndexReport) -> list[str]:
+    """Write the report's files, and what other loaders need; returns lines that name them."""
     write_text(report.index_dir / "report.json", json.dumps(report.to_json(), indent=1))
     page = report.index_dir / "report.html"
     write_index_report(report, page)
-    print(f"report     {page}")
+    lines = [f"report     {page}"]
     if arguments.dali_idx is not None:
         files = write_dali_indexes(open_index(report.index_dir), arguments.dali_idx)
-        print(f"DALI       {len(files)} .idx files in {arguments.dali_idx}")
+        lines.append(f"DALI       {len(files)} .idx files in {arguments.dali_idx}")
     if arguments.filter is not None:
         write_key_list(open_index(report.index_dir), arguments.filter)
-        print(f"filter     {arguments.filter}")
+        lines.append(f"filter     {arguments.filter}")
+    return lines
 
 
 def _progress_on(bar: tqdm) -> Callable[[int, int], None]:
@@ -135,34 +178,45 @@ def _progress_on(bar: tqdm) -> Callable[[int, int], None]:
     return progress
 
 
-def _print_report(report: IndexReport) -> None:
-    print(f"index      {report.index_dir}")
-    print(f"samples    {report.num_samples} usable, {report.num_rejected} rejected")
-    print(
+def _report_lines(report: IndexReport) -> list[str]:
+    lines = [
+        f"index      {report.index_dir}",
+        f"samples    {report.num_samples} usable, {report.num_rejected} rejected",
+    ]
+    if len(report.source_sizes) > 1:
+        sizes = (f"{name} {size}" for name, size in report.source_sizes.items())
+        lines.append(f"sources    {', '.join(sizes)}; a key is written SOURCE:KEY")
+    lines.append(
         f"shards     {report.num_shards}, {report.num_scanned_shards} of them read now, "
         f"{len(report.shard_problems)} with a problem"
     )
-    for path, problem in report.shard_problems.items():
-        print(printable(f"  {path}: {problem}"))
+    lines += [printable(f"  {path}: {what}") for path, what in report.shard_problems.items()]
     for reason, count in report.rejections.items():
-        print(f"rejected   {count} {reason}")
-        for example in report.examples[reason]:
-            member = example.member or example.key
-            print(printable(f"  {example.shard}: {member}: {example.detail}"))
-        if count > len(report.examples[reason]):
-            print(f"  and {count - len(report.examples[reason])} more in rejected.arrow")
+        lines.append(f"rejected   {count} {reason}")
+        examples = report.examples[reason]
+        lines += (
+            printable(f"  {each.shard}: {each.member or each.key}: {each.detail}")
+            for each in examples
+        )
+        if count > len(examples):
+            lines.append(f"  and {count - len(examples)} more in rejected.arrow")
+    lines += [f"note       {hint}" for hint in report.hints]
     widths, heights = report.image_size_range[:2], report.image_size_range[2:]
-    print(f"images     {widths[0]} to {widths[1]} wide, {heights[0]} to {heights[1]} high (pixels)")
+    size = f"{widths[0]} to {widths[1]} wide, {heights[0]} to {heights[1]} high (pixels)"
     mean, percentile, longest = report.tokens_per_text
     per_sample = report.num_texts / report.num_samples
-    print(f"captions   {report.num_texts}, {per_sample:.2f} a sample")
+    lines += [f"images     {size}", f"captions   {report.num_texts}, {per_sample:.2f} a sample"]
     if report.num_empty_texts:
-        print(f"           {report.num_empty_texts} empty ones left out of samples with others")
-    print(f"tokens     {mean:.1f} a caption, 99% at most {percentile}, longest {longest}")
-    for name, found in report.repetitions.items():
-        print(f"repeated   {found.num_values - found.num_distinct} of {found.num_values} by {name}")
-    print(f"took       {report.seconds:.1f} s, {report.samples_per_s:.0f} samples/s")
+        lines.append(
+            f"           {report.num_empty_texts} empty ones left out of samples with others"
+        )
+    lines.append(f"tokens     {mean:.1f} a caption, 99% at most {percentile}, longest {longest}")
+    lines += [
+        f"repeated   {found.num_values - found.num_distinct} of {found.num_values} by {name}"
+        for name, found in report.repetitions.items()
+    ]
+    return [*lines, f"took       {report.seconds:.1f} s, {report.samples_per_s:.0f} samples/s"]
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -76,11 +76,14 @@ class Arguments:
         Raises:
             ValueError: the model is unknown, or sizes do not fit each other.
         """
+        # One batch is not worth the seconds that a trial of the GPU decoder takes.
+        device = "cpu" if self.loader.device == "auto" else self.loader.device
+        config = replace(self.loader, device=device)
         if not self.model:
-            return self.loader
+            return config
         known = clip_config(self.model)
         return replace(
-            self.loader,
+            config,
             image_size=known.vision.image_size,
             patch_size=known.vision.patch_size,
             context_length=known.text.context_length,

@@ -116,8 +116,7 @@ def _print_report(report: PackReport) -> None:
         if count > len(report.examples[reason]):
             print(f"  and {count - len(report.examples[reason])} more in {SKIPPED_FILE}")
     print(f"took       {report.seconds:.1f} s")
-    captions = "" if report.captions == "txt" else f" --captions {report.captions}"
-    print(f"next       python tools/index_shards.py {report.out} --out INDEX{captions}")
+    print(f"next       python tools/index_shards.py {report.out} --out INDEX")
 
 
 def _summary(report: PackReport) -> dict[str, object]:

@@ -187,6 +187,11 @@ def checkpoint_folders(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"{_PREFIX}*"), reverse=True) if folder.is_dir() else []
 
 
+def step_of(checkpoint: Path) -> int:
+    """The step of a checkpoint's folder, by its name."""
+    return int(checkpoint.name.removeprefix(_PREFIX))
+
+
 def load_latest(folder: Path) -> Checkpoint | None:
     """Read the newest whole checkpoint.
 

@@ -174,22 +174,12 @@ class OptimConfig:
 
     def warmup_pairs(self, total_samples: int) -> int:
         """Pairs of the warm-up of a run, or stage, of so many pairs."""
-        return (
-            round(self.warmup * total_samples)
-            if self.warmup_samples is None
-            else self.warmup_samples
-        )
+        if self.warmup_samples is not None:
+            return self.warmup_samples
+        return round(self.warmup * total_samples)
 
     def check_lengths(self, total_samples: int, where: str = "") -> None:
-        """Refuse a warm-up or a cooldown that does not fit into the run.
-
-        Args:
-            total_samples: pairs of the run or stage.
-            where: before the fields' names in the message, such as `stages.0.`.
-
-        Raises:
-            ValueError: names the field and the most that fits.
-        """
+        """Raise ValueError where warm-up and cooldown do not fit into the run or stage `where`."""
         warmup = self.warmup_pairs(total_samples)
         if warmup > total_samples:
             raise ValueError(
@@ -218,6 +208,8 @@ class EvaluationConfig(Suite):
 
     batch_size: int = 128
     """Images encoded at once."""
+    at_start: bool = False
+    """Measure the model before its first step as well."""
     text_encoder: str = ""
     """Folder of the language model that embeds prompts and captions whose embeddings are stored
     nowhere; only for models that read embeddings."""

@@ -211,7 +211,7 @@ def describe(records: list[StepRecord], stage: Stage, device: torch.device) -> s
         f"{rate:,.0f} pairs/s",
         f"data wait {wait:.1%}{_slowest(records) if wait > _WORTH_NAMING else ''}",
         f"mem {memory_bytes(device) / 2**30:.1f} GiB",
-        f"eta {_duration(left)}",
+        f"eta {duration(left)}",
     ]
     return " | ".join(parts)
 
@@ -239,7 +239,10 @@ def _short(number: int) -> str:
     return str(number)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds >= 72 * 3600:
+        return f"{seconds / 86400:,.1f} days"
     if seconds >= 3600:
         return f"{seconds / 3600:.1f}h"
     return f"{seconds / 60:.1f}min" if seconds >= 60 else f"{seconds:.0f}s"

@@ -27,6 +27,7 @@ from training.config import TrainConfig
 from training.decoding import settle_decoding
 from training.distributed import Ranks
 from training.ema import WeightAverage
+from training.health import Health
 from training.metrics import StepLog
 from training.optim import build_optimizer
 from training.overlap import overlap_warnings
@@ -35,7 +36,7 @@ from training.precision import TYPES, Precision, choose_precision
 from training.run_folder import RunFolder, newest_checkpoint
 from training.sample_ids import SampleIdLog
 from training.session import EMA, LORA, LOSS, MASK, Session, decoder_kind, fingerprints
-from training.sides import set_trained, with_encoder
+from training.sides import set_trained, trained_words, with_encoder
 from training.stages import Stage, fit_positions, stage_at, stages_of
 from training.stages import architecture as stage_architecture
 from training.timeline import Timeline
@@ -70,7 +71,7 @@ def open_session(
     stage = stage_at(run_config, run_step)
     config, step = stage.config, run_step - stage.first_step
     architecture = architecture_of(config)
-    share = _rank_config(config, architecture, ranks, device)
+    share = rank_config(config, architecture, ranks, device)
     share = settle_decoding(config, share, ranks, device, found)
     loader = open_loader(config.data.train_sets, share)
     architecture = with_encoder(architecture, loader)
@@ -127,6 +128,7 @@ def open_session(
         writer=CheckpointWriter(folder.checkpoints, config.keep_checkpoints) if main else None,
         timeline=timeline,
         clock=StepClock(timeline),
+        health=Health(config),
         slow_steps=SlowSteps(config.watch.slow_step, world_size=ranks.world_size),
         watchers=open_watchers(run_config, folder, resumed_step=run_step) if main else [],
         step=step,
@@ -183,6 +185,7 @@ def _build(
         if not found.state["config"].get("text_side", {}).get("distill") or resumed:
             loss.load_state_tensors(found.part(LOSS))
     set_trained(clip, config, found.part(LORA) if found and resumed else None)
+    logger.info("%s", trained_words(clip))
     model = parallelise(clip, ranks, device, config.distributed.strategy)
     optimizer = build_optimizer(clip, config.optim)
     if found and resumed:
@@ -305,7 +308,7 @@ def _tell_what_is_odd(config: TrainConfig, loader: Loader) -> None:
         logger.info("%s", line)
 
 
-def _rank_config(
+def rank_config(
     config: TrainConfig, architecture: ClipConfig, ranks: Ranks, device: torch.device
 ) -> LoaderConfig:
     """`loader_config` with this rank's share and device."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import shlex
 from collections.abc import Callable, Iterator
@@ -23,10 +24,13 @@ from pipeline.selection import Dataset, open_dataset
 from pipeline.stats import LoaderStats
 from training.config import to_json
 from training.environment import device_words, versions
+from training.health import falling_scores
 from training.metrics import StepRecord, memory_bytes, read_records
 from training.run_folder import RunFolder, write_json
 from training.session import Session
 from training.stages import Stage, architecture, stages_of
+
+logger = logging.getLogger(__name__)
 
 _NUM_GALLERY = 12
 _NUM_EXAMPLES = 4
@@ -35,7 +39,7 @@ _NUM_EXAMPLES = 4
 def evaluate_session(session: Session, progress: Callable[[int], object] | None = None) -> Outcome:
     """Measure the model as it is now, and write the scores to evaluations.jsonl.
 
-    Every rank must call it, behind the same step, and does its share.
+    Every rank must call it, after the same step, and does its share.
 
     Args:
         session: of the run; training can go on afterwards as if nothing had been.
@@ -45,6 +49,7 @@ def evaluate_session(session: Session, progress: Callable[[int], object] | None 
         The scores, on rank 0.
     """
     config = session.config
+    session.flush()  # the steps so far come before their scores, wherever they are shown
     with session.timeline.during("evaluation"):
         clip = session.evaluation_model()
         encoder = Encoder(
@@ -70,6 +75,13 @@ def _remember(session: Session, outcome: Outcome) -> None:
     kept = [each for each in read_evaluations(session.folder) if each["step"] < session.run_step]
     lines = [json.dumps(each) + "\n" for each in [*kept, record]]
     write_text(session.folder.evaluations, "".join(lines))
+    evaluations = read_evaluations(session.folder)
+    history = [(each["step"], dict(_scores(each))) for each in evaluations]
+    for watcher in session.watchers:
+        watcher.write_scores(*history[-1])
+    warning = falling_scores(history)
+    if warning:
+        logger.warning("%s", warning)
 
 
 def read_evaluations(folder: RunFolder) -> list[dict[str, Any]]:

@@ -9,9 +9,10 @@ from typing import Any
 
 from pipeline.durable import remove_partials, write_text
 from pipeline.file_lock import FileLock, HeldError
-from training.checkpoint import checkpoint_folders
+from training.checkpoint import checkpoint_folders, step_of
 from training.config import TrainConfig, to_json
-from training.config_differences import differences
+from training.config_differences import PLANNED, differences
+from training.extension import check_extension, pinned
 
 
 class RunFolder:
@@ -76,12 +77,24 @@ class RunFolder:
         """Which run of Weights & Biases this is, where it reports there."""
         return self.path / "wandb_id"
 
-    def claim(self, config: TrainConfig, *, restart: bool = False) -> None:
+    @property
+    def has_begun(self) -> bool:
+        """Whether a run left anything here: a start that failed before its first step did not."""
+        logged = self.metrics.is_file() and self.metrics.stat().st_size > 0
+        return logged or bool(checkpoint_folders(self.checkpoints))
+
+    def claim(self, config: TrainConfig, *, restart: bool = False) -> TrainConfig:
         """Keep other processes out, and make sure that a run found here has this configuration.
+
+        A run that is found may be made longer where that changes no step that was done.
 
         Args:
             config: of the run; written into the folder.
             restart: remove the run found here instead.
+
+        Returns:
+            The configuration to train by: the one given, but of a run that was extended the warm-up
+            stays that of its first length.
 
         Raises:
             ValueError: the folder cannot be written, another process is running in it, or it holds
@@ -91,17 +104,43 @@ class RunFolder:
         remove_partials(self.path)
         if restart:
             self.clear()
-        wanted = to_json(config)
-        if self.config.exists():
-            changed = differences(self._stored_config(), wanted)
-            if changed:
-                raise ValueError(
-                    f"{self.path} holds a run with another configuration:\n  "
-                    + "\n  ".join(changed)
-                    + "\nGive this one a folder of its own with --run-dir, or begin that one "
-                    "again with --restart"
-                )
-        write_json(self.config, wanted)
+        planned = config.total_samples
+        if self.config.exists() and self.has_begun:
+            stored = self._stored_config()
+            self._require_same(stored, config)
+            planned = stored.get(PLANNED, stored["total_samples"])
+            if config.total_samples > stored["total_samples"]:
+                self.evaluation.unlink(missing_ok=True)  # it is not finished any more
+        if planned == config.total_samples:
+            write_json(self.config, to_json(config))
+            return config
+        config = pinned(config, planned)
+        write_json(self.config, to_json(config) | {PLANNED: planned})
+        return config
+
+    def check(self, config: TrainConfig) -> None:
+        """What `claim` checks, without keeping others out or writing anything.
+
+        Raises:
+            ValueError: the folder holds a run with another configuration; names the fields.
+        """
+        if self.config.exists() and self.has_begun:
+            self._require_same(self._stored_config(), config)
+
+    def _require_same(self, stored: dict[str, Any], config: TrainConfig) -> None:
+        changed = differences(stored, to_json(config))
+        before = stored["total_samples"]
+        if config.total_samples > before and len(changed) == 1:
+            found = checkpoint_folders(self.checkpoints)
+            step = step_of(found[0]) if found else 0
+            check_extension(config, self.path, planned=before, step=step)
+        elif changed:
+            raise ValueError(
+                f"{self.path} holds a run with another configuration:\n  "
+                + "\n  ".join(changed)
+                + "\nGive this one a folder of its own with --run-dir, or begin that one "
+                "again with --restart"
+            )
 
     def clear(self) -> None:
         """Remove the run's files, and nothing else that lies in the folder."""

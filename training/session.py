@@ -30,6 +30,7 @@ from training.decoding import decode_device
 from training.distributed import Ranks
 from training.ema import WeightAverage
 from training.environment import versions
+from training.health import Health
 from training.metrics import DEVICE, NonFiniteLossError, StepLog, StepRecord
 from training.optim import set_learning_rate
 from training.parallel import state_on_host, whole, whole_clip
@@ -93,6 +94,8 @@ class Session:
     """Seconds by activity, earlier processes of this run included."""
     clock: StepClock
     """Seconds of each step."""
+    health: Health
+    """Looks for signs that the run goes wrong."""
     slow_steps: SlowSteps
     """Remembers how long steps take."""
     watchers: list[Watcher]
@@ -230,6 +233,9 @@ class Session:
         slow = self.slow_steps.explain(records)
         if slow:
             logger.warning("%s", slow)
+        if self.ranks.is_main:  # every rank sees the same losses
+            for sign in self.health.warnings(records):
+                logger.warning("%s", sign)
         return records
 
     def save(self) -> list[StepRecord]:

@@ -54,3 +54,10 @@ def set_trained(clip: Clip, config: TrainConfig, lora: dict[str, Tensor] | None 
             clip.image.load_state_dict(lora, strict=False)
     if not clip.distilling and config.text_side.embed_dim:
         clip.image.proj.requires_grad_(True)
+
+
+def trained_words(clip: Clip) -> str:
+    """How many parameters are trained, of all."""
+    sizes = [(p.numel() / 1e6, p.requires_grad) for p in clip.parameters()]
+    trained = sum(size for size, is_trained in sizes if is_trained)
+    return f"trains {trained:.1f} M of {sum(size for size, _ in sizes):.1f} M parameters"

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from training.command_line import with_options
 from training.config import TrainConfig, to_json
 from training.config_differences import flatten
+from training.environment import processes_here
 from training.session import Session
 
 _OUT_OF_MEMORY = (
@@ -35,14 +39,41 @@ def set_up_logging(path: Path | None = None, rank: int = 0) -> None:
         file = logging.FileHandler(path, encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         handlers.append(file)
+    logging.raiseExceptions = False  # a closed pipe ends no training, and is no traceback
     level = logging.WARNING if rank else logging.INFO
     logging.basicConfig(level=level, handlers=handlers, force=True)
 
 
-def comparison(config: TrainConfig) -> str:
-    """A command worth trying after this run: the same samples under another mask."""
+def next_commands(config: TrainConfig, argv: Sequence[str], checkpoint: Path) -> dict[str, str]:
+    """Commands worth trying after this run, by what they are for, quoted for a shell.
+
+    Args:
+        config: of the run.
+        argv: words that started it; the comparison repeats them with another mask.
+        checkpoint: its last one.
+    """
     kind = "random" if config.mask.kind == "cluster" else "cluster"
-    return f"python train.py {config.recipe} --mask.kind {kind} --run-dir {config.run_dir}-{kind}"
+    changes = {"--mask.kind": kind, "--run-dir": f"{config.run_dir}-{kind}"}
+    measured = (
+        *config.evaluation.retrieval,
+        *config.evaluation.zero_shot,
+        config.data.train_references[0],
+    )
+    start = ["torchrun", "--nproc-per-node", str(processes_here())]
+    program = [*(start if processes_here() > 1 else ["python"]), "train.py"]
+    image_only = bool(config.text_side.embeddings)
+    form = "open_clip-image" if image_only else "open_clip"
+    target = f"{config.run_dir}-open_clip{'.safetensors' if image_only else ''}"
+    tools = {
+        "search": ["search.py", config.run_dir, measured[0], "--query", "a red boat"],
+        "evaluate": ["evaluate.py", config.run_dir, "--retrieval", measured[0]],
+        "export": ["export.py", str(checkpoint), "--format", form, "--out", target],
+    }
+    found = {"compare": shlex.join([*program, *with_options(argv, changes)])}
+    return found | {
+        name: shlex.join(["python", f"tools/{tool}", *words])
+        for name, (tool, *words) in tools.items()
+    }
 
 
 def brief(session: Session) -> dict[str, object]:

@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
+import logging
 import secrets
+import socket
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from pipeline.durable import write_text
 from training.config import TrainConfig, WatchConfig, to_json
 from training.metrics import StepRecord
 from training.run_folder import RunFolder
 
+logger = logging.getLogger(__name__)
+
 _SHOWN = ("loss", "lr", "logit_scale", "grad_norm", "step_s", "data_wait_s", "samples", "stage")
-_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}
+_PACKAGES = {
+    "tensorboard": ("tensorboard", "torch.utils.tensorboard.writer"),
+    "wandb": ("wandb", "wandb"),
+}
+"""Package and the module of it, or of torch, that is imported, by the option that wants it."""
+_OFFLINE = ("offline", "disabled", "dryrun", "shared")
+"""Modes of the package in which it needs no service."""
+_ANSWER_S = 3
+"""Seconds that the service has to take a connection."""
+_INIT_S = 5
+"""Seconds that the service has to answer; the fallback needs some of its own."""
+_FINISH_S = 10
+"""Seconds that the end of a run waits for what is still to be sent."""
 
 
 class Watcher(Protocol):
@@ -24,23 +43,31 @@ class Watcher(Protocol):
         """Show steps, in their order."""
         ...
 
+    def write_scores(self, step: int, scores: Mapping[str, float]) -> None:
+        """Show what was measured after a step, when all steps up to it are written."""
+        ...
+
     def close(self) -> None:
         """Send what is still under way."""
         ...
 
 
 def check_watch(config: WatchConfig) -> None:
-    """Make sure that the packages asked for are there, before any work starts.
+    """Make sure that the packages asked for can be used, before any work starts.
 
     Raises:
-        ValueError: one is not; gives the command that installs it.
+        ValueError: one cannot; gives the command that installs it.
     """
-    for field, package in _PACKAGES.items():
-        if getattr(config, field) and importlib.util.find_spec(package) is None:
+    for field, (package, module) in _PACKAGES.items():
+        if not getattr(config, field):
+            continue
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
             raise ValueError(
                 f"--watch.{field} needs the package {package}: pip install {package}, or leave the "
-                "option out"
-            )
+                f"option out ({error})"
+            ) from error
 
 
 def open_watchers(config: TrainConfig, folder: RunFolder, *, resumed_step: int) -> list[Watcher]:
@@ -81,6 +108,12 @@ class TensorBoard:
                 self._writer.add_scalar(f"train/{name}", value, record.step)
         self._writer.flush()
 
+    def write_scores(self, step: int, scores: Mapping[str, float]) -> None:
+        """Append the scores of an evaluation."""
+        for name, value in scores.items():
+            self._writer.add_scalar(f"evaluation/{name}", value, step)
+        self._writer.flush()
+
     def close(self) -> None:
         """Close the file."""
         self._writer.close()
@@ -97,11 +130,9 @@ class WandB:
             folder: of the run; the package's own files go there too.
             resumed_step: 0 begins a new run, whatever id is found.
         """
-        import wandb
-
         if resumed_step == 0 or not folder.wandb_id.exists():
             write_text(folder.wandb_id, secrets.token_hex(4))
-        self._run = wandb.init(
+        self._run = _open_run(
             project=config.watch.wandb,
             name=folder.path.name,
             id=folder.wandb_id.read_text(encoding="utf-8"),
@@ -118,9 +149,49 @@ class WandB:
             if record.step >= self._sent:
                 self._run.log(_values(record), step=record.step)
 
+    def write_scores(self, step: int, scores: Mapping[str, float]) -> None:
+        """Send the scores of an evaluation, unless the service has them."""
+        if step >= self._sent:
+            self._run.log({f"evaluation/{k}": v for k, v in scores.items()}, step=step)
+
     def close(self) -> None:
-        """Send the rest and end the run."""
+        """Send the rest and end the run; what cannot be sent in time stays in its folder."""
         self._run.finish()
+
+
+def _open_run(**options: Any) -> Any:
+    """A run of the service, or one in the run's folder where the service cannot be reached.
+
+    Training does not depend on it: without a login or a network this takes seconds, and a line
+    says so.
+    """
+    import wandb
+
+    common = {"login_timeout": 1, "finish_timeout": _FINISH_S, "silent": True}
+    settings = wandb.Settings(init_timeout=_INIT_S, **common)
+    try:
+        if settings.mode not in _OFFLINE:
+            _require_answer(settings.base_url)
+        return wandb.init(**options, settings=settings)
+    except Exception as error:  # the package's errors have no class in common but this one
+        reason = (str(error).strip() or "no answer").splitlines()[0].rstrip(".")
+        logger.warning(
+            "Weights & Biases cannot be used (%s); the run is written to %s instead, and "
+            "`wandb sync` sends it later",
+            reason,
+            Path(options["dir"]) / "wandb",
+        )
+    wandb.teardown()  # what failed holds on to the run's id
+    return wandb.init(**options, mode="offline", settings=wandb.Settings(**common))
+
+
+def _require_answer(url: str) -> None:
+    """Raise OSError where nothing answers; the package itself would try again for long."""
+    if getproxies():
+        return  # the way leads through a proxy, which the package knows how to use
+    address = urlsplit(url)
+    port = address.port or (80 if address.scheme == "http" else 443)
+    socket.create_connection((address.hostname or "", port), timeout=_ANSWER_S).close()
 
 
 def _values(record: StepRecord) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Further captions for the samples of an index: readers, joins and the writer."""
 
 from pipeline.caption_sources.importing import ImportOptions, ImportReport, import_captions
-from pipeline.caption_sources.joins import Join, RowJoin, SampleOrderJoin, ValueJoin
+from pipeline.caption_sources.joins import Join, KeyJoin, RowJoin, SampleOrderJoin, ValueJoin
 from pipeline.caption_sources.laclip import LaclipReader
 from pipeline.caption_sources.rows import Reader
 from pipeline.caption_sources.shard_fields import ShardFieldReader
@@ -11,6 +11,7 @@ __all__ = [
     "ImportOptions",
     "ImportReport",
     "Join",
+    "KeyJoin",
     "LaclipReader",
     "Reader",
     "RowJoin",

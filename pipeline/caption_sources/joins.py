@@ -6,6 +6,7 @@ Legend: M samples of the index, R rows of a batch.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.caption_sources.alignment import AlignmentCheck
 from pipeline.caption_sources.rows import RowBatch
-from pipeline.index import DEFAULT_SOURCE, Index
+from pipeline.index import DEFAULT_SOURCE, SOURCE_SEPARATOR, Index
 from pipeline.selection.split import hash_values
 
 _CHUNK_ROWS = 1 << 16
@@ -92,6 +93,58 @@ class ValueJoin:
                 f"{self._example!r}, the index has ones like {theirs!r}. Choose another "
                 "--key-column, or --stem True for paths whose file name is the key"
             )
+
+
+class KeyJoin(ValueJoin):
+    """Rows are matched by key, or by `SOURCE:KEY` where the index has several sources."""
+
+    def __init__(self, index: Index, source: str = "") -> None:
+        """Hash the keys.
+
+        Args:
+            index: whose samples are found.
+            source: the one that keys without a source are of; empty if that is to be seen from
+                the key.
+
+        Raises:
+            ValueError: the index has no such source.
+        """
+        super().__init__(index.table.column("key"), "key")
+        self._index = index
+        self._names = index.source_names
+        if source and source not in self._names:
+            known = ", ".join(self._names)
+            raise ValueError(f"the index has no source {source!r}; it has: {known}")
+        self._usual = self._names.index(source) if source else -1
+
+    def match(self, batch: RowBatch) -> Match:
+        """See `Join`.
+
+        Raises:
+            ValueError: a key is of several sources, and nothing says which one is meant.
+        """
+        if len(self._names) < 2:
+            return super().match(batch)
+        parts = [key.partition(SOURCE_SEPARATOR) for key in batch.keys]
+        numbers = [
+            self._names.index(source) if separator and source in self._names else -1
+            for source, separator, _ in parts
+        ]
+        pairs = zip(parts, numbers, batch.keys, strict=True)
+        keys = [part[2] if number >= 0 else key for part, number, key in pairs]
+        wanted = np.array([self._usual if n < 0 else n for n in numbers], np.int64)
+        rows, ids = super().match(replace(batch, keys=keys))
+        fits = (wanted[rows] < 0) | (wanted[rows] == self._index.sources_of(ids))
+        rows, ids = rows[fits], ids[fits]
+        repeated = np.flatnonzero(rows[1:] == rows[:-1])
+        if len(repeated):
+            row = int(rows[repeated[0]])
+            both = " and ".join(self._index.keys(ids[rows == row]))
+            raise ValueError(
+                f"{batch.place_of(row)}: the key {keys[row]!r} is that of {both}: write keys so, "
+                "or name the source that all are of with --source"
+            )
+        return rows, ids
 
 
 class RowJoin:

@@ -11,6 +11,7 @@ import numpy as np
 
 from pipeline.caption_sources.rows import RowBatch, check_text, json_object
 from pipeline.index import Index, ShardRecord
+from pipeline.indexing.clues import texts_at
 from pipeline.indexing.tar_walk import TarError, group_members, walk_tar
 from pipeline.storage import open_binary
 from pipeline.tables import texts_of
@@ -35,9 +36,9 @@ class ShardFieldReader:
     def batches(self) -> Iterator[RowBatch]:
         """The samples of one shard at a time; a sample without a json has no texts."""
         last = np.cumsum(self.index.shard_sizes).tolist()
-        for record, stop in zip(self.index.shards, last, strict=True):
+        for number, (record, stop) in enumerate(zip(self.index.shards, last, strict=True)):
             start = stop - record.num_samples
-            keys = self.index.keys(np.arange(start, stop))
+            keys = self.index.keys_in_shard(number)
             found = self._texts_of_shard(record, set(keys))
             batch = RowBatch(
                 first_row=start,
@@ -48,12 +49,13 @@ class ShardFieldReader:
             yield batch
 
     def _texts_of_shard(self, record: ShardRecord, wanted: set[str]) -> dict[str, list[str]]:
-        location = record.location
+        location, options = record.location, self.index.scan_options
         found: dict[str, list[str]] = {}
         with open_binary(location) as file:
             try:
-                for group in group_members(walk_tar(file, record.size_bytes)):
-                    member = group.members.get("json")
+                members = walk_tar(file, record.size_bytes)
+                for group in group_members(members, to_last_dot=options.key_to_last_dot):
+                    member = group.members.get(options.json_suffix)
                     if member is None or group.key not in wanted or group.key in found:
                         continue
                     where = f"{location}, {member.name}"
@@ -67,7 +69,7 @@ class ShardFieldReader:
         texts = []
         for name in self.fields:
             try:
-                texts += texts_of(document.get(name))
+                texts += texts_of(texts_at(document, name))
             except ValueError as error:
                 raise ValueError(f"{where}, field {name!r}: {error}") from None
         return texts

@@ -28,6 +28,7 @@ from nvidia.dali.pipeline import Pipeline
 from pipeline.decoding.decoder import DaliGraph, Decoded, Decoder
 from pipeline.decoding.jpeg_walk import JpegLayoutError, walk_jpeg
 from pipeline.decoding.upright import stored_window, turn_upright
+from pipeline.device_copy import upload
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ class DaliDecoder:
         self._kind: DaliGraph = graph
         self.name = f"dali-{device}"
         self._graph = self._build()
-        self._finished: torch.cuda.Event | None = None
+        self._finished = torch.cuda.Event(blocking=True) if device.type == "cuda" else None
         self._num_failed = 0
         self._failed_last = False
 
@@ -104,18 +105,13 @@ class DaliDecoder:
         # On CUDA the GPU decodes its part meanwhile.
         decoded = self._others.decode([encoded[place] for place in rest], windows[rest])
         failures = {int(rest[at]): reason for at, reason in decoded.failures.items()}
-        uploaded = self._upload(decoded.images)
+        uploaded = upload(decoded.images, self._device)
         if images is None:
             return Decoded(images=uploaded, failures=failures, fallback=fallback)
         merged = images.new_empty((len(encoded), *images.shape[1:]))
-        merged.index_copy_(0, self._upload(torch.tensor(places)), images)
-        merged.index_copy_(0, self._upload(torch.from_numpy(rest)), uploaded)
+        merged.index_copy_(0, upload(torch.tensor(places), self._device), images)
+        merged.index_copy_(0, upload(torch.from_numpy(rest), self._device), uploaded)
         return Decoded(images=merged, failures=failures)
-
-    def _upload(self, tensor: torch.Tensor) -> torch.Tensor:
-        if self._device.type == "cpu":
-            return tensor
-        return tensor.pin_memory().to(self._device, non_blocking=True)
 
     def _try_graph(self, parts: list[_Part]) -> tuple[torch.Tensor | None, str]:
         """[P, S, S, 3] uint8 upright images, or None and why the graph failed, if it did."""
@@ -126,11 +122,14 @@ class DaliDecoder:
         except RuntimeError as error:
             reason = f"DALI failed: {_reason(error)}"
             self._note_failure(len(parts), reason)
+            if self._finished is not None:  # what the batch still has under way on the device
+                torch.cuda.synchronize(self._device)
             return None, reason
         self._failed_last = False
         orientations = np.array([part.orientation for part in parts])
         for orientation in np.unique(orientations[orientations > 1]).tolist():
-            those = self._upload(torch.from_numpy(np.flatnonzero(orientations == orientation)))
+            those = torch.from_numpy(np.flatnonzero(orientations == orientation))
+            those = upload(those, self._device)
             images.index_copy_(0, those, turn_upright(images[those], orientation))
         return images, ""
 
@@ -154,7 +153,7 @@ class DaliDecoder:
         graph.feed_input("encoded", [part.file for part in parts])
         graph.feed_input("start", np.ascontiguousarray(windows[:, :2]))
         graph.feed_input("shape", np.ascontiguousarray(windows[:, 2:]))
-        if self._device.type == "cpu":
+        if self._finished is None:
             (images,) = graph.run()
             return torch.from_dlpack(images.as_tensor())
         stream = torch.cuda.current_stream(self._device)
@@ -162,7 +161,6 @@ class DaliDecoder:
         # The dynamic executor gives each batch memory of its own, which lives as long as the
         # tensor; torch tells DALI its stream, and DALI makes that stream wait for the pixels.
         tensor = torch.from_dlpack(images.as_tensor())
-        self._finished = torch.cuda.Event(blocking=True)
         self._finished.record(stream)
         return tensor
 

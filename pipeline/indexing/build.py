@@ -11,22 +11,27 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pipeline import index as layout
 from pipeline.durable import clear, locked_folder, sync_folder, write_text
 from pipeline.indexing.merge import Merged, merge
 from pipeline.indexing.options import ScanOptions
+from pipeline.indexing.remedies import example_lines, remedies
 from pipeline.indexing.report import IndexReport, make_report
 from pipeline.indexing.scan_pool import scan_shards
 from pipeline.indexing.scan_store import Scan, load_scan, scans_of_index
+from pipeline.shard_record import shard_entry, stored_location
 from pipeline.storage import file_crc32, file_state, normalised
 from pipeline.tokenizer import TOKENIZER_NAME
 
 _DEFAULTS = ScanOptions()
+_ONE_SOURCE: Mapping[str, str] = MappingProxyType({})
 _KEPT_FOLDERS = ("selections",)
 """Folders of an index that outlive its being made again; what is in them checks the fingerprint."""
 
@@ -36,6 +41,7 @@ def build_index(
     index_dir: Path,
     *,
     options: ScanOptions = _DEFAULTS,
+    sources: Mapping[str, str] = _ONE_SOURCE,
     rebuild: bool = False,
     num_workers: int = 1,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
@@ -50,6 +56,8 @@ def build_index(
         shards: tar files or their URLs. They are taken in the order of their locations.
         index_dir: folder to make.
         options: what is read from every sample, and how thoroughly it is checked.
+        sources: name of the source that a shard is of, by its normalised location. Keys are unique
+            within a source; a shard that is not named here is of the source "".
         rebuild: read every shard, whatever is known of it.
         num_workers: processes that scan, a shard each; 1 scans in this process.
         progress: called with the bytes done and the bytes there are.
@@ -71,11 +79,15 @@ def build_index(
         new = [location for location in locations if location not in known]
         scan_shards(new, work / "scans", options, num_workers=num_workers, progress=progress)
         scans = [known.get(each) or _stored(work / "scans", each, options) for each in locations]
+        for scan in scans:
+            source = sources.get(scan.record.location, "")
+            scan.record = replace(scan.record, source=source)
         merged = _write(scans, options, work, directory)
         scanned = [scan for scan in scans if scan.record.location not in known]
         report = make_report(
             merged,
             directory,
+            hints=tuple(remedies(merged.rejections, merged.clues, options, merged.num_samples)),
             num_shards=len(locations),
             num_scanned_shards=len(new),
             num_empty_texts=sum(scan.num_empty_texts for scan in scans),
@@ -183,7 +195,10 @@ def _write(scans: list[Scan], options: ScanOptions, work: Path, directory: Path)
         reasons = [f"{count} {reason}" for reason, count in merged.rejections.items()]
         reasons += [f"{path}: {problem}" for path, problem in list(_problems(scans).items())[:3]]
         msg = f"no usable sample in {len(scans)} shards"
-        raise ValueError(f"{msg} ({'; '.join(reasons)}); no index was written")
+        msg = f"{msg} ({'; '.join(reasons)}); no index was written"
+        lines = example_lines(merged.examples)
+        lines += remedies(merged.rejections, merged.clues, options, 0)
+        raise ValueError("\n  ".join([msg, *lines]))
     files = sorted(path for path in folder.rglob("*.arrow"))
     manifest = {
         "format_version": layout.FORMAT_VERSION,
@@ -197,8 +212,8 @@ def _write(scans: list[Scan], options: ScanOptions, work: Path, directory: Path)
         "crc32": {path.relative_to(folder).as_posix(): file_crc32(path) for path in files},
         "files": {path.relative_to(folder).as_posix(): path.stat().st_size for path in files},
         "about": _about(scans, directory),
-        "shards": [layout.shard_entry(record, directory) for record in merged.shards],
-        "unused_shards": [layout.shard_entry(record, directory) for record in merged.unused_shards],
+        "shards": [shard_entry(record, directory) for record in merged.shards],
+        "unused_shards": [shard_entry(record, directory) for record in merged.unused_shards],
     }
     write_text(folder / layout.INDEX_FILE, json.dumps(manifest, indent=1))
     for parent in {path.parent for path in files}:
@@ -210,9 +225,13 @@ def _about(scans: list[Scan], directory: Path) -> dict[str, dict[str, Any]]:
     """What is worth saying of a shard beyond its record, by location."""
     about: dict[str, dict[str, Any]] = {}
     for scan in scans:
-        said = {"problem": scan.problem, "num_empty_texts": scan.num_empty_texts}
+        said: dict[str, Any] = {
+            "problem": scan.problem,
+            "num_empty_texts": scan.num_empty_texts,
+            "clues": scan.clues.to_json() if scan.clues.is_worth_keeping else {},
+        }
         if any(said.values()):
-            about[layout.stored_location(scan.record.location, directory)] = said
+            about[stored_location(scan.record.location, directory)] = said
     return about
 
 

@@ -20,11 +20,13 @@ from numpy.typing import NDArray
 from pipeline import index as layout
 from pipeline.arrow_file import column_view, list_parts, string_parts
 from pipeline.captions import CAPTION_SCHEMA
+from pipeline.indexing.clues import Clues
 from pipeline.indexing.options import ScanOptions
 from pipeline.indexing.rejection import Reason, Rejection
 from pipeline.indexing.scan_store import TABLES, Scan, rejected_batch
 from pipeline.indexing.spool import TableSpool
 from pipeline.indexing.survey import Repetition, Survey
+from pipeline.shard_record import stored_location
 from pipeline.tokenizer import TOKENIZER_NAME
 
 _NUM_EXAMPLES = 3
@@ -52,6 +54,8 @@ class Merged:
     """Sizes and lengths."""
     repetitions: dict[str, Repetition]
     """Repeated texts, files and pictures."""
+    clues: Clues
+    """What else the scans saw."""
 
 
 def merge(scans: Sequence[Scan], options: ScanOptions, folder: Path, directory: Path) -> Merged:
@@ -74,12 +78,13 @@ def merge(scans: Sequence[Scan], options: ScanOptions, folder: Path, directory: 
 
 
 def _repeated_keys(scans: Sequence[Scan]) -> dict[int, dict[int, int]]:
-    """Rows whose key an earlier row has: shard number to row within it to shard number of that.
+    """Rows whose key an earlier row of their source has: shard number to row to shard of that.
 
     Hashes find the candidates in 8 bytes a sample; the keys themselves decide.
     """
     hashes = [
         np.fromiter(map(hash, scan.table("samples").column("key").to_pylist()), np.int64)
+        ^ hash(scan.record.source)
         if scan.record.num_samples
         else np.empty(0, np.int64)
         for scan in scans
@@ -87,7 +92,7 @@ def _repeated_keys(scans: Sequence[Scan]) -> dict[int, dict[int, int]]:
     ordered = np.sort(np.concatenate(hashes)) if hashes else np.empty(0, np.int64)
     suspects = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
     del ordered
-    first: dict[str, int] = {}
+    first: dict[tuple[str, str], int] = {}
     repeated: dict[int, dict[int, int]] = defaultdict(dict)
     if not len(suspects):
         return repeated
@@ -97,10 +102,11 @@ def _repeated_keys(scans: Sequence[Scan]) -> dict[int, dict[int, int]]:
             continue
         keys = scan.table("samples").column("key").take(pa.array(rows)).to_pylist()
         for row, key in zip(rows.tolist(), keys, strict=True):
-            if key in first:
-                repeated[number][row] = first[key]
+            place = scan.record.source, key
+            if place in first:
+                repeated[number][row] = first[place]
             else:
-                first[key] = number
+                first[place] = number
     return repeated
 
 
@@ -123,13 +129,17 @@ class _Writer:
         self._unused: list[layout.ShardRecord] = []
         self._counts: Counter[str] = Counter()
         self._examples: dict[str, list[Rejection]] = defaultdict(list)
+        self._clues = Clues()
 
     def add(self, scan: Scan, repeated: dict[int, int], scans: Sequence[Scan]) -> None:
         """Write a shard's rows but those whose key came before."""
+        self._clues.add(scan.clues)
         samples, captions, columns = (scan.table(name) for name in TABLES)
         rejected = scan.rejections()
         if repeated:
             rejected += _duplicates(scan, samples, repeated, scans)
+            elsewhere = sum(scans[first] is not scan for first in repeated.values())
+            self._clues.num_repeated_elsewhere += elsewhere
             samples, captions, columns = _without(list(repeated), samples, captions, columns)
         self._add_rejected(rejected)
         record = replace(scan.record, num_samples=samples.num_rows)
@@ -171,6 +181,7 @@ class _Writer:
             examples=dict(self._examples),
             survey=self._survey,
             repetitions=self._survey.repetitions(captions, samples.column("key")),
+            clues=self._clues,
         )
 
     def _add_rejected(self, rejected: list[Rejection]) -> None:
@@ -179,8 +190,7 @@ class _Writer:
             if len(self._examples[each.reason]) < _NUM_EXAMPLES:
                 self._examples[each.reason].append(each)
         stored = [
-            each._replace(shard=layout.stored_location(each.shard, self._directory))
-            for each in rejected
+            each._replace(shard=stored_location(each.shard, self._directory)) for each in rejected
         ]
         self._rejected.append(rejected_batch(stored))
 

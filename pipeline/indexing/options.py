@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from pipeline.indexing.image_check import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
 
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 SHA256 = "sha256"
 DHASH = "dhash"
 _COLUMN_TYPES = {"string": pa.large_string(), "float": pa.float64()}
@@ -24,8 +25,9 @@ class ScanOptions:
 
     captions: str = "txt"
     """`txt`: the sample's .txt. `lines`: each line of it, as CLIP_benchmark stores several texts.
-    `json:FIELD`: a string or a list of strings in its .json. `class`: the number in its .cls, for
-    labelled sets without texts, which are not to train on."""
+    `json:FIELD`: a string or a list of strings in its .json; FIELD.NAME is a field within a field,
+    and of all objects of a list. `class`: the number in its .cls, for labelled sets without texts,
+    which are not to train on."""
     full_decode: bool = True
     """Decode every image. Otherwise only its header, and a JPEG's end marker, are checked."""
     columns: tuple[str, ...] = ()
@@ -39,8 +41,23 @@ class ScanOptions:
     """Pictures that claim more pixels are rejected before they are decoded."""
     max_image_bytes: int = MAX_IMAGE_BYTES
     """Larger image files are rejected before they are read."""
+    image_suffix: tuple[str, ...] = ()
+    """Suffixes of the images, the first one found counts; by default jpg, jpeg, png and webp."""
+    caption_suffix: str = ""
+    """Suffix of the member that holds the captions; by default txt, or json for `json:FIELD`."""
+    key_to_last_dot: bool = False
+    """A key goes to the last dot of a member's name; by default to the first, as in webdataset."""
+    keys_per_shard: bool = False
+    """A key is SHARD/KEY, for shards that all number their samples anew."""
 
     def __post_init__(self) -> None:
+        suffixes = tuple(map(_bare, self.image_suffix))
+        object.__setattr__(self, "image_suffix", suffixes)
+        object.__setattr__(self, "caption_suffix", _bare(self.caption_suffix))
+        if self.key_to_last_dot and any("." in each for each in (*suffixes, self.caption_suffix)):
+            raise ValueError("a key that goes to the last dot leaves no suffix with a dot in it")
+        if self.captions == "class" and self.caption_suffix:
+            raise ValueError("captions='class' takes the number in the .cls, and no caption_suffix")
         if self.captions not in ("txt", "lines", "class") and not self.json_field:
             known = "'txt', 'lines', 'class' or 'json:FIELD'"
             raise ValueError(f"captions must be {known}, got {self.captions!r}")
@@ -61,6 +78,22 @@ class ScanOptions:
         names = [spec.partition(":")[0] for spec in self.columns]
         if len(set(names)) < len(names):
             raise ValueError(f"a column is named twice in {', '.join(self.columns)}")
+
+    @property
+    def image_suffixes(self) -> tuple[str, ...]:
+        """Suffixes of images, in the order in which they are looked for."""
+        return self.image_suffix or IMAGE_SUFFIXES
+
+    @property
+    def text_suffix(self) -> str:
+        """Suffix of the member that captions are read from."""
+        usual = "json" if self.json_field else "cls" if self.captions == "class" else "txt"
+        return self.caption_suffix or usual
+
+    @property
+    def json_suffix(self) -> str:
+        """Suffix of the json that captions or columns are read from."""
+        return self.text_suffix if self.json_field else "json"
 
     @property
     def json_field(self) -> str:
@@ -108,8 +141,15 @@ class ScanOptions:
             TypeError: there are others.
             ValueError: a value is out of its range.
         """
-        return cls(**{**values, "columns": tuple(values["columns"])})
+        lists = {name: tuple(values.get(name, ())) for name in ("columns", "image_suffix")}
+        return cls(**{**values, **lists})
 
     def to_json(self) -> dict[str, Any]:
         """These options as plain JSON values."""
-        return {**asdict(self), "columns": list(self.columns)}
+        lists = {"columns": list(self.columns), "image_suffix": list(self.image_suffix)}
+        return {**asdict(self), **lists}
+
+
+def _bare(suffix: str) -> str:
+    """A suffix as `tar_walk` has it."""
+    return suffix.lower().removeprefix(".")

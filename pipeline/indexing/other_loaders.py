@@ -7,12 +7,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-
 from pipeline.durable import write_text
 from pipeline.index import Index
+from pipeline.indexing.options import ScanOptions
 from pipeline.indexing.tar_walk import MemberGroup, TarError, group_members, walk_tar
-from pipeline.storage import file_state, open_binary
+from pipeline.storage import file_state, open_binary, stem_of
 
 _DALI_VERSION = "v1.2"
 
@@ -25,8 +24,9 @@ def write_dali_indexes(
     They list the usable samples alone, so that DALI's reader never meets another.
 
     Args:
-        index: a data set whose shards have different names.
-        folder: gets one file for each shard, `NNNNN.idx` for `NNNNN.tar`; made if missing.
+        index: a data set whose shards have different names within each source.
+        folder: gets one file for each shard, `NNNNN.idx` for `NNNNN.tar`; made if missing. Several
+            sources have a folder each in it.
         progress: called with the shards done and the shards there are.
 
     Returns:
@@ -36,16 +36,20 @@ def write_dali_indexes(
         ValueError: two shards have the same name.
         OSError: a shard cannot be read.
     """
-    stems = [PurePosixPath(record.location).stem for record in index.shards]
-    stem, times = Counter(stems).most_common(1)[0]
+    several = len(index.source_names) > 1
+    targets = [
+        (folder / record.source if several else folder) / f"{stem_of(record.location)}.idx"
+        for record in index.shards
+    ]
+    target, times = Counter(targets).most_common(1)[0]
     if times > 1:
-        raise ValueError(f"{times} shards are called {stem}.tar; index and write them apart")
-    folder.mkdir(parents=True, exist_ok=True)
+        raise ValueError(f"{times} shards are called {target.stem}.tar; index and write them apart")
     paths: list[Path] = []
-    for number, (record, stem) in enumerate(zip(index.shards, stems, strict=True)):
-        keys = set(index.keys(_rows_of(index, number)))
-        lines = [_dali_line(group) for group in _groups(record.location) if group.key in keys]
-        path = folder / f"{stem}.idx"
+    for number, (record, path) in enumerate(zip(index.shards, targets, strict=True)):
+        keys = set(index.keys_in_shard(number))
+        groups = _groups(record.location, index.scan_options)
+        lines = [_dali_line(group) for group in groups if group.key in keys]
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, "\n".join([f"{_DALI_VERSION} {len(lines)}", *lines]) + "\n")
         paths.append(path)
         progress(number + 1, len(index.shards))
@@ -55,29 +59,28 @@ def write_dali_indexes(
 def write_key_list(index: Index, path: Path) -> None:
     """Write the shard and the key of every usable sample, a line each with a tab between.
 
-    Enough to filter any WebDataset reader by `sample["__url__"]` and `sample["__key__"]`.
+    Enough to filter any WebDataset reader by `sample["__url__"]` and `sample["__key__"]`. A shard
+    is named by its file, and by its whole place if several have the same name.
     """
+    names = [PurePosixPath(record.location).name for record in index.shards]
+    if len(set(names)) < len(names):
+        names = [record.location for record in index.shards]
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("w", encoding="utf-8") as file:
-        for number, record in enumerate(index.shards):
-            name = PurePosixPath(record.location).name
-            file.writelines(f"{name}\t{key}\n" for key in index.keys(_rows_of(index, number)))
+        for number, name in enumerate(names):
+            file.writelines(f"{name}\t{key}\n" for key in index.keys_in_shard(number))
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
 
 
-def _rows_of(index: Index, number: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    first, last = np.searchsorted(index.shard, [number, number + 1])
-    return np.arange(first, last)
-
-
-def _groups(location: str) -> Iterator[MemberGroup]:
+def _groups(location: str, options: ScanOptions) -> Iterator[MemberGroup]:
     size_bytes = file_state(location).size_bytes
     seen: set[str] = set()
     with open_binary(location) as file:
         try:
-            for group in group_members(walk_tar(file, size_bytes)):
+            members = walk_tar(file, size_bytes)
+            for group in group_members(members, to_last_dot=options.key_to_last_dot):
                 # Of a key that comes twice the first one is in the index.
                 if group.cut_member is None and group.key not in seen:
                     seen.add(group.key)

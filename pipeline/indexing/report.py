@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,10 @@ class IndexReport:
     """Rejected samples by reason, most frequent first."""
     examples: dict[str, list[Rejection]]
     """The first few of each reason."""
+    hints: tuple[str, ...]
+    """What was seen that calls for another option or command, a line each."""
+    source_sizes: dict[str, int]
+    """Usable samples by source, in the order of their names."""
     shard_problems: dict[str, str]
     """Shards that could not be read, or not to their end, and why."""
     image_size_range: tuple[int, int, int, int]
@@ -74,6 +79,8 @@ class IndexReport:
             "num_rejected": self.num_rejected,
             "num_empty_texts": self.num_empty_texts,
             "rejections": self.rejections,
+            "sources": self.source_sizes,
+            "hints": list(self.hints),
             "shard_problems": self.shard_problems,
             "seconds": round(self.seconds, 3),
             "samples_per_s": round(self.samples_per_s, 1),
@@ -99,6 +106,9 @@ class IndexReport:
 def make_report(merged: Merged, index_dir: Path, **given: Any) -> IndexReport:
     """The report of an index that was written; `given` are the fields that it does not tell."""
     survey = merged.survey
+    sizes: Counter[str] = Counter()
+    for record in sorted(merged.shards, key=lambda each: each.source):
+        sizes[record.source] += record.num_samples
     return IndexReport(
         index_dir=index_dir,
         fingerprint=merged.fingerprint,
@@ -106,6 +116,7 @@ def make_report(merged: Merged, index_dir: Path, **given: Any) -> IndexReport:
         num_texts=merged.num_texts,
         rejections=merged.rejections,
         examples=merged.examples,
+        source_sizes=dict(sizes),
         image_size_range=(*survey.width_range, *survey.height_range),
         image_bytes=survey.image_bytes,
         tokens_per_text=survey.token_statistics(),

@@ -10,6 +10,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
@@ -19,17 +20,25 @@ from numpy.typing import NDArray
 
 from pipeline.captions import caption_batch
 from pipeline.index import SAMPLE_SCHEMA, ShardRecord
+from pipeline.indexing.clues import NUM_PEEKED, Clues
 from pipeline.indexing.image_check import check_image
 from pipeline.indexing.options import ScanOptions
 from pipeline.indexing.rejection import Reason, RejectedSampleError, Rejection
 from pipeline.indexing.sample_columns import field_values, parquet_fields
+from pipeline.indexing.sample_texts import (
+    MAX_TEXT_BYTES,
+    MOST_NAMED,
+    missing,
+    read_json,
+    read_label,
+    read_member,
+    read_texts,
+)
 from pipeline.indexing.tar_walk import MemberGroup, TarError, TarMember, group_members, walk_tar
-from pipeline.storage import file_state, head_tail_crc32, open_binary
+from pipeline.storage import file_state, head_tail_crc32, open_binary, stem_of
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
-MAX_TEXT_BYTES = 16 * 1024**2
-MAX_CAPTION_CHARACTERS = 65_536
 _TEXTS_AT_ONCE = 2048
+_ELSEWHERE = "; other members of it lie elsewhere in the tar, which is not sorted by name"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +59,8 @@ class ShardScan:
     """Samples that cannot be used, in the order of the tar."""
     num_empty_texts: int
     """Empty texts left out of samples that have others."""
+    clues: Clues
+    """What else was seen."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +83,8 @@ class _Scan:
     location: str
     options: ScanOptions
     parquet: dict[str, dict[str, Any]]
+    prefix: str
+    """Of the keys."""
     candidates: list[_Candidate] = field(default_factory=list)
     num_waiting_texts: int = 0
     rows: list[tuple[Any, ...]] = field(default_factory=list)
@@ -82,10 +95,32 @@ class _Scan:
     rejected: list[tuple[int, Rejection]] = field(default_factory=list)
     num_groups: int = 0
     num_empty_texts: int = 0
+    clues: Clues = field(default_factory=Clues)
+    num_peeked: int = 0
 
     def reject(self, place: int, key: str, error: RejectedSampleError) -> None:
+        key = self.prefix + key
         rejection = Rejection(key, self.location, error.member, error.reason, error.detail)
         self.rejected.append((place, rejection))
+
+    def name_apart(self) -> None:
+        """Say it of samples whose image and caption were found, but not as neighbours."""
+        by_reason: dict[str, set[str]] = {}
+        for _, each in self.rejected:
+            if not each.member:
+                by_reason.setdefault(each.reason, set()).add(each.key)
+        without_text = by_reason.get(Reason.MISSING_CAPTION, set()) | by_reason.get(
+            Reason.BAD_LABEL, set()
+        )
+        apart = by_reason.get(Reason.MISSING_IMAGE, set()) & without_text
+        self.clues.num_apart = len(apart)
+        if apart:
+            self.rejected = [
+                (place, each._replace(detail=each.detail + _ELSEWHERE))
+                if each.key in apart and not each.member
+                else (place, each)
+                for place, each in self.rejected
+            ]
 
     def add(self, candidate: _Candidate) -> None:
         """Texts wait for company: a batch is tokenised several times faster than one by one."""
@@ -132,7 +167,12 @@ def scan_shard(
         OSError: the file cannot be read.
     """
     state = file_state(location)
-    scan = _Scan(location=location, options=options, parquet=parquet_fields(location, options))
+    scan = _Scan(
+        location=location,
+        options=options,
+        parquet=parquet_fields(location, options),
+        prefix=f"{stem_of(location)}/" if options.keys_per_shard else "",
+    )
     problem = "" if state.size_bytes else "it is empty (0 bytes)"
     with warnings.catch_warnings():
         # Pillow warns of odd metadata and of large pictures, both of which are dealt with here.
@@ -141,6 +181,7 @@ def scan_shard(
             problem = _scan_groups(scan, state.size_bytes, advance)
     if not problem and not scan.num_groups:
         problem = "it holds no samples"
+    scan.name_apart()
     record = ShardRecord(
         location=location,
         size_bytes=state.size_bytes,
@@ -157,6 +198,7 @@ def scan_shard(
         columns=column_batch(scan.values, options),
         rejected=[rejection for _, rejection in sorted(scan.rejected)],
         num_empty_texts=scan.num_empty_texts,
+        clues=scan.clues,
     )
 
 
@@ -172,13 +214,15 @@ def _scan_groups(scan: _Scan, size_bytes: int, advance: Callable[[int], None]) -
     done_bytes = 0
     problem = ""
     with open_binary(scan.location) as file:
-        groups = group_members(walk_tar(file, size_bytes))
+        groups = group_members(walk_tar(file, size_bytes), to_last_dot=scan.options.key_to_last_dot)
         try:
             for group in groups:
+                scan.clues.see(group.members)
                 try:
                     scan.add(_candidate(file, group, scan))
                 except RejectedSampleError as error:
                     scan.reject(scan.num_groups, group.key, error)
+                _peek(file, group, scan)
                 scan.num_groups += 1
                 ends = [member.offset + member.num_bytes for member in group.members.values()]
                 position = max(ends, default=done_bytes)
@@ -196,14 +240,17 @@ def _candidate(file: BinaryIO, group: MemberGroup, scan: _Scan) -> _Candidate:
     if group.cut_member:
         detail = f"the tar ends inside {group.cut_member}"
         raise RejectedSampleError(Reason.TAR_CUT_SHORT, detail, group.cut_member)
-    image = _image_member(group)
-    document = _read_json(file, group, options)
-    caption_member, texts = _read_texts(file, group, options, document)
-    label = _read_label(file, group)
+    image = _image_member(group, options)
+    document = read_json(file, group, options)
+    caption_member, texts = read_texts(file, group, options, document)
+    if not options.json_field and options.captions != "class":
+        scan.clues.num_texts += 1
+        scan.clues.num_texts_of_lines += len(texts) > 1 or len(texts[0].splitlines()) > 1
+    label = read_label(file, group)
     if image.num_bytes > options.max_image_bytes:
         detail = f"{image.num_bytes} bytes exceed the limit of {options.max_image_bytes}"
         raise RejectedSampleError(Reason.TOO_LARGE, detail, image.name)
-    data = _read(file, image)
+    data = read_member(file, image)
     try:
         facts = check_image(
             data,
@@ -224,7 +271,7 @@ def _candidate(file: BinaryIO, group: MemberGroup, scan: _Scan) -> _Candidate:
         key=group.key,
         member=caption_member,
         row=(
-            *(group.key, 0, image.offset, image.num_bytes),
+            *(scan.prefix + group.key, 0, image.offset, image.num_bytes),
             *(facts.width, facts.height, label, int(facts.plain)),
         ),
         values=values,
@@ -232,120 +279,26 @@ def _candidate(file: BinaryIO, group: MemberGroup, scan: _Scan) -> _Candidate:
     )
 
 
-def _image_member(group: MemberGroup) -> TarMember:
-    for suffix in IMAGE_SUFFIXES:
+def _image_member(group: MemberGroup, options: ScanOptions) -> TarMember:
+    for suffix in options.image_suffixes:
         if suffix in group.members:
             return group.members[suffix]
-    others = ", ".join("." + suffix for suffix in sorted(group.members))
-    raise _missing(group, Reason.MISSING_IMAGE, f"no .{', .'.join(IMAGE_SUFFIXES)} among {others}")
+    names = sorted(group.members)
+    others = ", ".join(f".{suffix}" for suffix in names[:MOST_NAMED])
+    if len(names) > MOST_NAMED:
+        others += f" and {len(names) - MOST_NAMED} more"
+    wanted = ", .".join(options.image_suffixes)
+    raise missing(group, Reason.MISSING_IMAGE, f"no .{wanted} among {others}")
 
 
-def _missing(group: MemberGroup, reason: Reason, detail: str) -> RejectedSampleError:
-    """A member is not there; where the tar cannot be read on, that is the cause to name."""
-    if group.cut_member is not None:
-        return RejectedSampleError(Reason.TAR_CUT_SHORT, f"the tar cannot be read on: {detail}")
-    return RejectedSampleError(reason, detail)
-
-
-def _read_json(file: BinaryIO, group: MemberGroup, options: ScanOptions) -> dict[str, Any]:
-    """The sample's json if anything in it is wanted; empty if it is none and no caption is there.
-
-    A sample with captions elsewhere is not lost because of its metadata.
-    """
+def _peek(file: BinaryIO, group: MemberGroup, scan: _Scan) -> None:
+    """Look into the json of the first samples: captions may lie in it that nobody asked for."""
     member = group.members.get("json")
-    if member is None or not (options.json_field or options.fields):
-        return {}
-    try:
-        content = _decode(_read_text_bytes(file, member), member.name)
-        return _parse_json(content, member.name)
-    except RejectedSampleError:
-        if options.json_field:
-            raise
-        return {}
-
-
-def _read_texts(
-    file: BinaryIO, group: MemberGroup, options: ScanOptions, document: dict[str, Any]
-) -> tuple[str, list[str]]:
-    """The member that holds the texts of a sample, and the texts, checked but not tokenised."""
-    suffix, reason = "json" if options.json_field else "txt", Reason.MISSING_CAPTION
-    if options.captions == "class":
-        suffix, reason = "cls", Reason.BAD_LABEL
-    member = group.members.get(suffix)
-    if member is None:
-        raise _missing(group, reason, f"the sample has no .{suffix}")
-    if options.json_field:
-        texts = _json_texts(document, options.json_field, member.name)
-    else:
-        texts = [_decode(_read_text_bytes(file, member), member.name)]
-        if options.captions == "lines":
-            texts = [line for line in texts[0].split("\n") if line.strip()] or texts
-    return member.name, [_checked_text(text, member.name) for text in texts]
-
-
-def _read_text_bytes(file: BinaryIO, member: TarMember) -> bytes:
-    if member.num_bytes > MAX_TEXT_BYTES:
-        detail = f"{member.num_bytes} bytes exceed the limit of {MAX_TEXT_BYTES}"
-        raise RejectedSampleError(Reason.CAPTION_TOO_LONG, detail, member.name)
-    return _read(file, member)
-
-
-def _decode(raw: bytes, member: str) -> str:
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        detail = f"not UTF-8: {error.reason} at byte {error.start}"
-        raise RejectedSampleError(Reason.BAD_CAPTION_ENCODING, detail, member) from None
-
-
-def _checked_text(text: str, member: str) -> str:
-    if len(text) > MAX_CAPTION_CHARACTERS:
-        detail = f"{len(text)} characters exceed the limit of {MAX_CAPTION_CHARACTERS}"
-        raise RejectedSampleError(Reason.CAPTION_TOO_LONG, detail, member)
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        # JSON can spell half of a surrogate pair, which no UTF-8 can hold.
-        detail = "holds half of a surrogate pair"
-        raise RejectedSampleError(Reason.BAD_CAPTION_ENCODING, detail, member) from None
-    return text.strip()
-
-
-def _parse_json(content: str, member: str) -> dict[str, Any]:
-    try:
-        document = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise RejectedSampleError(Reason.BAD_JSON, f"not JSON: {error}", member) from None
-    if not isinstance(document, dict):
-        raise RejectedSampleError(Reason.MISSING_CAPTION, "not a JSON object", member)
-    return document
-
-
-def _json_texts(document: dict[str, Any], json_field: str, member: str) -> list[str]:
-    value = document.get(json_field)
-    if value is None:
-        raise RejectedSampleError(Reason.MISSING_CAPTION, f"no field {json_field!r}", member)
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        detail = f"field {json_field!r} is neither a string nor a list of strings"
-        raise RejectedSampleError(Reason.MISSING_CAPTION, detail, member)
-    return texts
-
-
-def _read_label(file: BinaryIO, group: MemberGroup) -> int:
-    member = group.members.get("cls")
-    if member is None:
-        return -1
-    content = _read(file, member)[:20].strip()
-    if not content.isdigit() or int(content) >= 2**31:
-        detail = f"{content.decode('ascii', 'backslashreplace')!r} is no class number"
-        raise RejectedSampleError(Reason.BAD_LABEL, detail, member.name)
-    return int(content)
-
-
-def _read(file: BinaryIO, member: TarMember) -> bytes:
-    file.seek(member.offset)
-    return file.read(member.num_bytes)
+    if member is None or scan.num_peeked >= NUM_PEEKED or member.num_bytes > MAX_TEXT_BYTES:
+        return
+    scan.num_peeked += 1
+    with suppress(ValueError, RecursionError):
+        scan.clues.peek(json.loads(read_member(file, member)))
 
 
 def _batch(rows: list[tuple[Any, ...]], schema: pa.Schema) -> pa.RecordBatch:

@@ -24,17 +24,16 @@ from pipeline.index import (
     REJECTED_SCHEMA,
     SAMPLE_SCHEMA,
     Index,
-    ShardRecord,
-    absolute_location,
-    shard_records,
-    stored_location,
 )
+from pipeline.indexing.clues import Clues
 from pipeline.indexing.options import ScanOptions
 from pipeline.indexing.rejection import Reason, Rejection
 from pipeline.indexing.scan_shard import ShardScan
+from pipeline.shard_record import ShardRecord, absolute_location, shard_records, stored_location
 from pipeline.tokenizer import TOKENIZER_NAME
 
 _SCAN_FILE = "scan.json"
+_SCAN_VERSION = 2
 TABLES = ("samples", "captions", "columns")
 
 
@@ -47,6 +46,8 @@ class Scan(Protocol):
     """What is wrong with the tar as a whole; empty if nothing is."""
     num_empty_texts: int
     """Empty texts left out of samples that have others."""
+    clues: Clues
+    """What else was seen in it."""
 
     def rejections(self) -> list[Rejection]:
         """Samples that cannot be used, in the order of the tar."""
@@ -65,6 +66,7 @@ class StoredScan:
         self.record = ShardRecord(**content["record"])
         self.problem: str = content["problem"]
         self.num_empty_texts: int = content["num_empty_texts"]
+        self.clues = Clues.from_json(content["clues"])
 
     def rejections(self) -> list[Rejection]:
         """Read them."""
@@ -92,6 +94,7 @@ class IndexedScan:
         self.record = record
         self.problem: str = about.get("problem", "")
         self.num_empty_texts: int = about.get("num_empty_texts", 0)
+        self.clues = Clues.from_json(about.get("clues", {}))
 
     def rejections(self) -> list[Rejection]:
         """Read them from the index."""
@@ -127,6 +130,7 @@ def store_scan(scan: ShardScan, folder: Path, options: ScanOptions) -> None:
         "record": asdict(scan.record),
         "problem": scan.problem,
         "num_empty_texts": scan.num_empty_texts,
+        "clues": scan.clues.to_json(),
     }
     write_text(place / _SCAN_FILE, json.dumps(content))
 
@@ -195,7 +199,11 @@ def _rejected_places(rejected: pa.RecordBatch, directory: Path) -> dict[str, tup
 
 def can_stand_in(manifest: dict[str, Any], options: ScanOptions) -> bool:
     """Whether an index was made with these options."""
-    return manifest["tokenizer"] == TOKENIZER_NAME and manifest["options"] == options.to_json()
+    try:
+        stored = ScanOptions.from_json(manifest["options"])
+    except TypeError:
+        return False
+    return manifest["tokenizer"] == TOKENIZER_NAME and stored == options
 
 
 def _place(folder: Path, location: str) -> Path:
@@ -208,5 +216,6 @@ def _settings(options: ScanOptions) -> dict[str, Any]:
         "format_version": FORMAT_VERSION,
         "tokenizer": TOKENIZER_NAME,
         "options": options.to_json(),
+        "scan_version": _SCAN_VERSION,
         "columns": SAMPLE_SCHEMA.names,
     }

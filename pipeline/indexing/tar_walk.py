@@ -20,6 +20,17 @@ _ZERO_BLOCK = bytes(BLOCK_BYTES)
 _REGULAR = (b"\0", b"0", b"7")
 _WITHOUT_DATA = b"123456"
 _KEY_AND_SUFFIX = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]*)$", re.DOTALL)
+_TO_LAST_DOT = re.compile(r"^((?:.*/)?[^./][^/]*)\.([^./]*)$", re.DOTALL)
+_UNPACK = "unpack it first, as samples are read from the middle of the file, with"
+_NO_TAR = (
+    (b"\x1f\x8b", f"it is compressed with gzip: {_UNPACK} `gzip -dc OLD > NEW.tar`"),
+    (b"\x28\xb5\x2f\xfd", f"it is compressed with zstd: {_UNPACK} `zstd -dc OLD > NEW.tar`"),
+    (b"\xfd7zXZ", f"it is compressed with xz: {_UNPACK} `xz -dc OLD > NEW.tar`"),
+    (b"BZh", f"it is compressed with bzip2: {_UNPACK} `bzip2 -dc OLD > NEW.tar`"),
+    (b"PK\x03\x04", "it is a zip file: pack its content with `tar --sort=name`"),
+    (b"version https://git-lfs", "it is a Git LFS pointer: fetch the file with `git lfs pull`"),
+    (b"<", "it is not a tar file but a web page or XML: download it again"),
+)
 
 
 class TarError(ValueError):
@@ -50,7 +61,8 @@ class MemberGroup:
     """The members of one sample: neighbours in the tar that share a key."""
 
     key: str
-    """Name up to the first dot of its last part, folders included, as webdataset has it."""
+    """Name up to the first dot of its last part, folders included, as webdataset has it; up to the
+    last dot where that was asked for."""
     members: dict[str, TarMember]
     """Member by suffix; suffixes in lower case and without the leading dot."""
     cut_member: str | None = None
@@ -100,8 +112,14 @@ def walk_tar(file: BinaryIO, num_bytes: int) -> Iterator[TarMember]:
             pax, long_name = {}, None
 
 
-def group_members(members: Iterable[TarMember]) -> Iterator[MemberGroup]:
+def group_members(
+    members: Iterable[TarMember], *, to_last_dot: bool = False
+) -> Iterator[MemberGroup]:
     """Gather neighbours that share a key, as webdataset does.
+
+    Args:
+        members: from `walk_tar`.
+        to_last_dot: a key goes to the last dot of the name instead of the first.
 
     A suffix that comes twice within a key starts a new group. Names without a dot and hidden
     files belong to no sample and are passed over. Where the walk ends in a `TarCutShortError`,
@@ -110,7 +128,7 @@ def group_members(members: Iterable[TarMember]) -> Iterator[MemberGroup]:
     key, group = "", dict[str, TarMember]()
     try:
         for member in members:
-            member_key, suffix = split_name(member.name)
+            member_key, suffix = split_name(member.name, to_last_dot=to_last_dot)
             if not member_key:
                 continue
             if group and (member_key != key or suffix in group):
@@ -119,7 +137,7 @@ def group_members(members: Iterable[TarMember]) -> Iterator[MemberGroup]:
             key = member_key
             group[suffix] = member
     except TarCutShortError as error:
-        cut_key, _ = split_name(error.name)
+        cut_key, _ = split_name(error.name, to_last_dot=to_last_dot)
         if group and cut_key in ("", key):
             yield MemberGroup(key=key, members=group, cut_member=error.name)
         elif group:
@@ -135,9 +153,9 @@ def group_members(members: Iterable[TarMember]) -> Iterator[MemberGroup]:
         yield MemberGroup(key=key, members=group)
 
 
-def split_name(name: str) -> tuple[str, str]:
+def split_name(name: str, *, to_last_dot: bool = False) -> tuple[str, str]:
     """Key and lower-case suffix of a member's name; both empty if it belongs to no sample."""
-    match = _KEY_AND_SUFFIX.match(name)
+    match = (_TO_LAST_DOT if to_last_dot else _KEY_AND_SUFFIX).match(name)
     return (match[1], match[2].lower()) if match else ("", "")
 
 
@@ -147,12 +165,12 @@ def _read_header(file: BinaryIO, position: int) -> tuple[str, int, bytes] | None
     block = file.read(BLOCK_BYTES)
     if len(block) < BLOCK_BYTES:
         if position == 0:
-            raise TarError("it is too short to be a tar file")
+            raise TarError(_other_format(block) or "it is too short to be a tar file")
         raise TarCutShortError(f"the file ends at byte {position + len(block)}, inside the archive")
     if block == _ZERO_BLOCK:
         return None
     if not _checksum_is_right(block):
-        raise _damaged(position)
+        raise _damaged(position, block)
     name = _text(block[:100].split(b"\0", 1)[0])
     if block[257:263] == b"ustar\0" and block[345]:
         name = _text(block[345:500].split(b"\0", 1)[0]) + "/" + name
@@ -236,7 +254,13 @@ def _text(raw: bytes) -> str:
     return raw.decode("utf-8", "backslashreplace")
 
 
-def _damaged(position: int) -> TarError:
+def _damaged(position: int, block: bytes = b"") -> TarError:
     if position == 0:
-        return TarError("it is not a tar file")
+        return TarError(_other_format(block) or "it is not a tar file")
     return TarCutShortError(f"the header at byte {position} is damaged")
+
+
+def _other_format(block: bytes) -> str:
+    """What a file is that is no tar, where its first bytes tell."""
+    start = block.lstrip()
+    return next((what for magic, what in _NO_TAR if start.startswith(magic)), "")

@@ -143,7 +143,7 @@ def choose(dataset: Dataset, criteria: Criteria) -> Chosen:
         chooser = _Chooser(dataset, samples)
         listed = None
         if criteria.listed:
-            _check_column(samples, criteria.on, "--on")
+            _check_lookup(samples, criteria.on)
             listed = read_ids(Path(criteria.listed), criteria.on)
             samples.list_ids(listed.batches)
         samples.lock()
@@ -171,7 +171,7 @@ def choose(dataset: Dataset, criteria: Criteria) -> Chosen:
 def _join(samples: SampleTable, criteria: Criteria) -> JoinCounts | None:
     if not criteria.join:
         return None
-    _check_column(samples, criteria.on, "--on")
+    _check_lookup(samples, criteria.on)
     samples.join(Path(criteria.join), criteria.on)
     named = (*criteria.where, *criteria.unique, criteria.drop_repeated, criteria.split_by)
     return samples.load_joined(named)
@@ -326,3 +326,20 @@ def _check_column(samples: SampleTable, name: str, option: str) -> None:
     if samples.kinds.get(name) not in ("text", "hash", "number"):
         known = ", ".join(sorted(samples.kinds))
         raise ValueError(f"there is no column {name!r} for {option}; known: {known}")
+
+
+def _check_lookup(samples: SampleTable, on: str) -> None:
+    """See that samples can be looked up by a column.
+
+    Raises:
+        ValueError: there is no such column, or it is a key that two sources of the index have.
+    """
+    _check_column(samples, on, "--on")
+    index = samples.index
+    if on != "key" or len(index.source_names) < 2:
+        return
+    if len(samples.repeats("key", np.arange(index.num_samples))):
+        raise ValueError(
+            f"a key alone may be of several of the sources {', '.join(index.source_names)}: say "
+            f"--on source_key, with values such as {index.keys([0])[0]!r}"
+        )

@@ -3,6 +3,7 @@
 | column | of each sample |
 |---|---|
 | key, shard, size, label | key, file name of the shard, bytes of the image file, class |
+| source, source_key | data set that its shard is of; `SOURCE:KEY`, if there are several |
 | width, height, shortest, longest, pixels, aspect | of the picture; aspect = longest / shortest |
 | num_captions, text | texts in the caption source, and the first of them |
 | min_caption_length, max_caption_length | characters of its shortest and longest text |
@@ -430,6 +431,10 @@ def _stream_columns(index: Index, caption_source: str) -> dict[str, Column]:
         "height": lambda ids: pa.array(index.height[ids]),
         **_text_columns(index, caption_source),
     }
+    if any(index.source_names):
+        sources = pa.array(index.source_names, pa.large_string())
+        columns["source"] = lambda ids: sources.take(pa.array(index.sources_of(ids)))
+        columns["source_key"] = lambda ids: pa.array(index.keys(ids), pa.large_string())
     for name in index.column_names:
         columns[name] = partial(_taken, index.column(name))
     return columns

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from pipeline.class_prompts import CLASS_NAMES, TEMPLATES, as_template
+from pipeline.dataset_file import DatasetFile
 from pipeline.durable import sync_folder, work_folder, write_text
 from pipeline.indexing.rejection import RejectedSampleError
 from pipeline.sharding.image_bytes import ImageOptions, prepare_image
@@ -27,7 +28,7 @@ from pipeline.sharding.samples import (
     Source,
     read_image_file,
 )
-from pipeline.sharding.side_table import SideTable
+from pipeline.sharding.side_table import FILE_NAME, SideTable
 
 SKIPPED_FILE = "skipped.jsonl"
 _TEMPLATE = "a photo of a {c}."
@@ -134,7 +135,7 @@ def make_shards(
     The same source and options give the same bytes. Every sample has its caption as `.txt`, and
     all of them as the list `captions` of a `.json` where samples may have several; a class number
     as `.cls`. Class names and templates lie beside the shards, as zero-shot evaluation wants
-    them, and what was skipped is listed in `skipped.jsonl`.
+    them; `dataset.json` says what an index takes, and `skipped.jsonl` what was skipped.
 
     Args:
         source: from `open_source`.
@@ -186,6 +187,12 @@ def make_shards(
         report.num_shards = len(shards)
         report.num_bytes = sum(shard.stat().st_size for shard in shards)
         _write_lists(partial, source, options, skipped)
+        has_names = FILE_NAME in side_table.columns
+        DatasetFile(
+            captions=report.captions,
+            columns=side_table.specs,
+            file_name=FILE_NAME if has_names else "",
+        ).write(partial)
         check_free(out)
         partial.rename(out)
         sync_folder(out.parent)

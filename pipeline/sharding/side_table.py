@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.indexing.options import DHASH, SHA256
 from pipeline.sharding.samples import Draft, Source
 from pipeline.tables.cells import is_null
 
@@ -39,6 +40,16 @@ class SideTable:
     def columns(self) -> list[str]:
         """Names of the columns beside the key."""
         return self._schema.names[1:]
+
+    @property
+    def specs(self) -> tuple[str, ...]:
+        """The columns as an index is asked for them; a name that none can have is left out."""
+        numbers = {pa.int64(), pa.float64()}
+        return tuple(
+            f"{field.name}:float" if field.type in numbers else field.name
+            for field in list(self._schema)[1:]
+            if field.name.isidentifier() and field.name not in (SHA256, DHASH)
+        )
 
     def add(self, key: str, draft: Draft, file_name: str) -> None:
         """Take up a sample of the shard that is being written."""

@@ -254,7 +254,7 @@ def test_training_on_what_is_held_out_is_told(index: Path, tmp_path: Path) -> No
 def test_a_dry_run_counts_the_selection(chosen: Path, tmp_path: Path) -> None:
     shown = train(chosen, tmp_path / "run", "--dry-run")
     num_train = open_dataset(f"{chosen}@train").num_samples
-    assert f"{num_train} of 96 samples in 3 shards: {64 / num_train:.1f} passes" in shown.stdout
+    assert f"{num_train} of 96 samples in 3 shards: {64 / num_train:.1f} epochs" in shown.stdout
     assert "warning" not in shown.stdout
     missing = train(chosen.with_name("nowhere"), tmp_path / "run", "--dry-run")
     assert missing.returncode == 0

@@ -234,9 +234,102 @@ def test_another_index_tokenizer_or_model_is_refused_on_resume(
 def test_dry_run_says_what_would_run(coloured_index: Path, tmp_path: Path) -> None:
     shown = run(arguments(coloured_index, tmp_path / "run", "--dry-run"))
     assert shown.returncode == 0, shown.stderr
-    for words in ("--mask.kind cluster", "M (image tower", "visible patches", "passes"):
+    lines = shown.stdout.splitlines()
+    assert lines[0].split()[0] == "changed"
+    assert "--total-samples 320  (the recipe: 64000)" in shown.stdout
+    assert "--mask.mask-ratio" not in shown.stdout
+    for words in ("M parameters (image tower", "visible patches", "epochs", "memory", "time  "):
         assert words in shown.stdout
     assert not (tmp_path / "run").exists()
+    everything = run(arguments(coloured_index, tmp_path / "run", "--dry-run", "--verbose"))
+    assert "--mask.mask-ratio 0.5" in everything.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--init-from", "nowhere.pt"), "'nowhere.pt' is neither a file nor a folder"),
+        (("--init-from", "WEIGHTS"), "does not fit 'tessera-demo'"),
+        (("--data.captions", "rewritten"), "rewritten"),
+        (("--optim.warmup-samples", "999"), "longer than the run of 320 pairs"),
+        (("--evaluation.zero-shot", "nowhere/else"), "nowhere/else"),
+        (("--accumulation", "5"), "does not divide the 32 pairs"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_dry_run_refuses_what_a_start_refuses(
+    words: tuple[str, ...],
+    message: str,
+    coloured_index: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In this process, for speed; the run must not take the root logger from pytest."""
+    from safetensors.torch import save_file
+
+    import train
+
+    monkeypatch.setattr(train, "set_up_logging", lambda *_args, **_options: None)
+
+    save_file({"logit_scale": torch.tensor(1.0)}, tmp_path / "w.safetensors")
+    words = tuple(str(tmp_path / "w.safetensors") if w == "WEIGHTS" else w for w in words)
+    for dry in (("--dry-run",), ()):
+        argv = arguments(coloured_index, tmp_path / "run", *dry, *words)[2:]
+        assert train.main(argv) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_failed_start_does_not_block_and_a_constant_run_is_extended(
+    coloured_index: Path, tmp_path: Path
+) -> None:
+    """The longer run's losses and weights are those of one that was as long from its start."""
+    more = ("--optim.schedule", "constant", "--evaluation.at-start")
+    failed = run(arguments(coloured_index, tmp_path / "run", *more, "--init-from", "nowhere.pt"))
+    assert failed.returncode == 2
+    assert (tmp_path / "run" / "config.json").exists()
+    command = arguments(coloured_index, tmp_path / "run", *more)
+    first = run(command)
+    assert first.returncode == 0, first.stderr
+    assert "trains 7." in first.stdout
+    assert "step 1/10" in first.stdout
+    assert "python tools/export.py" in first.stdout
+    command[command.index("--total-samples") + 1] = str(32 * 14)
+    extended = run(command)
+    assert extended.returncode == 0, extended.stderr
+    whole = arguments(coloured_index, tmp_path / "whole", *more)
+    whole[whole.index("--total-samples") + 1] = str(32 * 14)
+    assert run(whole).returncode == 0
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    assert len(losses(tmp_path / "run")) == 14
+    one, other = (
+        (path / "checkpoints" / "step_000000014" / "open_clip_model.safetensors").read_bytes()
+        for path in (tmp_path / "run", tmp_path / "whole")
+    )
+    assert one == other
+    lines = (tmp_path / "whole" / "evaluations.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [0, 14]
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    words = f"{sys.executable} train.py --list | head -1; exit ${{PIPESTATUS[0]}}"
+    done = run(["bash", "-c", words])
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert done.stdout.startswith("demo ")
+
+
+def test_a_run_starts_from_another_runs_folder(
+    unbroken: Path, coloured_index: Path, tmp_path: Path
+) -> None:
+    done = run(arguments(coloured_index, tmp_path / "run", "--init-from", str(unbroken)))
+    assert done.returncode == 0, done.stderr
+    assert f"from {unbroken}/checkpoints/step_000000010" in done.stdout
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "train.log").touch()
+    none = run(arguments(coloured_index, tmp_path / "b", "--init-from", str(tmp_path / "empty")))
+    assert none.returncode == 2
+    assert "has no checkpoint yet" in none.stderr
 
 
 def test_help_explains_every_field_with_its_unit() -> None:

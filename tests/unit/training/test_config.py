@@ -76,7 +76,7 @@ def test_only_what_changes_the_run_counts_as_a_difference() -> None:
     assert differences(to_json(staged), to_json(chunked)) == []
     other = replace(small(), seed=3, mask=MaskConfig(kind="random"))
     assert differences(before, to_json(other)) == [
-        "mask.kind: was 'none', now 'random'",
+        "mask.kind: was none, now random",
         "seed: was 0, now 3",
     ]
 

@@ -20,6 +20,7 @@ def test_the_same_configuration_may_go_on(tmp_path: Path) -> None:
 def test_another_configuration_is_refused_by_field(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.claim(small())
+    (folder.checkpoints / "step_000000003").mkdir(parents=True)
     with pytest.raises(ValueError, match="seed: was 0, now 1"):
         folder.claim(replace(small(), seed=1))
     folder.claim(replace(small(), seed=1), restart=True)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from nvidia.dali.pipeline import Pipeline
+from PIL import Image
 
 from pipeline.decoding import DaliGraph, Decoder, open_decoder
 from tests.decoder_pictures import encode, photo, with_orientation
@@ -60,10 +61,14 @@ def broken_animation(data: bytes) -> bytes:
     )
 
 
+TURNED = Image.Exif()
+TURNED[0x0112] = 6
+
 ODD = {
     "PNG": encode(photo(240, 180, seed=2), "PNG"),
     "broken animation": broken_animation(encode(photo(240, 180, seed=3), "PNG")),
     "WebP": encode(photo(240, 180, seed=4), "WEBP", quality=90),
+    "turned WebP": encode(photo(240, 180, seed=8), "WEBP", exif=TURNED),
     "CMYK": encode(photo(240, 180, seed=5, mode="CMYK")),
     "stray bytes": stray_bytes(encode(photo(240, 180, seed=6))),
     "empty": b"",
