@@ -5,7 +5,6 @@ Legend: N patches of an image (rows * cols), S side of a crop in pixels.
 
 from __future__ import annotations
 
-import io
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from evaluation.report.data import GalleryItem, Picture
 from evaluation.report.pictures import cluster_panel, crop_panel, data_uri, visible_panel
 from pipeline.counter_random import Purpose, uniforms
 from pipeline.crops import DRAWS_PER_WINDOW, draw_windows
-from pipeline.indexing.image_check import IMAGE_FORMATS
+from pipeline.decoding.picture import Picture as PictureFile
 from pipeline.loader import Loader
 from pipeline.reader import ShardReader
 from pipeline.stages import Preview
@@ -212,8 +211,7 @@ def _windows(loader: Loader, shown: Preview) -> NDArray[np.int32]:
 
 
 def _row(item: GalleryItem, data: bytes, window: NDArray[np.int32]) -> SheetRow:
-    with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as picture:
-        image = ImageOps.exif_transpose(picture).convert("RGB")
+    image = PictureFile(data).pixels()
     width, height = image.size
     y, x, window_h, window_w = map(int, window)
     image.thumbnail((2 * _SIDE, 2 * _SIDE))

@@ -2,8 +2,9 @@
 
 The short side is resized to the model's size (bicubic, antialiased), the centre is cut out, and
 pixels are normalised with the model's statistics. As in open_clip, an EXIF orientation is not
-looked at. Training decodes by other, faster code (pipeline/decoding): its pixels differ by a few
-levels, which would be enough to change single predictions.
+looked at; unlike there, what is transparent lies on white, as in training. Training decodes by
+other, faster code (pipeline/decoding): its pixels differ by a few levels, which would be enough to
+change single predictions.
 
 Legend: M pictures of a set, B of a batch, S side of a picture in pixels.
 """
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from model.config import ClipConfig
 from model.open_clip_config import preprocess_config
+from pipeline.decoding.picture import on_white
 from pipeline.reader import ShardReader
 from pipeline.selection import Dataset
 
@@ -131,7 +133,7 @@ def decode(data: bytes | OSError, transform: Transform) -> Tensor | str:
         return str(data)
     try:
         with Image.open(BytesIO(data), formats=IMAGE_FORMATS) as image:
-            return transform(image).permute(1, 2, 0)
+            return transform(on_white(image)).permute(1, 2, 0)
     except Exception as error:  # Pillow raises many kinds (SyntaxError, struct.error, ...)
         return str(error) or repr(error)
 

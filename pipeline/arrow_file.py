@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +26,20 @@ def write_batch(path: Path, batch: pa.RecordBatch) -> None:
         os.fsync(file.fileno())
 
 
-def map_batch(path: Path, *schemas: pa.Schema) -> pa.RecordBatch:
+def map_batch(
+    path: Path, schema: pa.Schema | None = None, *, missing: Mapping[str, int] | None = None
+) -> pa.RecordBatch:
     """Memory-map a file of one record batch; nothing is read but its footer and its offsets.
 
-    The batch has one of `schemas`; any columns are taken where none is given.
+    Files of an earlier edition may lack the last columns of `schema`: `missing` has the value that
+    stands in for each of these.
 
     Offsets that point outside of a column would have whoever uses it read foreign memory, so those
     of texts and lists are looked at: 8 bytes a row, none of which stays in private memory. Columns
-    of a kind that only the file knows (no schema is given) are validated wholly.
+    of a kind that only the file knows (no `schema` given) are validated wholly.
 
     Raises:
-        ValueError: the file is missing, damaged, or has the columns of no schema that is given.
+        ValueError: the file is missing, damaged, or has other columns than `schema`, if given.
     """
     hint = "make the index again with `python tools/index_shards.py SHARDS --out DIR`"
     try:
@@ -44,16 +48,19 @@ def map_batch(path: Path, *schemas: pa.Schema) -> pa.RecordBatch:
             num_batches = reader.num_record_batches
             batch = reader.get_batch(0) if num_batches == 1 else None
             if batch is not None:
-                batch.validate(full=not schemas)
+                batch.validate(full=schema is None)
     except FileNotFoundError:
         raise ValueError(f"{path} is missing from the index; {hint}") from None
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is damaged ({_first_line(error)}); {hint}") from error
     if batch is None:
         raise ValueError(f"{path} holds {num_batches} record batches instead of one; {hint}")
-    if schemas and not any(batch.schema.equals(schema) for schema in schemas):
-        wanted = schemas[0].names
-        raise ValueError(f"{path} has columns {batch.schema.names}, not {wanted}; {hint}")
+    for name, value in (missing or {}).items():
+        if schema is not None and name not in batch.schema.names:
+            column = pa.array(np.full(batch.num_rows, value), schema.field(name).type)
+            batch = batch.append_column(schema.field(name), column)
+    if schema is not None and not batch.schema.equals(schema):
+        raise ValueError(f"{path} has columns {batch.schema.names}, not {schema.names}; {hint}")
     for field, column in zip(batch.schema, batch.columns, strict=True):
         if column.null_count and not field.nullable:
             raise ValueError(f"{path} is damaged (nulls in {field.name}); {hint}")

@@ -60,8 +60,6 @@ SAMPLE_SCHEMA = pa.schema(
         pa.field("plain", pa.int8(), nullable=False),
     ]
 )
-_FIRST_EDITION_SCHEMA = pa.schema([each for each in SAMPLE_SCHEMA if each.name != "plain"])
-_NOT_KNOWN = -1
 REJECTED_SCHEMA = pa.schema(
     [pa.field(name, pa.large_string()) for name in ("key", "shard", "member", "reason", "detail")]
 )
@@ -105,11 +103,6 @@ class Index:
     def num_samples(self) -> int:
         """M, the number of usable samples."""
         return len(self.shard)
-
-    @property
-    def knows_plain(self) -> bool:
-        """Whether `plain` was noted; not in an index of the first edition."""
-        return not (self.plain == _NOT_KNOWN).any()
 
     @property
     def shard_sizes(self) -> list[int]:
@@ -284,7 +277,7 @@ def open_index(index_dir: Path) -> Index:
     manifest = read_manifest(directory)
     try:
         _check_file_sizes(directory, manifest["files"])
-        table = _map_samples(directory / SAMPLES_FILE)
+        table = map_batch(directory / SAMPLES_FILE, SAMPLE_SCHEMA, missing={"plain": -1})
         map_batch(directory / REJECTED_FILE, REJECTED_SCHEMA)
         shards = shard_records(directory, manifest["shards"])
         index = Index(
@@ -309,15 +302,6 @@ def open_index(index_dir: Path) -> Index:
         if not (index.shard[first:last] == number).all():
             raise ValueError(_damaged(directory, f"rows of shard {number} name another one"))
     return index
-
-
-def _map_samples(path: Path) -> pa.RecordBatch:
-    """The table of samples; where it is of the first edition, `plain` is added as not known."""
-    table = map_batch(path, SAMPLE_SCHEMA, _FIRST_EDITION_SCHEMA)
-    if table.schema.equals(SAMPLE_SCHEMA):
-        return table
-    plain = pa.array(np.full(table.num_rows, _NOT_KNOWN, np.int8))
-    return pa.RecordBatch.from_arrays([*table.columns, plain], schema=SAMPLE_SCHEMA)
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:

@@ -1,25 +1,17 @@
-"""Shards as img2dataset writes them, made without it, whole or with a fault.
-
-As a program, `python tests/download_shards.py PLAN JOB.json` stands in for the process that the
-supervisor starts: PLAN is a text file whose first line says what this start does, and loses it.
-"""
+"""Shards as a download writes them, made without it, whole or with a fault."""
 
 from __future__ import annotations
 
 import io
 import json
-import os
-import sys
 import tarfile
-import time
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tools.download.finished import ShardBook, shard_name
-from tools.download.img2dataset_job import Job
-from tools.download.job_process import LOST
+from tools.download.finished import ShardBook, shard_file
+from tools.download.job import Job
 
 FAILS = {
     3: ("failed_to_download", "not_found: HTTP 404"),
@@ -87,50 +79,28 @@ def write_shard(folder: Path, number: int, fault: str = "") -> None:
     kept = rows[1:] if fault == "a row is missing" else rows
     successes = [row for row in kept if row["status"] == "success"]
     members = successes[1:] if fault == "a sample is missing" else successes
-    tar_path = root / shard_name(number, "tar")
+    tar_path = root / shard_file(number, ".tar")
     _write_tar(tar_path, members, fault)
     if fault == "the tar is cut":
         with tar_path.open("r+b") as file:
             file.truncate(tar_path.stat().st_size - 10240)
     table = pa.Table.from_pylist(kept)
-    pq.write_table(table, root / shard_name(number, "parquet"))
+    pq.write_table(table, root / shard_file(number, ".parquet"))
     stats = {"count": len(rows), "successes": len(successes), "start_time": 5.0, "end_time": 9.0}
     if fault != "no statistics":
         text = "" if fault == "statistics are empty" else json.dumps(stats)
-        (root / shard_name(number, "json")).write_text(text, encoding="utf-8")
+        (root / shard_file(number, "_stats.json")).write_text(text, encoding="utf-8")
 
 
 def _write_tar(path: Path, rows: list[dict[str, object]], fault: str) -> None:
-    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for row in rows:
             row_id = int(str(row["row_id"]))
             caption = "another one" if fault == "a caption differs" else str(row["caption"])
             for extension, data in (
                 ("jpg", picture_of(row_id)),
-                ("json", json.dumps(row).encode()),
                 ("txt", caption.encode()),
             ):
                 info = tarfile.TarInfo(f"{row['key']}.{extension}")
                 info.size = len(data)
-                info.mtime = 1.5  # type: ignore[assignment] # which takes a PAX header to write
                 tar.addfile(info, io.BytesIO(data))
-
-
-def _act(plan: Path, folder: Path) -> None:
-    line, _, rest = plan.read_text(encoding="utf-8").partition("\n")
-    plan.write_text(rest, encoding="utf-8")
-    what, _, numbers = line.partition(":")
-    with (folder / "starts").open("a", encoding="utf-8") as file:
-        file.write(f"{os.getpid()} {what}\n")
-    for number in numbers.split():
-        write_shard(folder, int(number), what)
-    if what == "lose a worker":
-        print(f"{LOST} -9", flush=True)
-    if what == "no space":
-        print("Sample 1 failed: [Errno 28] No space left on device", flush=True)
-    if what in {"hang", "and hang", "lose a worker", "no space"}:
-        time.sleep(120)
-
-
-if __name__ == "__main__":
-    _act(Path(sys.argv[1]), Path(sys.argv[2]).parent)

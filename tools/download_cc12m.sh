@@ -40,7 +40,7 @@ make_environment() {
         fail "$env is not an environment and not empty: name another TESSERA_DOWNLOAD_ENV"
     fi
     base="$(find_python)"
-    echo "making the environment for img2dataset in $env (once, about 700 MB)" >&2
+    echo "making the environment for img2dataset in $env (once, about 600 MB)" >&2
     "$base" -m venv --clear "$env" \
         || fail "$base cannot make environments: install its venv module (python3-venv on Debian)"
     "$env/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
@@ -49,6 +49,16 @@ make_environment() {
     # Last, so that what a kill leaves behind is made anew.
     echo "$wanted" >"$env/made-for"
 }
+
+# The checkout comes first wherever this is called from, and the caller's folder not at all.
+export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1
+
+for word in "$@"; do
+    if [[ "$word" == -h || "$word" == --help ]]; then  # which needs no environment
+        python="${TESSERA_DOWNLOAD_PYTHON:-$(find_python)}"
+        exec "$python" -m tools.download --help
+    fi
+done
 
 python="${TESSERA_DOWNLOAD_PYTHON:-}"
 if [[ -z "$python" ]]; then
@@ -65,6 +75,4 @@ if [[ -z "$python" ]]; then
     python="$env/bin/python"
 fi
 
-# The checkout comes first wherever this is called from, and the caller's folder not at all.
-export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1
 exec "$python" -m tools.download "$@"

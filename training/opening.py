@@ -79,26 +79,18 @@ def open_session(
     if adapter:
         ranks.on_main(lambda: check_text_features(adapter, measured, measured.text_encoder))
     _check_decoder(loader, ranks, found)
+    precision = _precision(config, device, architecture, found)
     if ranks.is_main:
         _tell_what_is_odd(config, loader)
+        logger.info("precision: %s", precision)
     if found:
         trained = config if step else stages_of(run_config)[max(0, stage.number - 2)].config
         _check_same_run(found, loader, with_encoder(architecture_of(trained), loader))
-    precision = _precision(config, device, architecture, found)
-    if ranks.is_main:
-        logger.info("precision: %s", precision)
     with timeline.during("building the model"):
         clip, model, loss, optimizer = _build(
-            run_config,
-            stage,
-            architecture,
-            ranks,
-            device,
-            loader,
-            found,
-            precision,
+            run_config, stage, architecture, ranks, device, loader, found, precision,
             resumed=step > 0,
-        )
+        )  # fmt: skip
         average = _average(config, clip, ranks, device, loader, precision, found if step else None)
     for activity, seconds in (found.state["seconds"] if found else {}).items():
         timeline.add(activity, seconds)
@@ -131,10 +123,8 @@ def open_session(
         health=Health(config),
         slow_steps=SlowSteps(config.watch.slow_step, world_size=ranks.world_size),
         watchers=open_watchers(run_config, folder, resumed_step=run_step) if main else [],
-        step=step,
-        mask_weights=mask_weights,
-        mask_step=mask_step,
-    )
+        step=step, mask_weights=mask_weights, mask_step=mask_step,
+    )  # fmt: skip
 
 
 def architecture_of(config: TrainConfig) -> ClipConfig:

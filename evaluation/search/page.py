@@ -16,6 +16,7 @@ from evaluation.page.markup import Markup, join, shorten, tag
 from evaluation.page.numbers import count
 from evaluation.report.pictures import data_uri
 from evaluation.search.engine import Hit, Search
+from pipeline.decoding.picture import on_white
 
 _SIDE = 240
 
@@ -77,7 +78,7 @@ def thumbnail(data: bytes, side: int = _SIDE) -> NDArray[np.uint8]:
     try:
         image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
         image.draft("RGB", (2 * side, 2 * side))
-        image = ImageOps.exif_transpose(image).convert("RGB")
+        image = on_white(ImageOps.exif_transpose(image))
         image.thumbnail((side, side))
     except OSError:
         raise

@@ -212,8 +212,8 @@ static int decode_block(struct baseline *jpeg, struct component *of, int row, in
 static int decode_row(struct baseline *jpeg) {
     for (int column = 0; column < jpeg->across; column++, jpeg->since++) {
         if (jpeg->interval && jpeg->since == jpeg->interval) {
-            if (overrun(&jpeg->bits) || jpeg->end - jpeg->at < 2 || jpeg->at[0] != 0xFF ||
-                jpeg->at[1] != 0xD0 + jpeg->restart)
+            if (overrun(&jpeg->bits) || left_over(&jpeg->bits) || jpeg->end - jpeg->at < 2 ||
+                jpeg->at[0] != 0xFF || jpeg->at[1] != 0xD0 + jpeg->restart)
                 return 0;
             jpeg->restart = (jpeg->restart + 1) & 7;
             jpeg->at += 2;

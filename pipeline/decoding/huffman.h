@@ -135,6 +135,9 @@ static const uint8_t *take_segment(const uint8_t *at, const uint8_t *end, uint8_
 /* More bits were taken than there are. */
 static int overrun(const struct bits *bits) { return (bits->at - bits->end) * 8 > bits->count; }
 
+/* Bytes of the segment are left that belong to no block. */
+static int left_over(const struct bits *bits) { return (bits->at - bits->end) * 8 + 8 <= bits->count; }
+
 static inline void refill(struct bits *bits) {
     uint64_t next;
     memcpy(&next, bits->at, sizeof next);

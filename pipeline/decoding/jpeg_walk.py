@@ -17,6 +17,8 @@ from pipeline.decoding.exif import EXIF_PREFIX, exif_orientation
 
 MAX_SCANS = 100
 """Scans that a JPEG may have. Encoders write about 10, and each one is a visit to every pixel."""
+MAX_SCANNED_PIXELS = 2_000_000_000
+"""Scans times pixels that a JPEG may have, some seconds of decoding."""
 MAX_SIDE = 65500
 """Pixels that libjpeg takes on a side."""
 _EOI, _SOS, _DHT, _DQT, _DRI, _DAC = 0xD9, 0xDA, 0xC4, 0xDB, 0xDD, 0xCC
@@ -24,7 +26,7 @@ _APP1, _APP14, _COM = 0xE1, 0xEE, 0xFE
 _BASELINE, _PROGRESSIVE = 0xC0, 0xC2
 _FRAMES = frozenset({*range(0xC0, 0xD0)} - {_DHT, 0xC8, _DAC})
 _SEGMENTS = frozenset({*range(0xC0, 0xD0), *range(0xDA, 0xF0), _COM}) - {0xC8}
-_PLAIN_SEGMENTS = frozenset({*range(0xE0, 0xF0), _COM})
+_METADATA = frozenset({*range(0xE0, 0xF0), _COM})
 _PLAIN_IDS = (b"\1\2\3", b"\0\1\2")
 _PLAIN_SAMPLING = (b"\x11\x11\x11", b"\x21\x11\x11", b"\x22\x11\x11")
 _STRAY = frozenset({0, 0x01, 0xFF, *range(0xD0, 0xD8)})
@@ -49,6 +51,8 @@ class JpegLayout(NamedTuple):
     """EXIF orientation, 1 to 8."""
     scans: int
     """Scans before the end; counting stops above `MAX_SCANS`."""
+    has_too_many_scans: bool
+    """More than `MAX_SCANS`, or more than `MAX_SCANNED_PIXELS` are visited by all of them."""
     end: int
     """Bytes from the start of the file to behind the picture's end marker; 0 where it has none.
     What comes later (a video, a second picture, maker notes) is no part of the picture."""
@@ -65,7 +69,7 @@ def plain_jpeg(data: bytes) -> bool:
 
     Plain is: each segment follows the one before without a byte between; baseline or progressive
     Huffman coding in 8 bits; grey, or YCbCr in 4:4:4, 4:2:2 or 4:2:0; tables that are whole; at
-    most one EXIF block, before the frame; at most `MAX_SCANS` scans; and the file ends with the
+    most one EXIF block, before the frame; not too many scans; and the file ends with the
     picture's end marker.
     """
     try:
@@ -103,25 +107,46 @@ def walk_jpeg(data: bytes, *, header_only: bool = False) -> JpegLayout:
     while not header_only and walk.end == 0 and walk.scans <= MAX_SCANS and walk.next_scan():
         pass
     frame = walk.frame
+    height, width = data[frame + 1] << 8 | data[frame + 2], data[frame + 3] << 8 | data[frame + 4]
+    scanned = walk.scans * height * width
+    too_many = walk.scans > MAX_SCANS or (walk.scans > 1 and scanned > MAX_SCANNED_PIXELS)
     return JpegLayout(
         frame=data[frame - 3],
         precision=data[frame],
         components=data[frame + 5],
-        width=data[frame + 3] << 8 | data[frame + 4],
-        height=data[frame + 1] << 8 | data[frame + 2],
+        width=width,
+        height=height,
         orientation=walk.orientation,
         scans=walk.scans,
+        has_too_many_scans=too_many,
         end=walk.end,
-        is_plain=walk.plain and walk.end == len(data) and walk.scans <= MAX_SCANS,
+        is_plain=walk.plain and walk.end == len(data) and not too_many,
     )
+
+
+def bare_jpeg(data: bytes) -> bytes:
+    """The file with nothing before its first scan but what the pixels are decoded with.
+
+    Bytes between segments, metadata and colour spaces are left out; so are a sequential scan's
+    progressive parameters, which have no meaning there and are sometimes wrong.
+
+    Raises:
+        JpegLayoutError: it is no JPEG, or its header is cut short or broken.
+    """
+    walk = _Walk(data)
+    walk.header()
+    parts = [data[:2], *(data[start:end] for start, end in walk.coding)]
+    if data[walk.frame - 3] != _PROGRESSIVE:
+        parts[-1] = parts[-1][:-3] + b"\x00\x3f\x00"
+    return b"".join([*parts, data[walk.at :]])
 
 
 class _Walk:
     """A place in the file and what was seen before it."""
 
     __slots__ = (
-        "at", "data", "end", "frame", "has_exif", "has_restarts", "orientation", "plain", "scans",
-        "tables",
+        "at", "coding", "data", "end", "frame", "has_exif", "has_restarts", "orientation", "plain",
+        "scans", "tables",
     )  # fmt: skip
 
     def __init__(self, data: bytes) -> None:
@@ -137,6 +162,8 @@ class _Walk:
         self.scans = 0
         self.end = 0
         self.plain = True
+        self.coding: list[tuple[int, int]] = []
+        """Start and end of each segment of the header that the pixels are decoded with."""
         self.tables: set[int] = set()
         """Tables that were defined: 0 to 3 quantisers, 0x100 + class and number Huffman."""
 
@@ -144,6 +171,8 @@ class _Walk:
         """Go to the data of the first scan."""
         while True:
             marker, body, length = self._segment()
+            if marker not in _METADATA:
+                self.coding.append((body - 4, self.at))
             if marker == _SOS:
                 if not self.frame:
                     raise JpegLayoutError("a scan comes before the frame header")
@@ -209,7 +238,7 @@ class _Walk:
         data = self.data
         if marker == _APP14 and data.startswith(b"Adobe", body, body + length):
             return length >= 12 and data[body + 11] == 1
-        if marker in _PLAIN_SEGMENTS:
+        if marker in _METADATA:
             return True
         if marker == _DRI:
             self.has_restarts = True

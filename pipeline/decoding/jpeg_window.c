@@ -19,7 +19,8 @@
 #include "libjpeg_abi.h"
 
 enum { DECODED = 0, DAMAGED = 1, UNSUPPORTED = 2 };
-enum { REASON_LENGTH = 200, MAX_SCANS = 500, EDGE = 2 };
+enum { REASON_LENGTH = 200, EDGE = 2 };
+enum { MAX_SCANS = 100, MAX_LEFT_OVER = 16 }; /* as in jpeg_walk.py and jpeg_damage.py */
 
 typedef int32_t Window[4]; /* y, x, height, width */
 
@@ -28,7 +29,7 @@ struct worker {
     struct jpeg_error error;
     struct jpeg_progress progress;
     jmp_buf failed;
-    int status;
+    int status, past_header;
     char *reason;
     uint8_t *pixels, *square; /* window as decoded; output before it is turned */
     int16_t *row;
@@ -69,15 +70,24 @@ static void on_message(struct jpeg_decompress *jpeg, int level) {
     char text[REASON_LENGTH];
     if (level >= 0) return;
     jpeg->error->format_message(jpeg, text);
-    if (strstr(text, "extraneous bytes")) return; /* between segments; no pixel is touched */
-    if (strncmp(text, "Corrupt", 7) == 0 || strncmp(text, "Premature", 9) == 0)
+    if (strstr(text, "extraneous bytes")) {
+        int count, marker;
+        memcpy(&count, jpeg->error->parameters, sizeof count);
+        memcpy(&marker, jpeg->error->parameters + sizeof count, sizeof marker);
+        /* No pixel depends on those of the header, or on a few behind the last block. */
+        if (!worker_of(jpeg)->past_header || (marker == 0xD9 && count <= MAX_LEFT_OVER)) return;
+    }
+    if (strncmp(text, "Corrupt", 7) == 0 || strncmp(text, "Premature", 9) == 0 ||
+        strncmp(text, "Inconsistent", 12) == 0)
         stop(worker_of(jpeg), DAMAGED, text);
 }
 
 static void on_print(struct jpeg_decompress *jpeg) { (void)jpeg; }
 
 static void on_progress(struct jpeg_decompress *jpeg) {
-    if (jpeg->input_scan > MAX_SCANS) stop(worker_of(jpeg), DAMAGED, "more than 500 scans");
+    double pixels = (double)jpeg->image_width * jpeg->image_height;
+    if (jpeg->input_scan > MAX_SCANS || (jpeg->input_scan > 1 && jpeg->input_scan * pixels > 2e9))
+        stop(worker_of(jpeg), DAMAGED, "the JPEG has too many scans");
 }
 
 static void *grown(struct worker *worker, void *buffer, size_t *size, size_t wanted) {
@@ -88,7 +98,7 @@ static void *grown(struct worker *worker, void *buffer, size_t *size, size_t wan
     return larger;
 }
 
-/* ---- EXIF orientation -------------------------------------------------------------------- */
+/* ---- What the header says -------------------------------------------------------------------- */
 
 static unsigned number(const uint8_t *at, int bytes, int little) {
     unsigned value = 0;
@@ -96,7 +106,7 @@ static unsigned number(const uint8_t *at, int bytes, int little) {
     return value;
 }
 
-/* As strict as exif_orientation in indexing/image_check.py: one SHORT in the first directory. */
+/* As strict as exif_orientation in exif.py: one SHORT in the first directory. */
 static int tiff_orientation(const uint8_t *tiff, size_t size) {
     if (size < 8) return 1;
     int little = memcmp(tiff, "II*\0", 4) == 0;
@@ -113,19 +123,34 @@ static int tiff_orientation(const uint8_t *tiff, size_t size) {
     return 1;
 }
 
-static int orientation(const uint8_t *data, size_t size) {
-    size_t at = 2;
-    while (at + 4 <= size && data[at] == 0xFF) {
+struct header {
+    int orientation; /* of the first EXIF block */
+    int frame, precision;
+};
+
+/* Walk over the segments before the first scan as jpeg_walk.py does: bytes between are passed over. */
+static struct header read_header(const uint8_t *data, size_t size) {
+    struct header header = {.orientation = 1};
+    int has_exif = 0;
+    for (size_t at = 2; at + 4 <= size;) {
         unsigned marker = data[at + 1];
-        if (marker == 0xFF) { at++; continue; }
+        int alone = marker <= 0x01 || marker == 0xFF || (marker >= 0xD0 && marker <= 0xD7);
+        if (data[at] != 0xFF || alone) { at++; continue; }
         if (marker == 0xDA || marker == 0xD9) break;
         size_t length = number(data + at + 2, 2, 0);
         if (length < 2 || at + 2 + length > size) break;
-        if (marker == 0xE1 && length >= 8 && memcmp(data + at + 4, "Exif\0\0", 6) == 0)
-            return tiff_orientation(data + at + 10, length - 8);
+        if (marker == 0xE1 && length >= 8 && memcmp(data + at + 4, "Exif\0\0", 6) == 0 && !has_exif) {
+            has_exif = 1;
+            header.orientation = tiff_orientation(data + at + 10, length - 8);
+        }
+        int is_frame = marker >= 0xC0 && marker <= 0xCF && marker != 0xC4 && marker != 0xC8 && marker != 0xCC;
+        if (is_frame && length >= 8 && !header.frame) {
+            header.frame = (int)marker;
+            header.precision = data[at + 4];
+        }
         at += 2 + length;
     }
-    return 1;
+    return header;
 }
 
 /* Window of the upright picture to the one of the picture as stored. */
@@ -222,7 +247,7 @@ static int decode_quickly(struct worker *worker, const uint8_t *data, size_t siz
     struct baseline *jpeg = &worker->baseline;
     int32_t window[4];
     if (scale_for(upright, side) != 8 || !read_headers(jpeg, data, size)) return 0;
-    int turn = orientation(data, size);
+    int turn = read_header(data, size).orientation;
     to_stored(upright, turn, jpeg->height, jpeg->width, window);
     if (!inside(window, (unsigned)jpeg->height, (unsigned)jpeg->width)) return 0;
     if (!open_window(jpeg, window)) return 0;
@@ -250,11 +275,16 @@ static void decode_by_libjpeg(struct worker *worker, const uint8_t *data, size_t
                               const int32_t *upright, int side, uint8_t *image) {
     struct jpeg_decompress *jpeg = &worker->jpeg;
     int32_t window[4];
+    struct header header = read_header(data, size);
+    if (size < 3 || data[2] != 0xFF || header.frame < 0xC0 || header.frame > 0xC2 || header.precision != 8)
+        stop(worker, UNSUPPORTED, "not coded by Huffman with 8 bits");
+    worker->past_header = 0;
     jpeg_mem_src(jpeg, data, size);
     jpeg_read_header(jpeg, 1);
+    worker->past_header = 1;
     if (jpeg->stored_space < SPACE_GREY || jpeg->stored_space > SPACE_YCC)
         stop(worker, UNSUPPORTED, "neither grey nor RGB nor YCbCr");
-    int turn = orientation(data, size);
+    int turn = header.orientation;
     to_stored(upright, turn, (int)jpeg->image_height, (int)jpeg->image_width, window);
     if (!inside(window, jpeg->image_height, jpeg->image_width))
         stop(worker, DAMAGED, "the window lies outside of the picture");

@@ -4,28 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from io import BytesIO
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from pipeline.decoding.decoder import Decoded
-from pipeline.decoding.exif import exif_orientation
-from pipeline.indexing.image_check import IMAGE_FORMATS
+from pipeline.decoding.picture import Picture
 
 _REASON_LENGTH = 200
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""What turns a stored picture upright, by EXIF orientation."""
 
 
 class PilDecoder:
@@ -57,10 +45,8 @@ class PilDecoder:
         def decode_into(place: int) -> None:
             try:
                 images[place] = decode_window(encoded[place], windows[place], size)
-            except UnidentifiedImageError:
-                failures[place] = "neither JPEG nor PNG nor WebP, or no complete header"
             except Exception as error:
-                # Pillow raises many kinds (OSError, SyntaxError, ValueError, struct.error, ...).
+                # Pillow's own errors are PictureErrors by now; MemoryError and the like are not.
                 failures[place] = (str(error) or repr(error))[:_REASON_LENGTH]
 
         list(self._threads.map(decode_into, range(len(encoded))))
@@ -79,17 +65,10 @@ def decode_window(data: bytes, window: NDArray[np.int32], size: int) -> NDArray[
         [S, S, 3] uint8 RGB.
 
     Raises:
-        ValueError: the window lies outside, or the pixels have more than 8 bits.
-        OSError: Pillow cannot decode the file.
+        ValueError: the file is no picture that is read, pixels of it are missing, or the window
+            lies outside.
     """
-    image = Image.open(BytesIO(data), formats=IMAGE_FORMATS)
-    if image.mode.startswith(("I", "F")):
-        raise ValueError(f"pixels of mode {image.mode}, more than 8 bits a channel")
-    exif = image.info.get("exif", b"")
-    turn = _UPRIGHT.get(exif_orientation(exif) if isinstance(exif, bytes) else 1)
-    image = image.convert("RGB")
-    if turn is not None:
-        image = image.transpose(turn)
+    image = Picture(data).pixels()
     y, x, height, width = (int(value) for value in window)
     if min(y, x, height - 1, width - 1) < 0 or y + height > image.height or x + width > image.width:
         raise ValueError("the window lies outside of the picture")

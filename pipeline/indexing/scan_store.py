@@ -154,7 +154,7 @@ def scans_of_index(
     Shards with repeated keys are left out: their dropped samples are in no table, and would be
     wanted if the shard that has the same keys went away.
     """
-    if not can_stand_in(manifest, options) or not index.knows_plain:
+    if not can_stand_in(manifest, options) or (index.plain < 0).any():
         return {}
     directory = index.directory
     rejected = map_batch(directory / REJECTED_FILE, REJECTED_SCHEMA)

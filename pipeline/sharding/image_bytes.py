@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from io import BytesIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
+from pipeline.decoding.picture import PICTURE_FORMATS, Picture, PictureError, on_white
 from pipeline.indexing.image_check import MAX_IMAGE_PIXELS, check_image
 from pipeline.indexing.rejection import Reason, RejectedSampleError
 from pipeline.sharding.samples import SkippedError, SkipReason
 
 # Not all that Pillow knows: for EPS it starts another program.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+_FORMATS = (*PICTURE_FORMATS, "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "ICO")
 _SUFFIXES = {b"\xff\xd8": "jpg", b"\x89P": "png", b"RI": "webp"}
 
 
@@ -22,7 +23,8 @@ class ImageOptions:
     """What may be done to images. With the defaults every file stays as it is, byte for byte."""
 
     convert: bool = False
-    """Turn the first frame of what the index does not take (GIF, BMP, TIFF, AVIF) into JPEG."""
+    """Turn what the index does not take into JPEG, where Pillow reads it: the first frame of GIF,
+    BMP, TIFF, AVIF, JPEG 2000 and icons, PNG with 16 bits, JPEG with arithmetic coding."""
     max_side: int | None = None
     """Pixels that the longer side has at most; larger images are made smaller."""
     short_side: int | None = None
@@ -52,20 +54,25 @@ def prepare_image(data: bytes, options: ImageOptions) -> tuple[bytes, str]:
 
     Raises:
         RejectedSampleError: the index would not take the image.
-        SkippedError: it was to be converted and cannot be.
+        SkippedError: it was to be converted and is damaged.
     """
     try:
         width, height = check_image(data, full_decode=False)[:2]
     except RejectedSampleError as error:
         if not (options.convert and error.reason == Reason.UNSUPPORTED_IMAGE):
             raise
-        return _encoded(data, options, smaller=None), "jpg"
+        return _converted(data, options, error), "jpg"
     suffix = _SUFFIXES[data[:2]]
     size = _smaller(width, height, options)
     if size is None:
         return data, suffix
     suffix = "png" if suffix == "png" else "jpg"
-    return _encoded(data, options, smaller=size, suffix=suffix), suffix
+    try:
+        picture = Picture(data)
+        smaller = picture.pixels().resize(size, Image.Resampling.LANCZOS)
+    except PictureError as error:
+        raise RejectedSampleError(Reason(error.fault), error.detail) from None
+    return _encoded(smaller, picture.colour_profile, options, suffix), suffix
 
 
 def _smaller(width: int, height: int, options: ImageOptions) -> tuple[int, int] | None:
@@ -77,28 +84,36 @@ def _smaller(width: int, height: int, options: ImageOptions) -> tuple[int, int] 
     return max(1, round(width * limit / side)), max(1, round(height * limit / side))
 
 
-def _encoded(
-    data: bytes, options: ImageOptions, *, smaller: tuple[int, int] | None, suffix: str = "jpg"
-) -> bytes:
-    """The picture upright, in RGB and encoded anew, without its metadata but the colour profile."""
-    buffer = BytesIO()
+def _converted(data: bytes, options: ImageOptions, refused: RejectedSampleError) -> bytes:
+    """The first frame upright and in RGB, as a JPEG without metadata but the colour profile."""
     try:
         with Image.open(BytesIO(data), formats=_FORMATS) as image:
             _check_pixels(image)
             profile = None if image.mode == "CMYK" else image.info.get("icc_profile")
             picture = _rgb(ImageOps.exif_transpose(image))
-        size = smaller or _smaller(*picture.size, options)
+        size = _smaller(*picture.size, options)
         if size is not None:
             picture = picture.resize(size, Image.Resampling.LANCZOS)
-        if suffix == "png":
-            picture.save(buffer, "PNG", icc_profile=profile)
-        else:
-            picture.save(buffer, "JPEG", quality=options.quality, icc_profile=profile)
+        return _encoded(picture, profile, options, "jpg")
     except RejectedSampleError:
         raise
+    except UnidentifiedImageError:
+        detail = f"{refused.detail}; --convert cannot read it either"
+        raise RejectedSampleError(refused.reason, detail) from None
     except Exception as error:
         # Pillow's decoders raise whatever comes to hand on damaged files.
-        raise SkippedError(SkipReason.CANNOT_CONVERT, str(error) or repr(error)) from None
+        detail = f"{refused.detail}; --convert cannot read it either: {error!r}"
+        raise SkippedError(SkipReason.CANNOT_CONVERT, detail) from None
+
+
+def _encoded(
+    picture: Image.Image, profile: bytes | None, options: ImageOptions, suffix: str
+) -> bytes:
+    buffer = BytesIO()
+    if suffix == "png":
+        picture.save(buffer, "PNG", icc_profile=profile)
+    else:
+        picture.save(buffer, "JPEG", quality=options.quality, icc_profile=profile)
     return buffer.getvalue()
 
 
@@ -115,7 +130,4 @@ def _rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise ValueError(f"pixels of the kind {image.mode} have no known range")
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    return image.convert("RGB")
+    return on_white(image)

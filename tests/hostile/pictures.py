@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import io
-import os
+import re
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import simplejpeg
 from PIL import Image
 
 from pipeline.decoding import open_decoder
 from pipeline.indexing.image_check import check_image
-from pipeline.indexing.rejection import RejectedSampleError
+from pipeline.indexing.rejection import Reason, RejectedSampleError
 from pipeline.sharding.image_bytes import ImageOptions, prepare_image
 from pipeline.sharding.samples import SkippedError
 from tests.decoder_pictures import encode, photo, with_orientation
+from tests.every_picture import SOUND
 from tests.hostile.harness import Parser
 from tests.hostile.mutate import png_checksums
-from tools.download.image_header import ImageError, read_header
 
 _MAX_PIXELS = 10**6
+_MOST_DIFFERENCE = 6.0
+"""Levels by which turbo and pil may differ: turbo lets libjpeg make large pictures smaller."""
 _WINDOWS = np.array([[0, 0, 40, 40], [3, 5, 20, 40]], dtype=np.int32)
 
 
@@ -46,6 +48,11 @@ def usual(_: Path) -> list[bytes]:
     ]
 
 
+def every_kind(_: Path) -> list[bytes]:
+    """What an index takes, with every oddity that was ever read in two ways."""
+    return list(SOUND.values())
+
+
 def unusual(folder: Path) -> list[bytes]:
     """What may be converted or downloaded as well."""
     pictures = [photo(70, 50, seed=number) for number in (1, 2)]
@@ -57,6 +64,52 @@ def unusual(folder: Path) -> list[bytes]:
 
 def _check(_: Path) -> Callable[[bytes], object]:
     return lambda data: check_image(data, full_decode=True, dhash=True)
+
+
+def _one_verdict(_: Path) -> Callable[[bytes], object]:
+    """What the index takes whole, every CPU decoder serves, and with the same pixels; what it does
+    not take, `pil` refuses too."""
+    turbo, pil = (
+        open_decoder(kind, image_size=32, batch_size=1, num_threads=1) for kind in ("turbo", "pil")
+    )
+
+    def judge(data: bytes) -> None:
+        try:
+            facts = check_image(data, full_decode=True, max_pixels=_MAX_PIXELS)
+        except RejectedSampleError as error:
+            if error.reason != Reason.TOO_LARGE and not pil.decode([data], _WINDOWS[1:]).failures:
+                raise AssertionError(f"pil serves what the index refuses: {error}") from None
+            raise
+        window = np.array([[0, 0, facts.height, facts.width]], dtype=np.int32)
+        found = [decoder.decode([data], window) for decoder in (turbo, pil)]
+        if any(decoded.failures for decoded in found):
+            if _is_sampled_oddly(data):
+                return  # the index does not see all damage of such files; docs/pipeline.md
+            raise AssertionError(f"{[decoded.failures for decoded in found]} of a sound picture")
+        if not _quantisers(data) <= _SOUND_QUANTISERS:
+            return  # with absurd ones the values overflow, and no decoder is right
+        first, second = (decoded.images.numpy().astype(np.int16) for decoded in found)
+        if (error := float(np.abs(first - second).mean())) > _MOST_DIFFERENCE:
+            raise AssertionError(f"turbo and pil differ by {error:.1f} levels")
+
+    return judge
+
+
+def _is_sampled_oddly(data: bytes) -> bool:
+    """Whether simplejpeg cannot read it because of how its colours are sampled."""
+    try:
+        simplejpeg.decode_jpeg_header(data)
+    except ValueError as error:
+        return "subsampling" in str(error)
+    return False
+
+
+def _quantisers(data: bytes) -> set[bytes]:
+    """Quantiser tables of a JPEG, and what looks like one."""
+    return {data[at.start() : at.start() + 69] for at in re.finditer(rb"\xff\xdb\0", data)}
+
+
+_SOUND_QUANTISERS = set().union(*map(_quantisers, SOUND.values()))
 
 
 def _decoder(kind: str) -> Callable[[Path], Callable[[bytes], object]]:
@@ -81,8 +134,6 @@ def _packed(_: Path) -> Callable[[bytes], object]:
 
 
 def _downloaded(_: Path) -> Callable[[bytes], object]:
-    # As the download's processes have it; OpenCV reads it when it is loaded.
-    os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(_MAX_PIXELS)
     from tools.download.upright import UprightResizer
 
     resizer = UprightResizer(
@@ -94,8 +145,6 @@ def _downloaded(_: Path) -> Callable[[bytes], object]:
     )
 
     def store(data: bytes) -> None:
-        with suppress(ImageError):
-            read_header(data)
         stored, *_, reason = resizer(io.BytesIO(data))
         if stored is None:
             if not reason or reason.startswith("unknown"):
@@ -112,7 +161,7 @@ def parsers() -> Sequence[Parser]:
     decoders = [
         Parser(
             name=f"pictures: decoder {kind}",
-            files=usual,
+            files=every_kind,
             open=_decoder(kind),
             refusals=(UndecodedError,),
             divisor=1,
@@ -123,8 +172,16 @@ def parsers() -> Sequence[Parser]:
     return [
         Parser(
             name="pictures: index check",
-            files=usual,
+            files=every_kind,
             open=_check,
+            refusals=(RejectedSampleError,),
+            divisor=1,
+            repair=png_checksums,
+        ),
+        Parser(
+            name="pictures: one verdict of index, turbo and pil",
+            files=every_kind,
+            open=_one_verdict,
             refusals=(RejectedSampleError,),
             divisor=1,
             repair=png_checksums,

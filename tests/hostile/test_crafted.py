@@ -6,8 +6,8 @@ import io
 import json
 import os
 import pickle
+import socket
 import tarfile
-from ipaddress import ip_address
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +26,8 @@ from tests.hostile.mutate import mutated, tar_checksums
 from tests.hostile.stores import tar_of
 from tests.hostile_pictures import pixel_bomb
 from tools import index_shards
-from tools.download.addresses import FetchError
-from tools.download.causes import Cause
+from tools.download.causes import Cause, RefusedError
 from tools.download.fetch import Fetcher, FetchLimits
-from tools.download.resolver import Resolver
 from tools.download.upright import UprightResizer
 from training.checkpoint import CheckpointError, load
 
@@ -253,19 +251,22 @@ def test_nothing_hidden_in_a_downloaded_picture_is_stored() -> None:
 def test_a_name_that_changes_its_address_is_connected_to_where_it_was_checked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    answers = [[ip_address("8.8.8.8"), ip_address("10.0.0.1")], [ip_address("127.0.0.1")]]
+    answers = [["8.8.8.8", "10.0.0.1"], ["127.0.0.1"]]
     tried: list[str] = []
 
-    def refuse(address: tuple[str, int], *_: object) -> None:
+    async def refuse(_: object, __: object, address: tuple[str, int]) -> None:
         tried.append(address[0])
         raise ConnectionRefusedError
 
-    monkeypatch.setattr("socket.create_connection", refuse)
+    def look_up(_: str) -> list[object]:
+        return [(socket.AF_INET, 0, 0, "", (address, 0)) for address in answers.pop(0)]
+
+    monkeypatch.setattr("asyncio.selector_events.BaseSelectorEventLoop.sock_connect", refuse)
     limits = FetchLimits(
         timeout_s=1, deadline_s=2, max_bytes=100, retries=0, user_agent="a", respect_opt_out=True
     )
-    fetcher = Fetcher(limits, resolver=Resolver(lambda _: answers.pop(0)))
-    with pytest.raises(FetchError) as raised:
+    fetcher = Fetcher(limits, lookup=look_up)
+    with pytest.raises(RefusedError) as raised:
         fetcher.fetch("http://rebinding.example/a.jpg")
     assert raised.value.cause is Cause.CONNECTION
     assert tried == ["8.8.8.8"]

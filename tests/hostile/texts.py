@@ -15,9 +15,8 @@ from pipeline.caption_sources import LaclipReader, TableReader
 from pipeline.sharding import SourceOptions, open_source
 from pipeline.tokenizer import encode_captions, encode_pieces
 from tests.hostile.harness import Parser
-from tools.download.table.findings import Tally
-from tools.download.table.format import detect_format
-from tools.download.table.rows import clean_rows, read_rows
+from tools.download.table.layout import detect_format
+from tools.download.table.rows import Tally, read_batches
 
 _ROWS = [
     (f"pictures/{n:09d}.jpg", f"http://a.example/{n}.jpg", f"thing{n}, dog{n} near place{n} \u05d0")
@@ -148,9 +147,8 @@ def _links(folder: Path) -> Callable[[bytes], object]:
 
     def read(data: bytes) -> None:
         path.write_bytes(data)
-        found = detect_format(path)
-        for rows in read_rows(path, found):
-            clean_rows(rows, 0, Tally())
+        for batch in read_batches(path, detect_format(path), Tally(), {}):
+            batch.validate(full=True)
 
     return read
 

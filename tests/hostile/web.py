@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.decoder_pictures import encode, photo
 from tests.hostile.harness import Parser
-from tools.download.addresses import FetchError
+from tools.download.causes import RefusedError
 from tools.download.fetch import Fetcher, FetchLimits
 
 
@@ -72,4 +72,4 @@ def _fetch(_: Path) -> Callable[[bytes], object]:
 
 def parsers() -> Sequence[Parser]:
     """All of this module."""
-    return [Parser(name="download: answers", files=_answers, open=_fetch, refusals=(FetchError,))]
+    return [Parser(name="download: answers", files=_answers, open=_fetch, refusals=(RefusedError,))]

@@ -23,7 +23,6 @@ from PIL import Image
 from tests.hostile_server import BAD_URLS, KINDS, PICTURES, HostileServer, size_of
 from tools.download.causes import Cause, classify
 from tools.download.finished import read_outcomes
-from tools.download.processes import kill_all_of, living
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_ROWS = 2000
@@ -134,6 +133,19 @@ def source(server: HostileServer, tmp_path_factory: pytest.TempPathFactory) -> S
     path = tmp_path_factory.mktemp("source") / "links.tsv"
     path.write_bytes(b"\xef\xbb\xbf" + b"".join(row.line for row in rows))
     return Source(path=path, rows=rows)
+
+
+def living(process: subprocess.Popen[str]) -> list[int]:
+    """Processes that a download started and that have not ended: those of its session."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            state, _, _, session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+        except (OSError, ValueError):
+            continue
+        if int(session) == process.pid != int(entry.name) and state != "Z":
+            found.append(int(entry.name))
+    return found
 
 
 def start(source: Source, out: Path, *options: str) -> subprocess.Popen[str]:
@@ -320,12 +332,13 @@ def test_rows_that_recover_are_stored_by_the_second_pass(smooth: Path, source: S
 def test_sigterm_ends_it_cleanly(source: Source, tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = start(source, out)
-    _wait(lambda: out.exists() and living(out))
+    _wait(lambda: living(process))
     process.terminate()
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 128 + signal.SIGTERM
-    assert "the same command goes on" in errors
-    assert not living(out)
+    assert "the same command resumes" in errors
+    _wait(lambda: not living(process))
+    assert not living(process)
 
 
 def test_a_full_disk_stops_and_more_room_goes_on(source: Source, tmp_path: Path) -> None:
@@ -340,7 +353,8 @@ def test_a_full_disk_stops_and_more_room_goes_on(source: Source, tmp_path: Path)
         _, errors = process.communicate(timeout=100)
         assert process.returncode == 1
         assert "no room is left" in errors
-        assert not living(out)
+        _wait(lambda: not living(process))
+        assert not living(process)
         assert not _unfinished(out / "shards")
         subprocess.run(["mount", "-o", "remount,size=64m", str(out)], check=True)
         finish(start(source, out, *options), out)
@@ -348,7 +362,6 @@ def test_a_full_disk_stops_and_more_room_goes_on(source: Source, tmp_path: Path)
         late = {number for number, row in enumerate(source.rows) if row.kind in LATER}
         assert samples(out / "shards").keys() - late == expected
     finally:
-        kill_all_of(out)
         subprocess.run(["umount", str(out)], check=False)
 
 
@@ -360,15 +373,15 @@ def test_ten_kills_change_nothing(source: Source, tmp_path: Path) -> None:
     process = start(source, out)
     try:
         while kills.total() < NUM_KILLS:
-            _wait(lambda: out.exists() and living(out))
+            _wait(lambda: living(process))  # noqa: B023
             if kills.total() % 2 == 0:
                 _wait(lambda: _unfinished(out / "shards"))
             time.sleep(dice.uniform(0.1, 3.0))
             last = kills.total() == NUM_KILLS - 1
-            # The last one ends the supervisor: after three in vain it would give up by itself.
-            what = "supervisor" if last else dice.choice(("supervisor", "group", "one"))
+            # The last one ends the parent: after three in vain it would give up by itself.
+            what = "parent" if last else dice.choice(("parent", "group", "one"))
             num_midway += bool(_unfinished(out / "shards"))
-            kills[what] += _kill(what, process, out, dice)
+            kills[what] += _kill(what, process, dice)
             if process.poll() is not None:
                 _close(process)
                 process = start(source, out)
@@ -376,7 +389,6 @@ def test_ten_kills_change_nothing(source: Source, tmp_path: Path) -> None:
     finally:
         process.kill()
         _close(process)
-        kill_all_of(out)
     check_outcomes(out, source)
     assert not (out / "shards" / "_tmp").exists()
     assert num_midway >= 3, "too few of the kills came while a shard was being written"
@@ -393,14 +405,14 @@ def _unfinished(shards: Path) -> list[Path]:
     return [p for p in shards.glob("*.tar") if not p.with_name(f"{p.stem}_stats.json").exists()]
 
 
-def _kill(what: str, process: subprocess.Popen[str], out: Path, dice: random.Random) -> int:
-    """Kill the supervisor, all but it, or one of these; return 1 if there was one."""
-    workers = living(out) if out.exists() else []
-    if what == "supervisor" or not workers:
+def _kill(what: str, process: subprocess.Popen[str], dice: random.Random) -> int:
+    """Kill the parent, all but it, or one of these; return 1 if there was one."""
+    workers = living(process)
+    if what == "parent" or not workers:
         process.kill()
         process.wait()
-        _wait(lambda: not living(out))
-        assert not living(out), "what the supervisor started outlives it"
+        _wait(lambda: not living(process))
+        assert not living(process), "what the parent started outlives it"
         return 1
     for number in workers if what == "group" else [dice.choice(workers)]:
         try:

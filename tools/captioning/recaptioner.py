@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from io import BytesIO
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
+from pipeline.decoding.picture import Picture, PictureError
 from pipeline.index import Index
-from pipeline.indexing.image_check import IMAGE_FORMATS
 from pipeline.reader import ShardReader
 from tools.captioning.engine import Completion
 from tools.captioning.judging import Fault, fault_of, tidied
@@ -127,8 +126,6 @@ def _decoded(data: bytes | OSError) -> Image.Image | None:
     if isinstance(data, OSError):
         return None
     try:
-        with Image.open(BytesIO(data), formats=IMAGE_FORMATS) as picture:
-            return ImageOps.exif_transpose(picture).convert("RGB")
-    except Exception:
-        # Pillow raises many kinds (OSError, SyntaxError, ValueError, struct.error, ...).
+        return Picture(data).pixels()
+    except PictureError:
         return None

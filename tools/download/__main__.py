@@ -3,213 +3,239 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from pipeline.durable import write_text
-from tools.download import preflight
-from tools.download.arguments import parse
-from tools.download.exit_status import run_program
-from tools.download.finished import JOB_FILE, ShardBook
-from tools.download.img2dataset_job import Job
-from tools.download.lock import exclusive
-from tools.download.mirror import fetch_mirror, take_mirror
-from tools.download.repack import Repacked, repack
-from tools.download.report import write_report
-from tools.download.supervise import Limits, Outcome, check_job, run_download
-from tools.download.table.prepare import CC12M_ROWS, CC12M_URL, TableSummary, prepare_table
+from tools.download.job import Job, add_options, check_options, from_arguments, option
 
+if TYPE_CHECKING:  # what is large is imported where it is used, so that --help needs nothing
+    from tools.download.table.prepare import TableSummary
+
+_DESCRIPTION = """\
+Download CC12M, or any table of links and captions, as WebDataset shards.
+
+After any stop or kill, the same command resumes. What is found before the start is printed;
+--dry-run ends there."""
+_CC12M = "the official cc12m.tsv"
 _MOST_ROWS_PER_PART = 1_000_000
-_PLAIN_FIELDS = (
-    *("image_size", "encode_quality", "min_image_size", "max_aspect_ratio", "max_pixels"),
-    *("samples_per_shard", "threads", "timeout_s", "deadline_s", "max_bytes", "retries"),
-    *("user_agent", "distributor"),
-)
-"""Fields of the job that an option gives as they are."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """Where the pictures come from."""
+
+    source: str = option(
+        "urls",
+        "urls: fetch every picture from its own place. mirror: the ready-made crawl of 2021 "
+        "(pixparse/cc12m-wds, about 1.1 TB) that papers train on",
+        choices=("urls", "mirror"),
+    )
+    table: str = option(
+        _CC12M, "file, folder or URL of TSV, CSV, JSONL or parquet", metavar="PLACE"
+    )
+    layout: str | None = option(
+        None, "of the table, where it is found wrongly", choices=("tsv", "csv", "jsonl", "parquet")
+    )
+    delimiter: str | None = option(
+        None, "between columns: a character, or tab, comma, semicolon, pipe", metavar="CHARACTER"
+    )
+    encoding: str | None = option(None, "of the text, such as cp1252", metavar="NAME")
+    url_column: str | None = option(None, "name, or number from 0", metavar="NAME")
+    caption_column: str | None = option(None, "name, or number from 0", metavar="NAME")
+    limit: int | None = option(None, "only the first rows, to try", metavar="ROWS", least=1)
+    rows_per_host: int | None = option(
+        None, "rows kept of one host at most", metavar="ROWS", least=1
+    )
+    expected_rows: int | None = option(
+        None, "refuse a table with another number of rows", metavar="ROWS", least=1
+    )
+    mirror: str | None = option(
+        None, "local copy of the mirror; default: the Hugging Face hub", metavar="FOLDER"
+    )
+    allow_missing: bool = option(False, "take a part of the mirror")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Running:
+    """How the program goes about it."""
+
+    dry_run: bool = option(False, "look and plan, download nothing but the table")
+    work: str | None = option(None, "local folder of all but the shards", metavar="FOLDER")
+    no_dns_probe: bool = option(False, "do not try the resolver first")
+    ignore_disk: bool = option(False, "start with too little room")
+    expected_success: float = option(
+        0.65, "share of the links that gives a picture, to estimate the room", metavar="SHARE"
+    )
+    stall_seconds: float | None = option(
+        None, "replace workers when no row moved for so long", metavar="SECONDS", least=0.001
+    )
+    min_free_gb: float = option(2.0, "stop when less is free", metavar="GB", least=0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns its exit status."""
-    arguments = parse(argv)
+    parser = argparse.ArgumentParser(
+        prog="tools/download_cc12m.sh",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    out = str(Path(__file__).resolve().parents[2] / "data" / "cc12m")
+    where = "folder, or fsspec URL such as s3://bucket/cc12m (default: data/cc12m here)"
+    parser.add_argument("out", nargs="?", default=out, metavar="OUT", help=where)
+    for title, kind in (("source", Source), ("pictures and fetching", Job), ("running", Running)):
+        add_options(parser.add_argument_group(title), kind)
+    arguments = parser.parse_args(argv)
+    from tools.download.processes import run_program
+
     return run_program(lambda: _run(arguments))
 
 
-def _run(arguments: argparse.Namespace) -> dict[str, object]:
-    folder = _work_folder(arguments)
-    with exclusive(folder):
-        take = _take_mirror if arguments.source == "mirror" else _download
-        return take(arguments, folder)
+def _run(arguments: argparse.Namespace) -> dict[str, Any]:
+    from tools.download.run import exclusive
 
-
-def _work_folder(arguments: argparse.Namespace) -> Path:
-    if arguments.work is not None:
-        return arguments.work.resolve()
-    if "://" in arguments.out:
+    source = Source(**from_arguments(Source, arguments))
+    running = Running(**from_arguments(Running, arguments))
+    check_options(source)
+    check_options(running)
+    if not 0 <= running.expected_success <= 1:
+        raise ValueError(f"--expected-success must be 0 to 1, got {running.expected_success}")
+    remote = "://" in arguments.out
+    if running.work is None and remote:
         raise ValueError(
             f"{arguments.out} is remote: name a local folder for table, log and report with --work"
         )
-    return Path(arguments.out).resolve()
+    folder = Path(running.work or arguments.out).resolve()
+    out = arguments.out.rstrip("/") if remote else str(Path(arguments.out).resolve())
+    with exclusive(folder):
+        if source.source == "mirror":
+            return _take_mirror(source, running, folder)
+        options = from_arguments(Job, arguments)
+        return _download(source, running, folder, out, options)
 
 
-def _download(arguments: argparse.Namespace, folder: Path) -> dict[str, object]:
-    _job(arguments, folder, ())  # wrong options are told before the table is read, which takes long
+def _download(
+    source: Source, running: Running, folder: Path, out: str, options: dict[str, Any]
+) -> dict[str, Any]:
+    from tools.download.report import write_report
+    from tools.download.run import Limits, run_download
+    from tools.download.table.prepare import CC12M_ROWS, CC12M_URL, prepare_table
+
+    def job_for(extra_columns: tuple[str, ...]) -> Job:
+        return Job(
+            table=str(folder / "table"),
+            shards=f"{out}/shards",
+            extra_columns=extra_columns,
+            **options,
+        )
+
+    shard = job_for(()).samples_per_shard  # wrong options are told before the table is read
+    names = ("layout", "url_column", "caption_column", "delimiter", "encoding", "limit")
     table = prepare_table(
-        arguments.table,
+        CC12M_URL if source.table == _CC12M else source.table,
         folder / "table",
-        layout=arguments.layout,
-        url_column=arguments.url_column,
-        caption_column=arguments.caption_column,
-        rows_per_part=_rows_per_part(arguments.samples_per_shard),
-        limit=arguments.limit,
+        # Whole shards, since img2dataset ends one with each part.
+        rows_per_part=max(1, _MOST_ROWS_PER_PART // shard) * shard,
+        **{name: getattr(source, name) for name in (*names, "rows_per_host")},
     )
-    expected = _expected_rows(arguments, table)
-    job = _job(arguments, folder, tuple(table.extra_columns))
-    check_job(job, folder)
-    _check_before(arguments, folder, job, table)
-    if arguments.dry_run:
-        return {"dry_run": True, "folder": str(folder), "num_rows": table.num_rows}
-    limits = Limits(
-        stall_s=arguments.stall_seconds, min_free_bytes=round(arguments.min_free_gb * 1e9)
-    )
-    outcome = run_download(job, folder, limits=limits)
-    repacked = repack(folder) if arguments.repack else None
-    print("report     counting", file=sys.stderr)
-    report = write_report(folder, expected)
-    _print_end(folder, job, outcome, repacked)
-    return {
-        "folder": str(folder),
-        "shards": job.shards,
-        "report": str(folder / "report" / "report.html"),
-        "num_rows_expected": expected,
-        "num_rows": outcome.num_rows,
-        "num_successes": outcome.num_successes,
-        "num_shards": outcome.num_shards,
-        "failures": outcome.failures,
-        "train_num_samples": report["train_num_samples"],
-        "num_starts": outcome.num_starts,
-        "num_quarantined": outcome.num_quarantined,
-        "num_lost_workers": outcome.num_lost_workers,
-        "num_repacked": 0 if repacked is None else repacked.num_shards,
-        "seconds": round(outcome.seconds, 3),
-    }
-
-
-def _rows_per_part(samples_per_shard: int) -> int:
-    """Rows of a part of the table: whole shards, since img2dataset ends one with each part."""
-    return max(1, _MOST_ROWS_PER_PART // samples_per_shard) * samples_per_shard
-
-
-def _expected_rows(arguments: argparse.Namespace, table: TableSummary) -> int | None:
-    """How many rows the source should have.
-
-    Raises:
-        ValueError: it was told on the command line and is another number.
-    """
-    expected = arguments.expected_rows
+    expected = source.expected_rows
+    if expected is None and table.source == CC12M_URL and source.limit is None:
+        expected = CC12M_ROWS
     if expected is not None and expected != table.num_source_rows:
         raise ValueError(
             f"{table.source} has {table.num_source_rows} rows, not {expected}: is it whole?"
         )
-    if expected is None and table.source == CC12M_URL and arguments.limit is None:
-        return CC12M_ROWS
-    return expected
-
-
-def _job(arguments: argparse.Namespace, folder: Path, extra_columns: tuple[str, ...]) -> Job:
-    remote = "://" in arguments.out
-    out = arguments.out.rstrip("/") if remote else str(Path(arguments.out).resolve())
-    return Job(
-        table=str(folder / "table"),
-        shards=f"{out}/shards",
-        processes=arguments.processes or os.cpu_count() or 1,
-        **{name: getattr(arguments, name) for name in _PLAIN_FIELDS},
-        allow_addresses=tuple(arguments.allow_address),
-        respect_opt_out=not arguments.ignore_opt_out,
-        extra_columns=extra_columns,
+    job = job_for(tuple(table.extra_columns))
+    job.check_same(folder)
+    _check_before(running, folder, job, table)
+    if running.dry_run:
+        return {"dry_run": True, "folder": str(folder), "num_rows": table.num_rows}
+    outcome = run_download(
+        job,
+        folder,
+        limits=Limits(
+            stall_s=running.stall_seconds, min_free_bytes=round(running.min_free_gb * 1e9)
+        ),
     )
+    report = write_report(folder, expected)
+    page = folder / "report" / "report.html"
+    print(f"rows       {outcome.num_rows}")
+    share = outcome.num_successes / max(1, outcome.num_rows)
+    print(f"pictures   {outcome.num_successes} ({share:.1%}); this is train_num_samples")
+    for cause, count in outcome.failures.items():
+        print(f"failed     {count} {cause}")
+    print(f"shards     {outcome.num_shards} in {job.shards}")
+    print(f"report     {page}")
+    print(f"next       {sys.executable} tools/retry_failed.py {folder}")
+    print(f"           python tools/index_shards.py {job.shards} --out {folder}-index")
+    return {
+        "folder": str(folder),
+        "shards": job.shards,
+        "report": str(page),
+        "num_rows_expected": expected,
+        **outcome.to_json(),
+        "train_num_samples": report["train_num_samples"],
+    }
 
 
-def _check_before(
-    arguments: argparse.Namespace, folder: Path, job: Job, table: TableSummary
-) -> None:
+def _check_before(running: Running, folder: Path, job: Job, table: TableSummary) -> None:
     """Print what was found and what is planned.
 
     Raises:
         ValueError: the download must not start.
     """
-    found = preflight.check(
-        table,
-        job,
-        rows_done=_rows_done(folder),
-        repack=arguments.repack,
-        expected_success=arguments.expected_success,
-        ignore_disk=arguments.ignore_disk,
-        probe_dns=not arguments.no_dns_probe,
-    )
-    for line in found.lines:
-        print(line, file=sys.stderr)
-    num_shards = -(-table.num_rows // job.samples_per_shard)
-    print(
-        f"plan       {num_shards} shards of {job.samples_per_shard} rows to {job.shards}, "
-        f"{job.processes} processes x {job.threads} threads",
-        file=sys.stderr,
+    from tools.download import preflight
+    from tools.download.finished import ShardBook
+    from tools.download.job import JOB_FILE
+
+    rows_left = table.num_rows
+    if (folder / JOB_FILE).is_file():
+        book = ShardBook(folder)
+        book.refresh()
+        rows_left -= sum(state.num_rows for state in book.finished.values())
+    needed = preflight.needed_bytes(rows_left, job, running.expected_success)
+    disk, no_room = preflight.check_disk(needed, job.shards)
+    files, too_few = preflight.raise_descriptors(job.threads)
+    lines, warnings, problems = [*table.describe(), disk, files], [], [too_few]
+    (warnings if running.ignore_disk else problems).append(no_room)
+    if not running.no_dns_probe:
+        found = preflight.probe_resolver(preflight.sample_hosts(Path(job.table)))
+        for place, text in zip((lines, warnings, problems), found, strict=True):
+            place.append(text)
+    processes = job.processes or os.cpu_count() or 1
+    lines += [f"warning    {text}" for text in warnings if text]
+    lines.append(
+        f"plan       {-(-table.num_rows // job.samples_per_shard)} shards of "
+        f"{job.samples_per_shard} rows to {job.shards}, {processes} processes x {job.threads} "
+        "fetches"
     )
     if job.allow_addresses:
         networks = ", ".join(job.allow_addresses)
-        print(f"NOTE       {networks} may be fetched from, public or not", file=sys.stderr)
-    if found.problems:
-        raise ValueError("; ".join(found.problems))
+        lines.append(f"NOTE       {networks} may be fetched from, public or not")
+    print("\n".join(lines), file=sys.stderr)
+    if found := [text for text in problems if text]:
+        raise ValueError("; ".join(found))
 
 
-def _rows_done(folder: Path) -> int:
-    if not (folder / JOB_FILE).is_file():
-        return 0
-    book = ShardBook(folder)
-    book.refresh()
-    return sum(state.num_rows for state in book.finished.values())
-
-
-def _print_end(folder: Path, job: Job, outcome: Outcome, repacked: Repacked | None) -> None:
-    share = outcome.num_successes / max(1, outcome.num_rows)
-    print(f"rows       {outcome.num_rows}")
-    print(f"pictures   {outcome.num_successes} ({share:.1%}); this is train_num_samples")
-    for cause, count in outcome.failures.items():
-        print(f"failed     {count} {cause}")
-    print(f"shards     {outcome.num_shards} in {job.shards}")
-    if repacked is not None and repacked.num_shards:
-        before, after = repacked.bytes_before / 1e9, repacked.bytes_after / 1e9
-        print(f"repacked   {repacked.num_shards} shards, {before:.3f} GB to {after:.3f} GB")
-    print(f"report     {folder / 'report' / 'report.html'}")
-    print(f"next       {sys.executable} tools/retry_failed.py {folder}")
-    print(f"           python tools/index_shards.py {job.shards} --out {folder}-index")
-
-
-def _take_mirror(arguments: argparse.Namespace, folder: Path) -> dict[str, object]:
+def _take_mirror(source: Source, running: Running, folder: Path) -> dict[str, Any]:
     """Take ready-made shards instead of downloading pictures one by one."""
-    source = arguments.mirror
-    if source is None:
-        if arguments.dry_run:
-            return {"dry_run": True, "folder": str(folder)}
-        source = fetch_mirror(folder / "mirror")
-    result = take_mirror(
-        source,
-        folder / "shards",
-        link="leave" if arguments.dry_run else "symlink",
-        count=arguments.count,
-        allow_missing=arguments.allow_missing,
-    )
-    for line in result.describe():
-        print(line)
-    values = dataclasses.asdict(result)
-    if arguments.dry_run:
-        return {"dry_run": True, **values, "missing": len(result.missing)}
+    from pipeline.durable import write_text
+    from tools.download.mirror import take_mirror
+
+    if running.dry_run:
+        return {"dry_run": True, "folder": str(folder), "source": str(source.mirror or "hub")}
+    local = Path(source.mirror) if source.mirror else None
+    result = take_mirror(local, folder / "shards", allow_missing=source.allow_missing)
+    for name, value in result.items():
+        print(f"{name:<21}{value}")
+    print(f"next       python tools/index_shards.py {folder / 'shards'} --out {folder}-index")
     (folder / "report").mkdir(exist_ok=True)
-    write_text(folder / "report" / "report.json", json.dumps(values, indent=1) + "\n")
-    return {**values, "missing": len(result.missing)}
+    write_text(folder / "report" / "report.json", json.dumps(result, indent=1) + "\n")
+    return {**result, "missing": len(result["missing"])}
 
 
 if __name__ == "__main__":

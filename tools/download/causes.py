@@ -1,12 +1,11 @@
 """Why a row of the table became no sample: a closed list, however many ways there are to say it.
 
 The downloader writes `CAUSE: detail` as the `error_message` of a row. The detail names no URL,
-port or time, so that counting equal messages stays possible.
+port or time, so equal messages can be counted.
 """
 
 from __future__ import annotations
 
-import re
 from enum import StrEnum
 
 
@@ -18,7 +17,7 @@ class Cause(StrEnum):
     FORBIDDEN = "forbidden"
     """HTTP 401, 402, 403, 407 or 451."""
     HTTP_ERROR = "http_error"
-    """Another 4xx, or a status that has no place here."""
+    """Another 4xx, or an answer that is not HTTP."""
     RATE_LIMITED = "rate_limited"
     """HTTP 429."""
     SERVER_ERROR = "server_error"
@@ -50,7 +49,7 @@ class Cause(StrEnum):
     NOT_AN_IMAGE = "not_an_image"
     """HTML, XML, SVG, text or anything else that no picture begins with."""
     UNSUPPORTED_IMAGE = "unsupported_image"
-    """A picture in a format, depth or encoding that is not read."""
+    """A picture in a format, depth or encoding that is not read, or an animated PNG."""
     DAMAGED_IMAGE = "damaged_image"
     """It begins like a picture and cannot be decoded to its end."""
     TOO_SMALL = "too_small"
@@ -65,73 +64,31 @@ class Cause(StrEnum):
     @property
     def retryable(self) -> bool:
         """Whether asking again later has a chance."""
-        return self in _RETRYABLE
+        return self in RETRYABLE
 
 
-_RETRYABLE = frozenset(
-    {
-        Cause.RATE_LIMITED,
-        Cause.SERVER_ERROR,
-        Cause.DNS_TEMPORARY,
-        Cause.TIMEOUT,
-        Cause.CONNECTION,
-        Cause.INCOMPLETE,
-    }
+RETRYABLE = frozenset(
+    {Cause.RATE_LIMITED, Cause.SERVER_ERROR, Cause.DNS_TEMPORARY, Cause.TIMEOUT, Cause.CONNECTION}
+    | {Cause.INCOMPLETE}
 )
-
 _BY_NAME = {cause.value: cause for cause in Cause}
-
 _BY_HTTP_STATUS = {
-    401: Cause.FORBIDDEN,
-    402: Cause.FORBIDDEN,
-    403: Cause.FORBIDDEN,
-    404: Cause.NOT_FOUND,
-    407: Cause.FORBIDDEN,
+    **dict.fromkeys((401, 402, 403, 407, 451), Cause.FORBIDDEN),
+    **dict.fromkeys((404, 410), Cause.NOT_FOUND),
     408: Cause.TIMEOUT,
-    410: Cause.NOT_FOUND,
     429: Cause.RATE_LIMITED,
-    451: Cause.FORBIDDEN,
 }
 
-_HTTP_ERROR = re.compile(r"HTTP Error (\d{3})")
 
-# What img2dataset 1.47 writes of its own; the first that is found decides.
-_BY_TEXT = (
-    ("X-Robots-Tag", Cause.OPT_OUT),
-    ("image too small", Cause.TOO_SMALL),
-    ("image area too large", Cause.TOO_MANY_PIXELS),
-    ("aspect ratio too large", Cause.ASPECT_RATIO),
-    ("Image decoding error", Cause.DAMAGED_IMAGE),
-    ("OpenCV", Cause.DAMAGED_IMAGE),
-    ("infinite loop", Cause.REDIRECTS),
-    ("redirect", Cause.REDIRECTS),
-    ("timed out", Cause.TIMEOUT),
-    ("Name or service not known", Cause.DNS_NO_HOST),
-    ("No address associated with hostname", Cause.DNS_NO_HOST),
-    ("name resolution", Cause.DNS_TEMPORARY),
-    ("IncompleteRead", Cause.INCOMPLETE),
-    ("SSL", Cause.TLS),
-    ("CERTIFICATE", Cause.TLS),
-    ("Connection", Cause.CONNECTION),
-    ("Remote end closed", Cause.CONNECTION),
-    ("unreachable", Cause.CONNECTION),
-    ("No route to host", Cause.CONNECTION),
-    ("unknown url type", Cause.BAD_URL),
-    ("no host given", Cause.BAD_URL),
-    ("control characters", Cause.BAD_URL),
-    ("codec can't encode", Cause.BAD_URL),
-    ("nonnumeric port", Cause.BAD_URL),
-)
+class RefusedError(Exception):
+    """A URL that gives no picture, or a picture that is not stored."""
 
-
-def message(cause: Cause, detail: str) -> str:
-    """The `error_message` of a row that failed.
-
-    Args:
-        cause: what kept it out.
-        detail: a few words without URL, port or time.
-    """
-    return f"{cause.value}: {detail}"
+    def __init__(self, cause: Cause, detail: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(f"{cause.value}: {detail}")
+        self.cause = cause
+        """Which of the closed list of causes it is."""
+        self.retry_after_s = retry_after_s
+        """Seconds that the server asks to wait before another try."""
 
 
 def cause_of_http_status(status: int) -> Cause:
@@ -142,22 +99,12 @@ def cause_of_http_status(status: int) -> Cause:
 
 
 def classify(status: str, error_message: str | None) -> Cause | None:
-    """The cause of one row of img2dataset's result.
+    """The cause of one row of a shard's metadata; None for a success.
 
     Args:
         status: `success`, `failed_to_download` or `failed_to_resize`.
-        error_message: what is written beside it; `CAUSE: detail` where Tessera's downloader wrote
-            it, and img2dataset's own words are understood too.
-
-    Returns:
-        None for a success.
+        error_message: `CAUSE: detail`.
     """
     if status == "success":
         return None
-    text = error_message or ""
-    if written := _BY_NAME.get(text.partition(":")[0]):
-        return written
-    found = _HTTP_ERROR.search(text)
-    if found and "infinite loop" not in text:
-        return cause_of_http_status(int(found.group(1)))
-    return next((cause for words, cause in _BY_TEXT if words in text), Cause.UNKNOWN)
+    return _BY_NAME.get((error_message or "").partition(":")[0], Cause.UNKNOWN)

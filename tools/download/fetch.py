@@ -1,52 +1,59 @@
-"""One URL to the bytes of a picture, whatever the server does.
+"""One URL to the bytes of a picture, whatever the server does: aiohttp on one event-loop thread.
 
-Every wait is bounded: the resolver, the connection, the handshake, the headers, each read and the
-whole of it, redirects included. So is every size. One TLS context serves the process; urllib makes
-one for each https URL, which costs more than decoding the picture. Proxies named in the environment
-are not used: behind one, the address that is connected to could not be checked.
+Every wait is bounded (resolver, connection, each read, and the whole of a try with its redirects),
+and so is every size. The address is checked in the factory that opens the socket, so it is the very
+address of the connection, after a redirect too. Proxies named in the environment are not used:
+behind a proxy, the address that is fetched from could not be checked.
 """
 
 from __future__ import annotations
 
+import asyncio
 import email.utils
 import errno
-import http.client
-import io
 import random
+import re
 import socket
 import ssl
+import threading
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import cache
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import cast
+from typing import Any
+from weakref import WeakValueDictionary
 
-from tools.download.addresses import Address, FetchError, Target, follow, parse_url, reachable
-from tools.download.causes import Cause, cause_of_http_status
-from tools.download.image_header import ImageError, image_kind
-from tools.download.opt_out import agent_token, opts_out
-from tools.download.resolver import Resolver
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
 
-MAX_REDIRECTS = 8
-"""Redirects that one fetch follows."""
-MAX_ADDRESSES = 4
-"""Addresses of one host that are tried."""
-READ_BYTES = 1 << 16
-"""Bytes that one read asks for."""
-BACKOFF_S = 0.5
-"""Seconds before the first further try; each one after waits twice as long, times 0.5 to 1.5."""
+from tools.download.addresses import follow, may_connect, parse_url
+from tools.download.causes import Cause, RefusedError, cause_of_http_status
+from tools.download.image_kind import image_kind
 
+_MAX_REDIRECTS = 8
+_BACKOFF_S = 0.5  # before the first further try; then twice as long each time, times 0.5 to 1.5
+_KEEP_HOST_S = 300.0
+_MOST_HOSTS = 50_000
+_MOST_HEADER_BYTES = 1 << 16
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_DECODERS: dict[str, int] = {"gzip": 31, "x-gzip": 31, "deflate": 15}
+_DECODERS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 _RAW_DEFLATE = -15
+_NO_HOST = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", -5), socket.EAI_FAIL}
+_RESERVING = frozenset({"noai", "noimageai", "noml", "noindex", "noimageindex", "none"})
+# Directives whose own value follows a colon; before any other colon stands a robot's name.
+_WITH_VALUE = {"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"}
+
+Lookup = Callable[[str], list[Any]]
+"""A host's addresses in the form of `socket.getaddrinfo`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FetchLimits:
-    """What one fetch may take, and whom it tells."""
+    """What one fetch may take, and how the downloader names itself."""
 
     timeout_s: float
     """Seconds that one wait on the network may take."""
@@ -62,6 +69,10 @@ class FetchLimits:
     """Leave out what its server's headers reserve."""
     allow_addresses: tuple[str, ...] = ()
     """Networks (CIDR) that may be fetched from although they are not public."""
+    connections: int = 64
+    """Fetches at the same time."""
+    per_host: int = 32
+    """Fetches from one host at the same time; hosts in `allow_addresses` are exempt."""
 
 
 @cache
@@ -85,49 +96,95 @@ def check_certificates() -> None:
         )
 
 
-class Deadline:
-    """How much time one try has left."""
+def system_lookup(host: str) -> list[Any]:
+    """Ask the system's resolver for a host's addresses, in the order to try them."""
+    return socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
 
-    def __init__(self, seconds: float, timeout_s: float) -> None:
-        self._end = time.monotonic() + seconds
+
+class Resolver(AbstractResolver):
+    """Looks each host up once for all fetches, and never waits longer than it may.
+
+    Answers are kept for five minutes, also that a host does not exist: tables ask for the same
+    hosts over and over. `getaddrinfo` has no time limit, so each lookup has a thread of its own.
+    """
+
+    def __init__(
+        self, timeout_s: float, may: Callable[[str, int], bool], lookup: Lookup = system_lookup
+    ) -> None:
         self._timeout_s = timeout_s
+        self._may = may
+        self._lookup = lookup
+        self._kept: dict[str, tuple[float, asyncio.Future[list[Any] | socket.gaierror]]] = {}
 
-    @property
-    def is_over(self) -> bool:
-        """Whether no time is left."""
-        return time.monotonic() >= self._end
-
-    def wait_s(self, share: int = 1) -> float:
-        """Seconds that the next wait may take.
-
-        Args:
-            share: how many waits the remaining time is for.
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """The addresses of a host that may be connected to, or all where none may.
 
         Raises:
-            FetchError: `timeout` when nothing is left.
+            socket.gaierror: there is no such host, or no answer in time.
         """
-        left = self._end - time.monotonic()
-        if left <= 0:
-            raise FetchError(Cause.TIMEOUT, "the whole fetch took too long")
-        return min(self._timeout_s, left / share)
+        expiry, answer = self._kept.get(host, (0.0, None))
+        if answer is None or time.monotonic() >= expiry:
+            if len(self._kept) >= _MOST_HOSTS:
+                self._kept.clear()
+            answer = asyncio.get_running_loop().create_future()
+            self._kept[host] = (time.monotonic() + _KEEP_HOST_S, answer)
+            threading.Thread(target=self._ask, args=(host, answer), daemon=True).start()
+        try:
+            found = await asyncio.wait_for(asyncio.shield(answer), self._timeout_s)
+        except TimeoutError:
+            raise socket.gaierror(socket.EAI_AGAIN, "no answer in time") from None
+        if isinstance(found, socket.gaierror):
+            if found.errno not in _NO_HOST:
+                self._kept.pop(host, None)
+            raise found.with_traceback(None)
+        addresses = [(family, str(place[0]).partition("%")[0]) for family, *_, place in found]
+        allowed = [each for each in addresses if self._may(each[1], port)] or addresses
+        return [
+            {"hostname": host, "host": address, "port": port, "family": family,
+             "proto": 0, "flags": socket.AI_NUMERICHOST}
+            for family, address in allowed
+        ]  # fmt: skip
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+    def _ask(self, host: str, answer: asyncio.Future[list[Any] | socket.gaierror]) -> None:
+        try:
+            found: list[Any] | socket.gaierror = self._lookup(host)
+        except socket.gaierror as error:
+            found = error
+        except Exception as error:  # whatever it is, those who wait must hear of it
+            found = socket.gaierror(socket.EAI_AGAIN, type(error).__name__)
+        answer.get_loop().call_soon_threadsafe(answer.set_result, found)
+
+
+class _AddressError(OSError):
+    """An address or port that is not connected to."""
 
 
 class Fetcher:
-    """Fetches URLs for many threads at a time."""
+    """Fetches many URLs at a time, on a thread of its own."""
 
     def __init__(
         self,
         limits: FetchLimits,
         *,
-        resolver: Resolver | None = None,
-        sleep: Callable[[float], None] = time.sleep,
+        lookup: Lookup = system_lookup,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.limits = limits
         """What one fetch may take."""
-        self._resolver = resolver or Resolver()
         self._sleep = sleep
+        self._lookup = lookup
         self._allowed = tuple(ip_network(network) for network in limits.allow_addresses)
         self._agent = agent_token(limits.user_agent)
+        self._hosts: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._slots = asyncio.Semaphore(limits.connections)
+        self._session: aiohttp.ClientSession | None = None
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
 
     def fetch(self, url: str) -> bytes:
         """The content of a URL, after as many tries as are allowed and can help.
@@ -136,180 +193,229 @@ class Fetcher:
             The bytes of a file that begins like a picture, not checked further.
 
         Raises:
-            FetchError: there is none; nothing else is raised for what a server does.
+            RefusedError: there is none; nothing else is raised for what a server does.
         """
-        for attempt in range(self.limits.retries + 1):
-            deadline = Deadline(self.limits.deadline_s, self.limits.timeout_s)
+        return asyncio.run_coroutine_threadsafe(self._fetch(url), self._loop).result()
+
+    def start(self, url: str, done: Callable[[bytes | Exception], None]) -> None:
+        """Fetch a URL while the caller does something else.
+
+        Args:
+            url: what to fetch.
+            done: called on the loop's thread with the content, or with what `fetch` raises.
+        """
+
+        async def report() -> None:
             try:
-                return self._try_once(url, deadline)
-            except FetchError as error:
-                wait_s = BACKOFF_S * 2**attempt * random.uniform(0.5, 1.5)
-                if error.retry_after_s is not None:
-                    wait_s = max(error.retry_after_s, wait_s)
-                # Who has used up a whole deadline is left to the second pass.
-                is_last = attempt == self.limits.retries or deadline.is_over
+                done(await self._fetch(url))
+            except Exception as error:
+                done(error)
+
+        asyncio.run_coroutine_threadsafe(report(), self._loop)
+
+    async def _fetch(self, url: str) -> bytes:
+        target = parse_url(url)
+        async with self._host_slot(target.host or ""), self._slots:
+            for attempt in range(self.limits.retries + 1):
+                began = time.monotonic()
+                try:
+                    async with asyncio.timeout(self.limits.deadline_s):
+                        return await self._try_once(target)
+                except TimeoutError:
+                    error = RefusedError(Cause.TIMEOUT, "the whole fetch took too long")
+                except RefusedError as refused:
+                    error = refused
+                wait_s = _BACKOFF_S * 2**attempt * random.uniform(0.5, 1.5)
+                wait_s = max(error.retry_after_s or 0.0, wait_s)
+                # A host that used up a whole deadline is not retried here; retry_failed does that.
+                is_over = time.monotonic() - began >= self.limits.deadline_s
+                is_last = attempt == self.limits.retries or is_over
                 if is_last or not error.cause.retryable or wait_s > self.limits.deadline_s:
-                    raise
-            self._sleep(wait_s)
+                    raise error
+                await self._sleep(wait_s)
         raise AssertionError("the last try returns or raises")
 
-    def _try_once(self, url: str, deadline: Deadline) -> bytes:
-        target = parse_url(url)
-        seen: set[Target] = set()
-        while target not in seen and len(seen) <= MAX_REDIRECTS:
-            seen.add(target)
-            answer = self._get(target, deadline)
-            if isinstance(answer, bytes):
-                return _checked(answer)
-            target = answer
-        raise FetchError(Cause.REDIRECTS, "a loop" if target in seen else "too many")
-
-    def _get(self, target: Target, deadline: Deadline) -> bytes | Target:
-        """The content, or where to go instead."""
-        addresses = self._resolver.resolve(target.host, deadline.wait_s())
-        addresses = reachable(target, addresses, self._allowed)
+    def _host_slot(self, host: str) -> asyncio.Semaphore:
         try:
-            with _connect(target, addresses[:MAX_ADDRESSES], deadline) as connection:
-                return self._exchange(connection, target, deadline)
-        except FetchError:
-            raise
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            raise _network_error(error) from None
+            own = any(ip_address(host) in network for network in self._allowed)
+        except ValueError:
+            own = False
+        most = self.limits.connections if own else self.limits.per_host
+        return self._hosts.setdefault(host, asyncio.Semaphore(most))
 
-    def _exchange(
-        self, connection: socket.socket, target: Target, deadline: Deadline
-    ) -> bytes | Target:
-        lines = (
-            f"GET {target.path} HTTP/1.1",
-            f"Host: {target.host_header}",
-            f"User-Agent: {self.limits.user_agent}",
-            "Accept: image/webp,image/png,image/jpeg,image/*;q=0.8,*/*;q=0.5",
-            "Accept-Encoding: identity",
-            "Connection: close",
-        )
-        connection.settimeout(deadline.wait_s())
-        connection.sendall("\r\n".join((*lines, "", "")).encode("ascii"))
-        reader = cast("socket.socket", _TimedReader(connection, deadline))
-        with http.client.HTTPResponse(reader, method="GET") as response:
-            response.begin()
-            if response.status in _REDIRECTS:
-                location = response.getheader("Location")
+    async def _try_once(self, target: URL) -> bytes:
+        seen: set[URL] = set()
+        while target not in seen and len(seen) <= _MAX_REDIRECTS:
+            seen.add(target)
+            try:
+                answer = await self._get(target)
+            except (aiohttp.ClientError, OSError, ValueError) as error:
+                raise _network_error(error) from None
+            if isinstance(answer, bytes):
+                image_kind(answer)
+                return answer
+            target = answer
+        raise RefusedError(Cause.REDIRECTS, "a loop" if target in seen else "too many")
+
+    async def _get(self, target: URL) -> bytes | URL:
+        """The content, or where to go instead."""
+        if self._session is None:
+            self._session = self._open_session()
+        async with self._session.get(target, allow_redirects=False) as answer:
+            if answer.status in _REDIRECTS:
+                location = answer.headers.get("Location")
                 if not location:
-                    raise FetchError(Cause.REDIRECTS, "no target")
+                    raise RefusedError(Cause.REDIRECTS, "no target")
                 return follow(target, location)
-            self._check_head(response)
-            return self._read_body(response)
+            self._check_head(answer)
+            return await self._read_body(answer)
 
-    def _check_head(self, response: http.client.HTTPResponse) -> None:
-        if not 200 <= response.status <= 299:
-            raise FetchError(
-                cause_of_http_status(response.status),
-                f"HTTP {response.status}",
-                retry_after_s=_retry_after_s(response.getheader("Retry-After")),
+    def _open_session(self) -> aiohttp.ClientSession:
+        wait_s = self.limits.timeout_s
+        connector = aiohttp.TCPConnector(
+            limit=0,
+            ssl=tls_context(),
+            resolver=Resolver(wait_s, self._may, self._lookup),
+            use_dns_cache=False,
+            socket_factory=self._open_socket,
+        )
+        return aiohttp.ClientSession(
+            connector=connector,
+            auto_decompress=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=wait_s, sock_read=wait_s),
+            max_line_size=_MOST_HEADER_BYTES,
+            max_field_size=_MOST_HEADER_BYTES,
+            headers={
+                "User-Agent": self.limits.user_agent,
+                "Accept": "image/webp,image/png,image/jpeg,image/*;q=0.8,*/*;q=0.5",
+                "Accept-Encoding": "identity",
+            },
+        )
+
+    def _may(self, address: str, port: int) -> bool:
+        return may_connect(ip_address(address), port, self._allowed)
+
+    def _open_socket(self, info: tuple[Any, ...]) -> socket.socket:
+        family, kind, protocol, _, place = info
+        if not self._may(place[0].partition("%")[0], place[1]):
+            raise _AddressError("not a public address, or a port that is not the web's")
+        opened = socket.socket(family, kind, protocol)
+        opened.setblocking(False)
+        return opened
+
+    def _check_head(self, answer: aiohttp.ClientResponse) -> None:
+        if not 200 <= answer.status <= 299:
+            raise RefusedError(
+                cause_of_http_status(answer.status),
+                f"HTTP {answer.status}",
+                retry_after_s=_retry_after_s(answer.headers.get("Retry-After")),
             )
-        if self.limits.respect_opt_out and opts_out(response.headers, self._agent):
-            raise FetchError(Cause.OPT_OUT, "reserved by its server's headers")
-        if response.length is not None and response.length > self.limits.max_bytes:
-            raise FetchError(Cause.TOO_MANY_BYTES, "by its announced length")
+        if self.limits.respect_opt_out and opts_out(answer.headers, self._agent):
+            raise RefusedError(Cause.OPT_OUT, "reserved by its server's headers")
+        if (answer.content_length or 0) > self.limits.max_bytes:
+            raise RefusedError(Cause.TOO_MANY_BYTES, "by its announced length")
 
-    def _read_body(self, response: http.client.HTTPResponse) -> bytes:
-        encoding = (response.getheader("Content-Encoding") or "").strip().lower()
+    async def _read_body(self, answer: aiohttp.ClientResponse) -> bytes:
+        encoding = answer.headers.get("Content-Encoding", "").strip().lower()
         if encoding not in ("", "identity", *_DECODERS):
-            raise FetchError(Cause.UNSUPPORTED_IMAGE, "an unknown content encoding")
+            raise RefusedError(Cause.UNSUPPORTED_IMAGE, "an unknown content encoding")
         body = bytearray()
-        while part := response.read1(READ_BYTES):
+        async for part in answer.content.iter_any():
             body += part
             if len(body) > self.limits.max_bytes:
-                raise FetchError(Cause.TOO_MANY_BYTES, "more than the limit")
-        if response.length:
-            raise FetchError(Cause.INCOMPLETE, "shorter than announced")
+                raise RefusedError(Cause.TOO_MANY_BYTES, "more than the limit")
         if encoding not in _DECODERS or not body:
             return bytes(body)
         return _decoded(bytes(body), encoding, self.limits.max_bytes)
 
 
-class _TimedReader(io.RawIOBase):
-    """Gives http.client its reads, each with the time that is left; slow headers count too."""
+def agent_token(user_agent: str) -> str:
+    """The name by which a header can address a downloader, in lower case.
 
-    def __init__(self, connection: socket.socket, deadline: Deadline) -> None:
-        super().__init__()
-        self._connection = connection
-        self._deadline = deadline
+    Args:
+        user_agent: a whole User-Agent; the product after `compatible;`, else the first one.
+    """
+    found = re.search(r"compatible;\s*([\w-]+)", user_agent) or re.match(r"\s*([\w-]+)", user_agent)
+    return found.group(1).lower() if found else ""
 
-    def makefile(self, mode: str) -> io.BufferedReader:
-        """What http.client asks of a socket."""
-        return io.BufferedReader(self, READ_BYTES)
 
-    def readable(self) -> bool:
-        """True, which BufferedReader asks."""
+def opts_out(headers: Any, agent: str) -> bool:
+    """Whether the headers of an answer reserve its content (X-Robots-Tag, TDM-Reservation).
+
+    Args:
+        headers: of the answer, names in any case, names repeated.
+        agent: the downloader's name from `agent_token`.
+    """
+    names = {"x-robots-tag": [], "tdm-reservation": []}
+    for name, value in headers.items():
+        names.get(name.lower(), []).append(value)
+    if "1" in (value.strip() for value in names["tdm-reservation"]):
         return True
-
-    def readinto(self, buffer: memoryview) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Read once."""
-        self._connection.settimeout(self._deadline.wait_s())
-        return self._connection.recv_into(buffer)
+    return any(_reserves(value, agent) for value in names["x-robots-tag"])
 
 
-def _connect(target: Target, addresses: list[Address], deadline: Deadline) -> socket.socket:
-    """A connection to the first address that answers, with TLS where the URL has it."""
-    last: OSError | None = None
-    for number, address in enumerate(addresses):
-        wait_s = deadline.wait_s(share=len(addresses) - number)
-        try:
-            connection = socket.create_connection((str(address), target.port), wait_s)
-        except OSError as error:
-            last = error
-            continue
-        if target.scheme == "http":
-            return connection
-        try:
-            connection.settimeout(deadline.wait_s())
-            return tls_context().wrap_socket(connection, server_hostname=target.host)
-        except BaseException:
-            connection.close()
-            raise
-    raise last or OSError("no address")
+def _reserves(value: str, agent: str) -> bool:
+    addressed = True
+    for part in value.lower().split(","):
+        name, colon, rest = part.partition(":")
+        directive = part.strip()
+        if colon and name.strip() not in _WITH_VALUE:
+            addressed = name.strip() in ("*", agent)
+            directive = rest.strip()
+        if addressed and directive in _RESERVING:
+            return True
+    return False
 
 
 _ERRNO_TEXTS = {
+    **dict.fromkeys((errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE), "reset"),
+    **dict.fromkeys((errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL), "unreachable"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "too many open files on this machine"),
     errno.ECONNREFUSED: "refused",
-    errno.ECONNRESET: "reset",
-    errno.ECONNABORTED: "reset",
-    errno.EPIPE: "reset",
-    errno.ENETUNREACH: "unreachable",
-    errno.EHOSTUNREACH: "unreachable",
-    errno.EADDRNOTAVAIL: "unreachable",
-    errno.EMFILE: "too many open files on this machine",
-    errno.ENFILE: "too many open files on this machine",
 }
-
 # The first that fits; several of these are subclasses of others further down.
 _ERRORS: tuple[tuple[type[Exception], Cause, str], ...] = (
+    (_AddressError, Cause.ADDRESS_REFUSED, "not a public address, or a port that is not the web's"),
     (TimeoutError, Cause.TIMEOUT, "no answer in time"),
-    (ssl.SSLCertVerificationError, Cause.TLS, "the certificate is not valid"),
+    (ssl.CertificateError, Cause.TLS, "the certificate is not valid"),
     (ssl.SSLEOFError, Cause.CONNECTION, "closed by the server"),
     (ssl.SSLZeroReturnError, Cause.CONNECTION, "closed by the server"),
     (ssl.SSLError, Cause.TLS, "the handshake failed"),
-    (http.client.RemoteDisconnected, Cause.CONNECTION, "closed without an answer"),
-    (http.client.IncompleteRead, Cause.INCOMPLETE, "the last chunk is missing"),
-    (http.client.HTTPException, Cause.HTTP_ERROR, "the answer is not HTTP"),
+    (ConnectionError, Cause.CONNECTION, "reset"),
+    (aiohttp.ServerDisconnectedError, Cause.CONNECTION, "closed without an answer"),
+    (aiohttp.ClientPayloadError, Cause.INCOMPLETE, "shorter than announced"),
+    (aiohttp.ClientResponseError, Cause.HTTP_ERROR, "the answer is not HTTP"),
+    (aiohttp.InvalidURL, Cause.BAD_URL, "not a URL"),
     (ValueError, Cause.HTTP_ERROR, "the answer is not HTTP"),
 )
 
 
-def _network_error(error: Exception) -> FetchError:
+def _network_error(error: Exception) -> RefusedError:
+    inner: Any = getattr(error, "certificate_error", None) or getattr(error, "os_error", None)
+    if inner is None and isinstance(error, aiohttp.ClientPayloadError):
+        lost = isinstance(error.__context__ or error.__cause__, ConnectionError)
+        inner = ConnectionResetError() if lost or "ConnectionReset" in str(error) else None
+    inner = inner or error
+    if isinstance(inner, socket.gaierror):
+        if inner.errno in _NO_HOST:
+            return RefusedError(Cause.DNS_NO_HOST, "the host does not exist")
+        return RefusedError(Cause.DNS_TEMPORARY, "the name server did not answer")
+    if isinstance(inner, aiohttp.ClientResponseError) and "Data after" in inner.message:
+        return RefusedError(Cause.DAMAGED_IMAGE, "longer than announced")
+    if isinstance(inner, OSError) and inner.errno in _ERRNO_TEXTS:
+        return RefusedError(Cause.CONNECTION, _ERRNO_TEXTS[inner.errno])
     for kind, cause, detail in _ERRORS:
-        if isinstance(error, kind):
-            return FetchError(cause, detail)
-    number = error.errno if isinstance(error, OSError) else None
-    return FetchError(Cause.CONNECTION, _ERRNO_TEXTS.get(number or 0, "failed"))
+        if isinstance(inner, kind):
+            return RefusedError(cause, detail)
+    return RefusedError(Cause.CONNECTION, "failed")
 
 
 def _retry_after_s(value: str | None) -> float | None:
     """Seconds that a Retry-After header asks for: a number or a date."""
     if not value:
         return None
-    if value.strip().isdigit():
+    if value.strip().isdecimal():
         return float(value)
     try:
         when = email.utils.parsedate_to_datetime(value)
@@ -327,17 +433,9 @@ def _decoded(body: bytes, encoding: str, max_bytes: int) -> bytes:
     try:
         data = decoder.decompress(body, max_bytes + 1)
     except zlib.error:
-        raise FetchError(Cause.DAMAGED_IMAGE, "the content encoding is damaged") from None
+        raise RefusedError(Cause.DAMAGED_IMAGE, "the content encoding is damaged") from None
     if len(data) > max_bytes:
-        raise FetchError(Cause.TOO_MANY_BYTES, "more than the limit when unpacked")
+        raise RefusedError(Cause.TOO_MANY_BYTES, "more than the limit when unpacked")
     if not decoder.eof:
-        raise FetchError(Cause.INCOMPLETE, "the packed content is cut short")
-    return data
-
-
-def _checked(data: bytes) -> bytes:
-    try:
-        image_kind(data)
-    except ImageError as error:
-        raise FetchError(error.cause, error.detail) from None
+        raise RefusedError(Cause.INCOMPLETE, "the packed content is cut short")
     return data

@@ -1,103 +1,128 @@
-"""Processes that end with the one that started them, and finding those that did not (Linux)."""
+"""What the processes of a download do before they import anything large, and how they end."""
 
 from __future__ import annotations
 
-import ctypes
+import fcntl
+import json
+import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import sys
 import threading
-import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType, ModuleType
+from typing import Any
 
-MARK = "TESSERA_DOWNLOAD_FOLDER"
-"""Environment variable that every process of a download carries: the folder it works for."""
-_PR_SET_PDEATHSIG = 1
-_WATCH_S = 0.5
+_UNUSED = (
+    *("wandb", "webdataset", "fire", "exifread"),
+    *("img2dataset.resizer", "img2dataset.blurrer"),
+)
+_kept_open: list[Any] = []
 
 
-def die_with_parent(parent: int) -> None:
-    """Have the system kill this process as soon as its parent ends, however it ends.
+class Stopped(KeyboardInterrupt):
+    """A signal asked this process to end."""
 
-    The system takes the thread that started this process for its parent, so that must be one
-    which stays to the end.
+    def __init__(self, number: int) -> None:
+        """Remember the signal."""
+        super().__init__(signal.Signals(number).name)
+        self.exit_status = 128 + number
+
+
+class _Unused(ModuleType):
+    """A module of which nothing is used."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lambda *_, **__: None
+
+
+@contextmanager
+def without_unused_imports() -> Iterator[None]:
+    """Import img2dataset without what it imports and this download replaces or never uses.
+
+    That is OpenCV and albumentations (its resizer), webdataset, which imports torch where it finds
+    it, and W&B: a worker is four times as large with them, and takes seconds longer to start.
+    """
+    before = {name: sys.modules.get(name) for name in _UNUSED}
+    sys.modules.update({name: _Unused(name) for name in _UNUSED})
+    try:
+        yield
+    finally:
+        for name, module in before.items():
+            if module is None:
+                del sys.modules[name]
+            else:
+                sys.modules[name] = module
+
+
+def begin_worker(folder: str, log: str, counts: Any) -> None:
+    """Prepare a worker process: it ends with its parent, however that ends.
 
     Args:
-        parent: Process that must be the parent; if it is gone already, this process ends now.
+        folder: of the download; a shared lock in it tells the next start that this worker lives.
+        log: file that takes what img2dataset and the codecs print.
+        counts: shared integers for `tools.download.worker.counts`.
     """
-    if not sys.platform.startswith("linux"):
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+    lock = (Path(folder) / "workers.lock").open("a")
+    with suppress(OSError):
+        fcntl.flock(lock, fcntl.LOCK_SH)
+    _kept_open.append(lock)
+    with Path(log).open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    from tools.download import worker
+
+    worker.counts = counts
+
+
+@contextmanager
+def stop_on_sigterm() -> Iterator[None]:
+    """Turn SIGTERM into `Stopped` while the block runs, so that what was started is ended."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
         return
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        raise Stopped(number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
-def watch_parent(parent: int) -> None:
-    """End this process soon after its parent ended, whatever thread of that started it.
-
-    Args:
-        parent: Process that must be the parent; if it is gone already, this process ends now.
-    """
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(_WATCH_S)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def kill_all_of(folder: Path, wait_s: float = 10.0) -> int:
-    """Kill every living process that an earlier download started for a folder.
-
-    Processes are told by the mark in their environment, so that a reused number harms nobody.
-
-    Args:
-        folder: Folder of the download; its lock must be held.
-        wait_s: How long they may take to be gone.
+def run_program(work: Callable[[], Mapping[str, object]]) -> int:
+    """Do the work of a program and print what it returns as one JSON line.
 
     Returns:
-        How many were killed.
-
-    Raises:
-        RuntimeError: one of them is still there after `wait_s`.
+        The exit status: 0 done, 1 failed, 2 wrong use, 130 and 143 stopped.
     """
-    killed: set[int] = set()
-    give_up = time.monotonic() + wait_s
-    while found := living(folder):
-        for number in found:
-            _kill_if_marked(number, folder)
-        killed.update(found)
-        if time.monotonic() > give_up:
-            raise RuntimeError(f"processes {found} of an earlier download cannot be killed")
-        time.sleep(0.05)
-    return len(killed)
-
-
-def living(folder: Path) -> list[int]:
-    """Numbers of the processes that carry the mark of a folder; those that ended carry none."""
-    places = (place for place in Path("/proc").glob("[0-9]*") if place.name != str(os.getpid()))
-    return [int(place.name) for place in places if _is_marked(place, folder)]
-
-
-def _kill_if_marked(number: int, folder: Path) -> None:
     try:
-        handle = os.pidfd_open(number)
-    except (ProcessLookupError, OSError):
-        return
-    try:
-        # Looked at again through a handle that cannot come to mean another process.
-        if _is_marked(Path(f"/proc/{number}"), folder):
-            signal.pidfd_send_signal(handle, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    finally:
-        os.close(handle)
-
-
-def _is_marked(place: Path, folder: Path) -> bool:
-    try:
-        variables = (place / "environ").read_bytes().split(b"\0")
-    except OSError:
-        return False
-    return f"{MARK}={folder.resolve()}".encode() in variables
+        with stop_on_sigterm():
+            result = work()
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (OSError, RuntimeError) as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as stop:
+        print("stopped; the same command resumes", file=sys.stderr)
+        return getattr(stop, "exit_status", 130)
+    print(json.dumps(result))
+    return 0

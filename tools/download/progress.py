@@ -1,99 +1,79 @@
-"""Live figures of a download: one line that is written over, or one now and then in a log file."""
+"""Live figures of a download: one bar on a terminal, a line every ten seconds anywhere else."""
 
 from __future__ import annotations
 
-import math
 import sys
-import time
 from collections import Counter
-from collections.abc import Mapping
 from typing import TextIO
 
-from tools.download.finished import ShardState
+from tqdm import tqdm
 
-_LOG_INTERVAL_S = 60.0
-_RATE_WINDOW_S = 900.0
-_WIDTH = 150
+_LINE_S = 10.0
+_FORMAT = "{percentage:3.0f}% {n_fmt} of {total_fmt} rows [{elapsed}, ETA {remaining}, {rate_fmt}]"
+
+
+class _Lines:
+    """Takes what tqdm writes over itself and writes whole lines."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        """Write one state of the bar."""
+        if text := text.strip():
+            self._stream.write(f"{text}\n")
+            self._stream.flush()
+
+    def flush(self) -> None:
+        """Lines are flushed as they are written."""
 
 
 class Progress:
     """What is done, how fast it goes and what fails."""
 
-    def __init__(self, num_rows: int, stream: TextIO | None = None) -> None:
+    def __init__(self, num_rows: int, num_done: int, stream: TextIO | None = None) -> None:
         """Begin a display.
 
         Args:
-            num_rows: Rows of the whole table.
-            stream: Where lines go; standard error by default.
+            num_rows: rows of the whole table.
+            num_done: rows that were done before; the rate is of those to come.
+            stream: where it goes; standard error by default.
         """
-        self._num_rows = num_rows
-        self._stream = sys.stderr if stream is None else stream
-        self._live = self._stream.isatty()
-        self._last_s = -math.inf
-        self._points: list[tuple[float, int, int]] = []
+        self._stream = stream or sys.stderr
+        live = self._stream.isatty()
+        interval_s = 0.5 if live else _LINE_S
+        self._bar = tqdm(
+            total=num_rows,
+            initial=num_done,
+            unit="row",
+            bar_format=_FORMAT + "{postfix}",
+            file=self._stream if live else _Lines(self._stream),
+            mininterval=interval_s,
+            maxinterval=interval_s,
+            miniters=0,
+            dynamic_ncols=live,
+            smoothing=0.05,
+        )
 
-    def show(self, finished: Mapping[int, ShardState], growing_bytes: int = 0) -> None:
-        """Write the line if it is time for one.
+    def show(self, rows: int, stored: int, causes: Counter[str]) -> None:
+        """Say how far it is, if it is time for that.
 
         Args:
-            finished: Shards that are done, by number.
-            growing_bytes: Bytes of the shards that are being written.
+            rows: rows tried.
+            stored: pictures stored.
+            causes: failed rows by cause; the three commonest are shown.
         """
-        now = time.monotonic()
-        rows = sum(state.num_rows for state in finished.values())
-        stored = sum(state.tar_bytes for state in finished.values()) + growing_bytes
-        if not self._points or self._points[-1][1:] != (rows, stored):
-            self._points.append((now, rows, stored))
-        while self._points[0][0] < now - _RATE_WINDOW_S and len(self._points) > 2:
-            self._points.pop(0)
-        if not self._live and now - self._last_s < _LOG_INTERVAL_S:
-            return
-        self._last_s = now
-        line = self.line(finished, now, rows, stored)
-        if self._live:
-            self._stream.write(f"\r{line[:_WIDTH]:<{_WIDTH}}")
-        else:
-            self._stream.write(f"{line}\n")
-        self._stream.flush()
+        parts = [f"{100 * stored / max(1, rows):.1f}% stored"]
+        parts += [f"{count:,} {cause}" for cause, count in causes.most_common(3)]
+        self._bar.set_postfix_str("; ".join(parts), refresh=False)
+        self._bar.update(max(0, rows - self._bar.n))
 
     def note(self, text: str) -> None:
         """Write a message on a line of its own."""
-        self._stream.write(f"\r{'':<{_WIDTH}}\r{text}\n" if self._live else f"{text}\n")
-        self._stream.flush()
+        self._bar.clear()
+        self._stream.write(f"{text}\n")
+        self._bar.refresh()
 
-    def end(self, finished: Mapping[int, ShardState]) -> None:
-        """Write the last line, whenever the one before was."""
-        self._last_s = -math.inf
-        self.show(finished)
-        if self._live:
-            self._stream.write("\n")
-            self._stream.flush()
-
-    def line(self, finished: Mapping[int, ShardState], now: float, rows: int, stored: int) -> str:
-        """Return the line for a moment."""
-        successes = sum(state.num_successes for state in finished.values())
-        causes: Counter[str] = Counter()
-        for state in finished.values():
-            causes.update(state.failures)
-        parts = [f"{rows:,} of {self._num_rows:,} rows"]
-        if rows:
-            parts.append(f"{100 * successes / rows:.1f}% stored")
-        before, rows_before, stored_before = self._points[0]
-        elapsed_s = now - before
-        if elapsed_s > 0 and rows > rows_before:
-            rate = (rows - rows_before) / elapsed_s
-            parts.append(f"{rate * (successes / rows):.0f} images/s")
-            parts.append(f"ETA {clock((self._num_rows - rows) / rate)}")
-        if elapsed_s > 0 and stored > stored_before:
-            parts.insert(-1, f"{(stored - stored_before) / elapsed_s / 1e6:.1f} MB/s")
-        if causes:
-            top = ", ".join(f"{cause} {count:,}" for cause, count in causes.most_common(3))
-            parts.append(f"failed: {top}")
-        return " | ".join(parts)
-
-
-def clock(seconds: float) -> str:
-    """Return a duration as hours, minutes and seconds."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"
+    def close(self) -> None:
+        """Leave the last state as it is."""
+        self._bar.close()

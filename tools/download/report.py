@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
-from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute
-from numpy.typing import NDArray
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.durable import write_text
-from tools.download.causes import Cause, classify
-from tools.download.finished import JOB_FILE, ShardBook
-from tools.download.table.prepare import SUMMARY_FILE
-from tools.download.table.spread import host_of
+from tools.download.causes import Cause
+from tools.download.outcomes import Pass, outcomes, passes_of
+from tools.download.table.prepare import CC12M_BYTES, CC12M_ROWS, load_summary
 
 PUBLISHED = (
     ("2021, the crawl that papers train on", 0.883),
@@ -31,167 +24,33 @@ PUBLISHED = (
 """(when, share of the 12,423,374 links of CC12M that gave a picture), as others reported it."""
 SIDE_EDGES = tuple(round(2 ** (quarter / 4)) for quarter in range(4 * 4, 4 * 14 + 1))
 """Edges of the histograms of the shorter side, 16 to 16,384 pixels; others count at the ends."""
-pc: Any = pyarrow.compute  # its functions are made when it is imported, so no checker knows them
-_COLUMNS = (
-    *("row_id", "url", "caption", "status", "error_message", "sha256"),
-    *("width", "height", "original_width", "original_height"),
-)
-_NUM_EXAMPLES = 5
-_NUM_MESSAGES = 5
-_NUM_HOSTS = 20
-_NUM_PLACEHOLDERS = 20
 _NUM_TIMES = 120
-_ADDRESS = re.compile(r"\[.*\]|[0-9.]+|0x[0-9a-f]+")
-
-
-@dataclass(kw_only=True, slots=True)
-class Failure:
-    """Rows that failed for one cause."""
-
-    count: int = 0
-    """How many."""
-    messages: Counter[str] = field(default_factory=Counter)
-    """How often each message was given."""
-    examples: list[tuple[int, str, str]] = field(default_factory=list)
-    """(row id, URL, message) of the first few."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Placeholder:
-    """One picture that came for many links."""
-
-    sha256: str
-    """Of the bytes as they were downloaded, in hex."""
-    num_rows: int
-    """Rows that got it."""
-    num_captions: int
-    """Different captions among these."""
-    url: str
-    """Link of the first of them."""
-
-
-class Survey:
-    """Counts over the rows of a download, shard by shard; memory grows by 28 bytes a picture."""
-
-    def __init__(self) -> None:
-        self.passes: list[dict[str, Any]] = []
-        self.failures: dict[str, Failure] = defaultdict(Failure)
-        self.hosts: Counter[str] = Counter()
-        self.stored_by_host: Counter[str] = Counter()
-        self.original_sides = np.zeros(len(SIDE_EDGES) - 1, np.int64)
-        self.stored_sides = np.zeros(len(SIDE_EDGES) - 1, np.int64)
-        self.spans: list[tuple[float, float, int]] = []
-        self.num_rows = self.num_stored = self.stored_bytes = 0
-        self._books: list[ShardBook] = []
-        self._prints: list[NDArray[np.uint64]] = []
-        self._captions: list[NDArray[np.uint64]] = []
-        self._origins: list[NDArray[np.int32]] = []
-
-    def add_pass(self, folder: Path, retried: NDArray[np.int64]) -> None:
-        """Count the shards of one pass.
-
-        Args:
-            folder: Holds its job.json.
-            retried: Rows that a later pass tried again; their failure here does not count.
-        """
-        book = ShardBook(folder)
-        book.refresh()
-        self._books.append(book)
-        stored_before, rows = self.num_stored, 0
-        for number, state in book.finished.items():
-            self.stored_bytes += state.tar_bytes
-            self.spans.append((state.start_time, state.end_time, state.num_successes))
-            rows += state.num_rows
-            self._add_shard(book.outcomes(number, _COLUMNS), number, retried)
-        self.passes.append(
-            {
-                "folder": str(folder),
-                "shards": book.job.shards,
-                "num_shards": len(book.finished),
-                "num_shards_expected": len(book.plan),
-                "num_rows": rows,
-                "num_stored": self.num_stored - stored_before,
-                "image_size": book.job.image_size,
-            }
-        )
-
-    def placeholders(self) -> tuple[int, list[Placeholder]]:
-        """Pictures that came more than once: (rows with one of these, the most frequent)."""
-        if not self._prints:
-            return 0, []
-        prints = np.concatenate(self._prints)
-        captions, origins = np.concatenate(self._captions), np.concatenate(self._origins)
-        order = np.argsort(prints, kind="stable")
-        values, starts, counts = np.unique(prints[order], return_index=True, return_counts=True)
-        repeated = np.flatnonzero(counts > 1)
-        most = repeated[np.argsort(-counts[repeated], kind="stable")][:_NUM_PLACEHOLDERS]
-        found = []
-        for index in most:
-            rows = order[starts[index] : starts[index] + counts[index]]
-            num_captions = len(np.unique(captions[rows]))
-            if num_captions > 1:
-                book, number = divmod(int(origins[rows[0]]), 1_000_000)
-                sha256, url = self._look_up(book, number, int(values[index]))
-                found.append(
-                    Placeholder(
-                        sha256=sha256, num_rows=len(rows), num_captions=num_captions, url=url
-                    )
-                )
-        return int(counts[repeated].sum()), found
-
-    def _add_shard(self, rows: pa.Table, number: int, retried: NDArray[np.int64]) -> None:
-        success = pc.equal(rows["status"], "success")
-        again = pa.array(np.isin(rows["row_id"].to_numpy(), retried))
-        failed = rows.filter(pc.and_not(pc.invert(success), again))
-        stored = rows.filter(success)
-        self.num_rows += len(stored) + len(failed)
-        self.num_stored += len(stored)
-        for url, counter in ((stored["url"], self.stored_by_host), (failed["url"], self.hosts)):
-            for entry in pc.value_counts(host_of(url.combine_chunks())).to_pylist():
-                counter[entry["values"] or ""] += entry["counts"]
-        self._add_failures(failed)
-        self.original_sides += _side_counts(stored["original_width"], stored["original_height"])
-        self.stored_sides += _side_counts(stored["width"], stored["height"])
-        prints = [int(text[:16], 16) for text in stored["sha256"].to_pylist()]
-        self._prints.append(np.array(prints, np.uint64))
-        texts = [_print_of(caption or "") for caption in stored["caption"].to_pylist()]
-        self._captions.append(np.array(texts, np.uint64))
-        origin = (len(self._books) - 1) * 1_000_000 + number
-        self._origins.append(np.full(len(prints), origin, np.int32))
-
-    def _add_failures(self, failed: pa.Table) -> None:
-        rows = failed.select(["row_id", "url", "status", "error_message"]).to_pylist()
-        for row in rows:
-            message = row["error_message"] or ""
-            cause = classify(row["status"], message) or Cause.UNKNOWN
-            failure = self.failures[str(cause)]
-            failure.count += 1
-            failure.messages[message] += 1
-            if len(failure.examples) < _NUM_EXAMPLES:
-                failure.examples.append((row["row_id"], row["url"], message))
-
-    def _look_up(self, book: int, number: int, value: int) -> tuple[str, str]:
-        rows = self._books[book].outcomes(number, ("sha256", "url")).to_pylist()
-        return next(
-            (row["sha256"], row["url"])
-            for row in rows
-            if row["sha256"] and int(row["sha256"][:16], 16) == value
-        )
+_TOP_DOMAIN = r"""CASE WHEN regexp_full_match(host, '\[.*\]|[0-9.]+|0x[0-9a-f]+') THEN '(address)'
+    ELSE split_part(host, '.', -1) END"""
+_FAILURES = """SELECT cause, count(*) AS num,
+    arg_min({'row_id': row_id, 'url': url, 'message': error_message}, row_id, 5)
+    FROM last WHERE cause IS NOT NULL GROUP BY cause ORDER BY num DESC, cause"""
+_MESSAGES = """SELECT error_message, count(*) AS num FROM last WHERE cause = ?
+    GROUP BY 1 ORDER BY num DESC, 1 LIMIT 5"""
+_SHARES = """SELECT coalesce(nullif({name}, ''), '(none)') AS name, count(*) AS num,
+    count(*) - count(cause) AS stored FROM last GROUP BY 1 ORDER BY num DESC, 1 LIMIT 20"""
+_REPEATS = """FROM (SELECT sha256, count(*) AS num_rows, arg_min(url, row_id) AS url,
+    count(DISTINCT hash(caption)) AS num_captions
+    FROM last WHERE cause IS NULL GROUP BY sha256 HAVING num_rows > 1)"""
+_SIDES = "SELECT least({0}width, {0}height), count(*) FROM last WHERE cause IS NULL GROUP BY 1"
 
 
 def write_report(folder: Path, expected_rows: int | None = None) -> dict[str, Any]:
     """Count what is in the finished shards of a download and of its further passes.
 
     Args:
-        folder: Local folder of the first pass, holding job.json, table/ and perhaps retry-NN/.
+        folder: local folder of the first pass, holding job.json, table/ and perhaps retry-NN/.
             The report goes to report/ in it.
-        expected_rows: Rows that the source should have had; None: what an earlier report said.
+        expected_rows: rows that the source should have had; None: what an earlier report said.
 
     Returns:
         What report.json holds.
     """
-    from tools.download.report_page import render
-
     place = folder / "report"
     if expected_rows is None and (place / "report.json").is_file():
         earlier = json.loads((place / "report.json").read_text(encoding="utf-8"))
@@ -199,49 +58,102 @@ def write_report(folder: Path, expected_rows: int | None = None) -> dict[str, An
     report = make_report(folder, expected_rows)
     place.mkdir(parents=True, exist_ok=True)
     write_text(place / "report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-    write_text(place / "report.html", render(report))
+    pages = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
+    )
+    pages.filters |= {"count": "{:,}".format, "percent": "{:.1%}".format, "duration": _duration}
+    page = pages.get_template("report.html.jinja").render(r=report)
+    write_text(place / "report.html", page)
     return report
 
 
 def make_report(folder: Path, expected_rows: int | None = None) -> dict[str, Any]:
     """Return the content of report.json; see `write_report`."""
-    folders = [folder, *sorted(p for p in folder.glob("retry-*") if (p / JOB_FILE).is_file())]
-    tried = [_row_ids(each) for each in folders]
-    survey = Survey()
-    for index, each in enumerate(folders):
-        survey.add_pass(each, np.concatenate([np.zeros(0, np.int64), *tried[index + 1 :]]))
-    table = json.loads((folder / "table" / SUMMARY_FILE).read_text(encoding="utf-8"))
-    num_repeated, placeholders = survey.placeholders()
-    survey.hosts.update(survey.stored_by_host)
+    passes, table = passes_of(folder), load_summary(folder / "table")
+    if table is None:
+        raise FileNotFoundError(f"{folder / 'table'} holds no table")
+    with outcomes(passes) as database:
+
+        def ask(query: str, *values: object) -> list[Any]:
+            return database.execute(query, values).fetchall()
+
+        tried, stored = ask("SELECT count(*), count(*) - count(cause) FROM last")[0]
+        failures = [
+            {
+                "cause": cause,
+                "retryable": Cause(cause).retryable,
+                "count": num,
+                "share": num / tried,
+                "messages": dict(ask(_MESSAGES, cause)),
+                "examples": examples,
+            }
+            for cause, num, examples in ask(_FAILURES)
+        ]
+        shares = {
+            title: [
+                {"name": name, "num_rows": num, "num_stored": good}
+                for name, num, good in ask(_SHARES.format(name=what))
+            ]
+            for title, what in (("hosts", "host"), ("top_level_domains", _TOP_DOMAIN))
+        }
+        sides = {
+            name: _histogram(ask(_SIDES.format(of)))
+            for name, of in (("original", "original_"), ("stored", ""))
+        }
+        num_repeated = ask("SELECT coalesce(sum(num_rows), 0)::BIGINT " + _REPEATS)[0][0]
+        most = " WHERE num_captions > 1 ORDER BY num_rows DESC, sha256 LIMIT 20"
+        repeats = ask("SELECT sha256, num_rows, num_captions, url " + _REPEATS + most)
+    states = [state for each in passes for state in each.book.finished.values()]
+    whole = table.source_bytes == CC12M_BYTES or expected_rows == CC12M_ROWS
     return {
-        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "written": datetime.now(UTC).isoformat(timespec="minutes"),
         "folder": str(folder),
-        "source": table["source"],
-        "source_sha256": table["source_sha256"],
+        "source": table.source,
+        "source_sha256": table.source_sha256,
+        "is_cc12m": whole or table.num_source_rows == CC12M_ROWS,
         "num_rows_expected": expected_rows,
-        "num_rows_of_source": table["num_source_rows"],
-        "num_rows": table["num_rows"],
-        "num_rows_tried": survey.num_rows,
-        "complete": survey.num_rows == table["num_rows"],
-        "num_stored": survey.num_stored,
-        "share_stored": survey.num_stored / max(1, survey.num_rows),
-        "stored_bytes": survey.stored_bytes,
-        "train_num_samples": survey.num_stored,
+        "num_rows_of_source": table.num_source_rows,
+        "num_rows": table.num_rows,
+        "num_rows_tried": tried,
+        "complete": tried == table.num_rows,
+        "num_stored": stored,
+        "share_stored": stored / max(1, tried),
+        "stored_bytes": sum(state.tar_bytes for state in states),
+        "train_num_samples": stored,
         "published": [{"when": when, "share": share} for when, share in PUBLISHED],
-        "passes": survey.passes,
-        "failures": _failures(survey),
-        "hosts": _shares(survey.hosts, survey.stored_by_host),
-        "top_level_domains": _top_level_domains(survey),
-        "sides": {
-            "edges": list(SIDE_EDGES),
-            "original": survey.original_sides.tolist(),
-            "stored": survey.stored_sides.tolist(),
-        },
-        "throughput": throughput(survey.spans),
-        "table": {name: table[name] for name in ("format", "repairs", "oddities", "dropped")},
+        "passes": [_about(each) for each in passes],
+        "failures": failures,
+        **shares,
+        "sides": {"edges": list(SIDE_EDGES), **sides},
+        "throughput": throughput(
+            [(state.start_time, state.end_time, state.num_successes) for state in states]
+        ),
+        "table": {n: getattr(table, n) for n in ("format", "repairs", "oddities", "dropped")},
         "num_repeated": num_repeated,
-        "placeholders": [asdict(each) for each in placeholders],
+        "placeholders": [
+            dict(zip(("sha256", "num_rows", "num_captions", "url"), row, strict=True))
+            for row in repeats
+        ],
     }
+
+
+def _about(each: Pass) -> dict[str, Any]:
+    states = each.book.finished.values()
+    return {
+        "folder": str(each.folder),
+        "shards": each.book.job.shards,
+        "num_shards": len(states),
+        "num_shards_expected": len(each.book.plan),
+        "num_rows": sum(state.num_rows for state in states),
+        "num_stored": sum(state.num_successes for state in states),
+        "image_size": each.book.job.image_size,
+    }
+
+
+def _histogram(counted: list[tuple[int, int]]) -> list[int]:
+    values = np.clip([side for side, _ in counted], SIDE_EDGES[0], SIDE_EDGES[-1])
+    weights = [num for _, num in counted]
+    return np.histogram(values, bins=SIDE_EDGES, weights=weights)[0].astype(int).tolist()
 
 
 def throughput(spans: Sequence[tuple[float, float, int]]) -> dict[str, Any]:
@@ -275,52 +187,7 @@ def throughput(spans: Sequence[tuple[float, float, int]]) -> dict[str, Any]:
     }
 
 
-def _row_ids(folder: Path) -> NDArray[np.int64]:
-    book = ShardBook(folder)
-    book.refresh()
-    parts = [book.outcomes(number, ("row_id",))["row_id"].to_numpy() for number in book.finished]
-    return np.concatenate([np.zeros(0, np.int64), *parts])
-
-
-def _failures(survey: Survey) -> list[dict[str, Any]]:
-    ordered = sorted(survey.failures.items(), key=lambda item: -item[1].count)
-    return [
-        {
-            "cause": cause,
-            "retryable": Cause(cause).retryable,
-            "count": failure.count,
-            "share": failure.count / max(1, survey.num_rows),
-            "messages": dict(failure.messages.most_common(_NUM_MESSAGES)),
-            "examples": [
-                {"row_id": row_id, "url": url, "message": message}
-                for row_id, url, message in failure.examples
-            ],
-        }
-        for cause, failure in ordered
-    ]
-
-
-def _shares(tried: Counter[str], stored: Counter[str]) -> list[dict[str, Any]]:
-    return [
-        {"name": name or "(none)", "num_rows": count, "num_stored": stored[name]}
-        for name, count in tried.most_common(_NUM_HOSTS)
-    ]
-
-
-def _top_level_domains(survey: Survey) -> list[dict[str, Any]]:
-    tried: Counter[str] = Counter()
-    stored: Counter[str] = Counter()
-    for host, count in survey.hosts.items():
-        domain = "(address)" if _ADDRESS.fullmatch(host) else host.rpartition(".")[2]
-        tried[domain] += count
-        stored[domain] += survey.stored_by_host[host]
-    return _shares(tried, stored)
-
-
-def _side_counts(widths: pa.ChunkedArray, heights: pa.ChunkedArray) -> NDArray[np.int64]:
-    shorter = np.minimum(widths.to_numpy(), heights.to_numpy())
-    return np.histogram(np.clip(shorter, SIDE_EDGES[0], SIDE_EDGES[-1]), bins=SIDE_EDGES)[0]
-
-
-def _print_of(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"

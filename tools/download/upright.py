@@ -1,35 +1,29 @@
 """A downloaded picture to the JPEG that is stored: decoded once, upright, 8 bits, small enough.
 
-Stands in for img2dataset's Resizer, which stores pictures with an EXIF orientation sideways, turns
-16-bit PNGs white and decodes a picture of 144 megapixels before it looks at the limit. What it
-stores has three channels always: grey is written as colour, and what is transparent lies on white.
+Stands in for img2dataset's Resizer, whose OpenCV dies of a broken animated PNG, stores pictures
+with an EXIF orientation sideways, turns 16-bit PNGs white and looks at a picture's size after it
+decoded it. What is stored has three channels always, and what is transparent lies on white. Of an
+animation the first frame counts, except in a PNG: its first picture is meant for programs that know
+no animations ("your browser does not support this"), so an animated PNG is refused.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
 from dataclasses import dataclass
 from io import BytesIO
 
-import cv2
 import numpy as np
+from PIL import Image, ImageOps
 
-from tools.download.causes import Cause, message
-from tools.download.image_header import Header, ImageError, read_header
+from pipeline.decoding.jpeg_walk import MAX_SCANS, JpegLayoutError, walk_jpeg
+from tools.download.causes import Cause, RefusedError
+from tools.download.image_kind import image_kind
 
 Resized = tuple[bytes | None, int | None, int | None, int | None, int | None, str | None]
 
-_TURNS = {
-    2: lambda image: cv2.flip(image, 1),
-    3: lambda image: cv2.rotate(image, cv2.ROTATE_180),
-    4: lambda image: cv2.flip(image, 0),
-    5: cv2.transpose,
-    6: lambda image: cv2.rotate(image, cv2.ROTATE_90_CLOCKWISE),
-    7: lambda image: cv2.rotate(cv2.transpose(image), cv2.ROTATE_180),
-    8: lambda image: cv2.rotate(image, cv2.ROTATE_90_COUNTERCLOCKWISE),
-}
+_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
+Image.MAX_IMAGE_PIXELS = None  # `_check_size` refuses by the header, under a limit of its own
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,110 +46,91 @@ class UprightResizer:
 
         Args:
             img_stream: the file as it was downloaded.
-            blurring_bbox_list: img2dataset's boxes to blur, which are not supported.
+            blurring_bbox_list: img2dataset's boxes to blur; None, as no table here has any.
 
         Returns:
             The JPEG, its width and height, the upright width and height before resizing, and None;
             or five times None and `CAUSE: detail`.
         """
-        if blurring_bbox_list is not None:
-            return _failed(Cause.UNKNOWN, "boxes to blur are not supported")
         try:
             return self._resize(img_stream.getvalue())
-        except ImageError as error:
-            return _failed(error.cause, error.detail)
+        except RefusedError as error:
+            return None, None, None, None, None, str(error)
         except MemoryError:
-            return _failed(Cause.TOO_MANY_PIXELS, "not enough memory to decode it")
+            cause, detail = Cause.TOO_MANY_PIXELS, "not enough memory to decode it"
         except Exception as error:  # it would end the row without a line in the parquet
-            return _failed(Cause.UNKNOWN, f"{type(error).__name__} while resizing")
+            cause, detail = Cause.UNKNOWN, f"{type(error).__name__} while resizing"
+        return None, None, None, None, None, f"{cause}: {detail}"
 
     def _resize(self, data: bytes) -> Resized:
-        header = read_header(data)
-        self._check_size(header)
-        image = decode_upright(data, header)
-        height, width = image.shape[:2]
-        stored = image
-        if min(height, width) > self.image_size:
-            scale = self.image_size / min(height, width)
-            size = (max(1, round(width * scale)), max(1, round(height * scale)))
-            stored = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-        done, jpeg = cv2.imencode(".jpg", stored, [cv2.IMWRITE_JPEG_QUALITY, self.encode_quality])
-        if not done:
-            raise ImageError(Cause.UNKNOWN, "the JPEG encoder failed")
-        return jpeg.tobytes(), stored.shape[1], stored.shape[0], width, height, None
+        image, width, height = self._decode(data)
+        if min(width, height) > self.image_size:
+            size = self._stored_size(width, height)
+            image = image.resize(size, Image.Resampling.BOX)
+        image.info = {}  # or a comment would be copied
+        jpeg = BytesIO()
+        image.save(jpeg, "JPEG", quality=self.encode_quality)
+        return jpeg.getvalue(), image.width, image.height, width, height, None
 
-    def _check_size(self, header: Header) -> None:
-        short, long = sorted((header.width, header.height))
-        if short * long > self.max_pixels:
-            raise ImageError(Cause.TOO_MANY_PIXELS, "more pixels than the limit")
-        if short < self.min_image_size:
-            raise ImageError(Cause.TOO_SMALL, "the short side is too short")
-        if long > self.max_aspect_ratio * short:
-            raise ImageError(Cause.ASPECT_RATIO, "too long for its width")
+    def _stored_size(self, width: int, height: int) -> tuple[int, int]:
+        scale = self.image_size / min(width, height)
+        return max(1, round(width * scale)), max(1, round(height * scale))
 
+    def _decode(self, data: bytes) -> tuple[Image.Image, int, int]:
+        """The upright picture, perhaps smaller by a power of two, and its upright size before.
 
-def decode_upright(data: bytes, header: Header) -> np.ndarray:
-    """The pixels of a picture the right way up.
-
-    Args:
-        data: the file.
-        header: what `read_header` says about it.
-
-    Returns:
-        [height, width, 3] uint8, blue first, without transparency.
-
-    Raises:
-        ImageError: it cannot be decoded.
-    """
-    # OpenCV turns and converts a JPEG while it decodes it. For the other formats that would drop
-    # the transparency, so they are taken as they are.
-    flags = cv2.IMREAD_COLOR if header.kind == "jpeg" else cv2.IMREAD_UNCHANGED
-    cv2.setNumThreads(1)
-    with _no_native_messages():
+        Raises:
+            RefusedError: it is not stored.
+        """
+        kind = image_kind(data)
+        if kind == "jpeg":
+            _check_jpeg(data)
         try:
-            image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-        except cv2.error:
-            image = None
-    if image is None:
-        raise ImageError(Cause.DAMAGED_IMAGE, f"the {header.kind} cannot be decoded")
-    if header.kind == "jpeg":
-        return image
-    turn = _TURNS.get(header.orientation)
-    image = _on_white(_eight_bits(image))
-    return image if turn is None else turn(image)
+            with warnings.catch_warnings(action="ignore"):
+                image = Image.open(BytesIO(data), formats=_FORMATS)
+                self._check_size(*image.size)
+                if kind == "png" and getattr(image, "is_animated", False):
+                    raise RefusedError(Cause.UNSUPPORTED_IMAGE, "an animated PNG")  # noqa: TRY301
+                width, height = image.size
+                if min(width, height) > self.image_size:
+                    stored = self._stored_size(width, height)
+                    image.draft(None, (2 * stored[0], 2 * stored[1]))  # JPEG only; others ignore it
+                image.load()
+                lies = image.width > image.height
+                ImageOps.exif_transpose(image, in_place=True)
+                turned = (image.width > image.height) != lies
+                rgb = _on_white(image)
+        except (RefusedError, MemoryError):
+            raise
+        except Exception:  # Pillow's readers raise whatever a damaged file makes them
+            raise RefusedError(Cause.DAMAGED_IMAGE, f"the {kind} cannot be decoded") from None
+        return rgb, *((height, width) if turned else (width, height))
+
+    def _check_size(self, width: int, height: int) -> None:
+        short, long = sorted((width, height))
+        if short * long > self.max_pixels:
+            raise RefusedError(Cause.TOO_MANY_PIXELS, "more pixels than the limit")
+        if short < self.min_image_size:
+            raise RefusedError(Cause.TOO_SMALL, "the short side is too short")
+        if long > self.max_aspect_ratio * short:
+            raise RefusedError(Cause.ASPECT_RATIO, "too long for its width")
 
 
-@contextmanager
-def _no_native_messages() -> Iterator[None]:
-    """Keep the codecs' warnings, one and more for many sound pictures, out of the log."""
-    nowhere, stderr = os.open(os.devnull, os.O_WRONLY), os.dup(2)
-    os.dup2(nowhere, 2)
+def _check_jpeg(data: bytes) -> None:
     try:
-        yield
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        os.close(nowhere)
+        layout = walk_jpeg(data)
+    except JpegLayoutError as error:
+        raise RefusedError(Cause.DAMAGED_IMAGE, f"the jpeg's segments: {error}") from None
+    if layout.scans > MAX_SCANS:
+        raise RefusedError(Cause.UNSUPPORTED_IMAGE, f"a JPEG of more than {MAX_SCANS} scans")
 
 
-def _eight_bits(image: np.ndarray) -> np.ndarray:
-    if image.dtype == np.uint8:
-        return image
-    if image.dtype == np.uint16:
-        return (image >> 8).astype(np.uint8)
-    raise ImageError(Cause.UNSUPPORTED_IMAGE, f"{image.dtype} pixels")
-
-
-def _on_white(image: np.ndarray) -> np.ndarray:
-    if image.ndim == 2 or image.shape[2] == 1:
-        return cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
-    if image.shape[2] == 3:
-        return image
-    if image.shape[2] != 4:
-        raise ImageError(Cause.UNSUPPORTED_IMAGE, f"{image.shape[2]} channels")
-    alpha = image[:, :, 3:].astype(np.float32) / 255
-    return np.rint(image[:, :, :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
-
-
-def _failed(cause: Cause, detail: str) -> Resized:
-    return None, None, None, None, None, message(cause, detail)
+def _on_white(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "F"):
+        raise RefusedError(Cause.UNSUPPORTED_IMAGE, "32-bit or float pixels")
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if not image.has_transparency_data:
+        return image if image.mode == "RGB" else image.convert("RGB")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")

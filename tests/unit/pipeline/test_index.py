@@ -61,7 +61,6 @@ def test_an_index_of_the_first_edition_opens_and_is_scanned_again(index_dir: Pat
     (index_dir / "index.json").write_text(json.dumps(manifest), "utf-8")
     old = open_index(index_dir)
     assert old.plain.tolist() == [-1, -1, -1]
-    assert not old.knows_plain
     shards = [record.location for record in old.shards]
     report = build_index(shards, index_dir)
     assert report.num_scanned_shards == len(shards)

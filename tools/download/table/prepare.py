@@ -3,250 +3,354 @@
     OUT/table/part-00000.parquet …   row_id int64, url string, caption string, further columns
     OUT/table/table.json             what was read, how, and the counts of every finding
 
-`table_findings` says what is counted, `table_rows` what a row id is, `table_spread` in which order
-rows come. The folder appears under its name when it is complete. An interrupted conversion starts
-over; a table that is there is kept if source and options are those it was made with, else refused.
+Rows come in an order that follows from their URLs and a seed alone, so those of one host are spread
+over the whole table. The folder appears under its name when it is complete; an interrupted
+conversion starts over; a table made from the same source with the same options is kept.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.durable import sync_folder, write_text
-from tools.download.table.findings import Tally
-from tools.download.table.format import TableFormat, detect_format
-from tools.download.table.rows import clean_rows, read_rows
+from tools.download.table.layout import TableFormat, detect_format
+from tools.download.table.rows import BASE_SCHEMA, Tally, read_batches
 from tools.download.table.source import (
     SourceFile,
-    Tell,
     combined_sha256,
     describe_file,
     is_remote,
     local_files,
-    unpacked_bytes,
 )
-from tools.download.table.spread import Spread, num_buckets_for, spread_rows
-from tools.download.table.summary import SUMMARY_FILE, VERSION, TableSummary, load_summary
 
 CC12M_URL = "https://storage.googleapis.com/conceptual_12m/cc12m.tsv"
 CC12M_ROWS = 12_423_374
 CC12M_BYTES = 2_707_204_412
-BASE_SCHEMA = pa.schema([("row_id", pa.int64()), ("url", pa.string()), ("caption", pa.string())])
-__all__ = [
-    "BASE_SCHEMA",
-    "CC12M_BYTES",
-    "CC12M_ROWS",
-    "CC12M_URL",
-    "TableSummary",
-    "load_summary",
-    "prepare_table",
-    "table_batches",
-    "write_retry_table",
-]
-_FIRST_ROWS = 5
-_TELL_EVERY_ROWS = 1_000_000
+SUMMARY_FILE = "table.json"
+_VERSION = 1
 _TAKEN_NAMES = {
-    "row_id", "url", "caption", "key", "status", "error_message", "width", "height",
-    "original_width", "original_height", "exif", "sha256",
-}  # fmt: skip
+    *("row_id", "url", "caption", "key", "status", "error_message", "width", "height"),
+    *("original_width", "original_height", "exif", "sha256"),
+}
+_READING = ("layout", "url_column", "caption_column", "delimiter", "encoding")
+_OPTIONS = (*_READING, "limit", "rows_per_host")
+HOST = r"""lower(regexp_extract(url,
+    '^(?:[A-Za-z][A-Za-z0-9+.\-]*:)?//(?:[^/?#@]*@)?(\[[^\]]*\]|[^/?#:]*)', 1))"""
+"""SQL: the host of a URL, empty where it has none."""
 
 
-def prepare_table(
-    source: str | Path,
-    folder: Path,
-    *,
-    layout: str | None = None,
-    url_column: str | None = None,
-    caption_column: str | None = None,
-    seed: int = 0,
-    rows_per_part: int = 1_000_000,
-    limit: int | None = None,
-    tell: Tell | None = None,
-) -> TableSummary:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TableSummary:
+    """What a table was made from and what is in it; the content of table.json."""
+
+    version: int = _VERSION
+    pass_number: int = 0
+    """0 for the first pass, 1 for the first retry, and so on."""
+    source: str
+    """As it was given."""
+    source_files: tuple[SourceFile, ...]
+    source_sha256: str
+    """SHA-256 (hex) of the file, or over those of all files."""
+    source_bytes: int
+    options: dict[str, Any]
+    """What decides the result apart from the source."""
+    format: str
+    """How the rows were read, in words."""
+    format_notes: tuple[str, ...]
+    columns: tuple[str, ...]
+    extra_columns: dict[str, str]
+    """Further columns carried along: name in the parts to name in the source."""
+    ignored_columns: tuple[str, ...]
+    num_source_rows: int
+    """Data rows of the source, bad ones too."""
+    num_rows: int
+    """Rows of the table: what will be tried."""
+    part_rows: tuple[int, ...]
+    repairs: dict[str, int]
+    oddities: dict[str, int]
+    dropped: dict[str, int]
+    examples: dict[str, list[int]]
+    """Row ids of the first of each finding."""
+    num_hosts: int
+    top_hosts: tuple[tuple[str, int], ...]
+    first_rows: tuple[tuple[str, str], ...]
+    """URL and caption of the first good rows of the source."""
+    warnings: tuple[str, ...] = ()
+
+    def describe(self) -> list[str]:
+        """Lines to print: the format, the first rows, every count."""
+        rows = [f"  {url}  |  {' '.join(text.split())[:80]}" for url, text in self.first_rows]
+        lines = [
+            f"table      {self.source} ({self.source_bytes / 1e6:.1f} MB)",
+            f"format     {self.format}",
+            *(f"           {note}" for note in self.format_notes),
+            *rows,
+            f"rows       {self.num_source_rows} read, {self.num_rows} to download, "
+            f"{self.num_hosts} hosts, {len(self.part_rows)} parts",
+        ]
+        found = {"repaired": self.repairs, "kept": self.oddities, "dropped": self.dropped}
+        for title, counts in found.items():
+            for name, count in counts.items():
+                seen = ", ".join(map(str, self.examples.get(name, [])))
+                lines.append(f"{title:<10} {count} {name} (rows {seen})")
+        for title, names in (
+            ("carried along", self.extra_columns),
+            ("left out", self.ignored_columns),
+        ):
+            lines += [f"columns    {title}: {', '.join(names)}"] if names else []
+        return lines + [f"warning    {text}" for text in self.warnings]
+
+
+def load_summary(folder: Path) -> TableSummary | None:
+    """The summary of a complete table, or None where there is none.
+
+    Raises:
+        ValueError: the folder holds something else, or parts are missing.
+    """
+    path = folder / SUMMARY_FILE
+    if not path.is_file():
+        if folder.is_dir() and any(folder.iterdir()):
+            raise ValueError(f"{folder} holds no {SUMMARY_FILE}: move it away, or use another one")
+        return None
+    try:
+        values = json.loads(path.read_text("utf-8"))
+        if values.get("version") != _VERSION:
+            raise ValueError(
+                f"{path} is of version {values.get('version')}, this program reads {_VERSION}: "
+                "use another folder, or the program that made it"
+            )
+        values["source_files"] = [SourceFile(**file) for file in values["source_files"]]
+        for name in ("first_rows", "top_hosts"):
+            values[name] = [tuple(row) for row in values[name]]
+        values = {each.name: values[each.name] for each in fields(TableSummary)}
+        made: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+        }
+        summary = TableSummary(**made)
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error!r}): remove {folder} to make it anew"
+        ) from error
+    expected = {f"part-{number:05d}.parquet" for number in range(len(summary.part_rows))}
+    found = {part.name for part in folder.glob("*.parquet")}
+    if expected != found:
+        raise ValueError(
+            f"{folder} holds {len(found)} parts where its summary names {len(expected)}: "
+            "remove the folder to make it anew"
+        )
+    return summary
+
+
+def prepare_table(source: str, folder: Path, **options: Any) -> TableSummary:
     """Make the table of a download, or take the one that is there.
 
     Args:
         source: a file, a folder of tables, or a URL (http, https, or what fsspec knows).
         folder: the table's folder. A copy of a URL goes to `source/` beside it.
-        layout: `tsv`, `csv`, `jsonl` or `parquet`, where it is found wrongly.
-        url_column: name of the URL's column, or its number from 0.
-        caption_column: the same for the caption.
-        seed: of the order of the rows.
-        rows_per_part: rows of a part. A multiple of the rows of a shard leaves no short shards
-            but the last.
-        limit: take only so many rows from the beginning of the source, bad ones counted.
-        tell: told about progress, a line each; stderr if left out.
+        options: `layout`, `url_column`, `caption_column`, `delimiter` and `encoding` of
+            `detect_format`; `seed` of the order; `rows_per_part`, a multiple of the rows of a
+            shard; `limit`, rows of the source; `rows_per_host`, rows kept of each host.
 
     Raises:
         FileNotFoundError: there is no such table.
         ValueError: it is no table, holds no usable row, or the folder's table was made otherwise.
         OSError: it could not be fetched or written.
-        RuntimeError: the official CC12M file gave another number of rows than it holds.
+        RuntimeError: most rows had to be left out, or the official CC12M file gave another number
+            of rows than it holds.
     """
-    tell = tell or _tell_stderr
-    if rows_per_part < 1 or (limit is not None and limit < 1):
-        raise ValueError(f"rows_per_part and limit must be at least 1: {rows_per_part}, {limit}")
-    options = {
-        "layout": layout,
-        "url_column": url_column,
-        "caption_column": caption_column,
-        "seed": seed,
-        "rows_per_part": rows_per_part,
-        "limit": limit,
-    }
-    folder = Path(folder).resolve()
-    source = str(source)
+    options = {**dict.fromkeys(_OPTIONS), "seed": 0, "rows_per_part": 1_000_000, **options}
+    folder = folder.resolve()
     known = load_summary(folder)
     if known is not None:
-        _check_same(known, source, options, folder, tell)
+        _check_same(known, source, options, folder)
         return known
-    files = local_files(source, folder.with_name("source"), tell)
-    return _convert(source, files, folder, options, tell)
-
-
-def write_retry_table(
-    batches: Iterable[pa.RecordBatch], folder: Path, first: TableSummary, *, pass_number: int
-) -> TableSummary:
-    """Write rows of a first pass as the table of a further one.
-
-    Args:
-        batches: rows of the first table, with its columns and ids.
-        folder: to make.
-        first: summary of the first table.
-        pass_number: from 1.
-
-    Raises:
-        ValueError: there are no rows.
-    """
-    iterator = iter(batches)
-    head = next(iterator, None)
-    if head is None:
-        raise ValueError("a retry needs at least one row")
-    tally = Tally()
-
-    def counted() -> Iterator[pa.RecordBatch]:
-        yield head
-        yield from iterator
-
-    with _partial_folder(folder) as partial:
-        spread = spread_rows(
-            counted(),
-            partial,
-            schema=head.schema,
-            tally=tally,
-            num_buckets=num_buckets_for(first.source_bytes),
-            seed=int(first.options["seed"]) + pass_number,
-            rows_per_part=int(first.options["rows_per_part"]),
-        )
-        values = {item.name: getattr(first, item.name) for item in fields(first)}
-        values |= _counts(tally, spread)
-        values |= {"pass_number": pass_number, "num_source_rows": spread.num_rows, "warnings": ()}
-        summary = TableSummary(**values)
-        _finish(partial, folder, summary)
-    return summary
-
-
-def table_batches(folder: Path) -> Iterator[pa.RecordBatch]:
-    """Rows of a table, part after part, 65,536 at a time."""
-    for path in sorted(folder.glob("part-*.parquet")):
-        with pq.ParquetFile(path) as file:
-            yield from file.iter_batches(batch_size=65_536)
-
-
-def _tell_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _convert(
-    source: str, files: list[Path], folder: Path, options: dict[str, Any], tell: Tell
-) -> TableSummary:
-    """Read the files and write the folder."""
-    formats = [
-        detect_format(
-            path,
-            layout=options["layout"],
-            url_column=options["url_column"],
-            caption_column=options["caption_column"],
-        )
-        for path in files
-    ]
-    extras, ignored = _extra_columns(files[0], formats[0])
-    schema = pa.schema([*BASE_SCHEMA, *extras.values()])
+    files = local_files(source, folder.with_name("source"))
+    reading = {name: options[name] for name in _READING}
+    formats = [detect_format(path, **reading) for path in files]
     for line in formats[0].describe():
-        tell(f"table: {line}")
-    described = tuple(describe_file(path, tell) for path in files)
+        print(f"table: {line}", file=sys.stderr)
+    described = tuple(describe_file(path) for path in files)
+    extras, ignored = _extra_columns(files[0], formats[0])
     tally = Tally()
-    first: list[tuple[str, str]] = []
     with _partial_folder(folder) as partial:
-        batches = _clean_batches(files, formats, extras, tally, first, options["limit"], tell)
-        spread = spread_rows(
-            batches,
-            partial,
-            schema=schema,
-            tally=tally,
-            num_buckets=num_buckets_for(sum(unpacked_bytes(path) for path in files)),
-            seed=options["seed"],
-            rows_per_part=options["rows_per_part"],
-        )
-        _check_result(source, described, tally, spread, whole=options["limit"] is None)
+        with pq.ParquetWriter(
+            partial / "rows", pa.schema([*BASE_SCHEMA, *extras.values()]), compression="zstd"
+        ) as writer:
+            for path, each in zip(files, formats, strict=True):
+                missing = set(extras) - set(pq.read_schema(path).names if extras else ())
+                if missing:
+                    raise ValueError(f"{path} lacks the columns {', '.join(sorted(missing))}")
+                for batch in read_batches(path, each, tally, extras, options["limit"]):
+                    writer.write_batch(batch)
+        if not all(file.untouched() for file in described):
+            raise OSError(f"{source} changed while it was read: start again when it is complete")
+        made = _order(f"read_parquet('{partial / 'rows'}')", partial, tally, options)
+        (partial / "rows").unlink()
         summary = TableSummary(
-            version=VERSION,
-            pass_number=0,
             source=source,
             source_files=described,
             source_sha256=combined_sha256(described),
             source_bytes=sum(file.num_bytes for file in described),
             options=options,
             format=formats[0].describe()[0],
-            format_notes=tuple(dict.fromkeys(n for found in formats for n in found.notes)),
-            columns=tuple(schema.names),
-            extra_columns={field.name: name for name, field in extras.items()},
+            format_notes=tuple(dict.fromkeys(note for each in formats for note in each.notes)),
+            columns=(*BASE_SCHEMA.names, *(each.name for each in extras.values())),
+            extra_columns={each.name: name for name, each in extras.items()},
             ignored_columns=ignored,
             num_source_rows=tally.num_rows,
-            first_rows=tuple(first),
-            warnings=tuple(_warnings(source, described, tally)),
-            **_counts(tally, spread),
+            **made,
         )
+        summary = replace(summary, warnings=tuple(_check_result(summary)))
         _finish(partial, folder, summary)
     return summary
 
 
-def _check_same(
-    known: TableSummary, source: str, options: dict[str, Any], folder: Path, tell: Tell
-) -> None:
-    """Refuse to go on with another source or other options."""
-    other = [f"{k} {known.options[k]!r}, now {v!r}" for k, v in options.items()
-             if known.options[k] != v]  # fmt: skip
+def write_retry_table(
+    first: Path, row_ids: pa.Array, folder: Path, *, pass_number: int
+) -> TableSummary:
+    """Write rows of a first pass as the table of a further one.
+
+    Args:
+        first: folder of the first table.
+        row_ids: which of its rows.
+        folder: to make.
+        pass_number: from 1.
+
+    Raises:
+        ValueError: the first table is not there, or lacks some of the rows.
+    """
+    summary = load_summary(first)
+    if summary is None:
+        raise ValueError(f"{first} holds no table: put back the table of the first pass")
+    options = {**summary.options, "seed": summary.options["seed"] + pass_number}
+    wanted = pa.table({"row_id": row_ids})
+    with _partial_folder(folder) as partial:
+        parts = f"read_parquet('{first}/part-*.parquet')"
+        rows = f"(FROM {parts} SEMI JOIN wanted USING (row_id))"
+        made = _order(rows, partial, Tally(), options | {"rows_per_host": None}, wanted=wanted)
+        if made["num_rows"] != len(row_ids):
+            raise ValueError(
+                f"{first} holds {made['num_rows']} of the {len(row_ids)} rows that failed: it is "
+                "not the table of the first pass. Put that back"
+            )
+        made |= {"num_source_rows": made["num_rows"], "warnings": ()}
+        summary = replace(summary, pass_number=pass_number, **made)
+        _finish(partial, folder, summary)
+    return summary
+
+
+def _order(
+    rows: str, folder: Path, tally: Tally, options: dict[str, Any], **tables: pa.Table
+) -> dict[str, Any]:
+    """Drop repeated URLs, write the parts in their order; returns what the summary says of them."""
+    with duckdb.connect(config={"temp_directory": str(folder / "spill")}) as database:
+        database.execute("SET memory_limit = '2GB'; SET preserve_insertion_order = false")
+        for name, table in tables.items():
+            database.register(name, table)
+        database.execute(f"CREATE VIEW rows AS SELECT *, {HOST} AS host FROM {rows}")  # noqa: S608
+        database.execute(
+            """CREATE TABLE left_out AS SELECT row_id,
+                if(same, 'duplicate_url', 'duplicate_url_other_caption') AS why
+            FROM (
+                SELECT row_id, row_number() OVER urls AS place,
+                    hash(caption) = first_value(hash(caption)) OVER urls AS same
+                FROM rows WINDOW urls AS (PARTITION BY url ORDER BY row_id))
+            WHERE place > 1"""
+        )
+        if options["rows_per_host"]:
+            database.execute(
+                """INSERT INTO left_out SELECT row_id, 'over_host_limit' FROM rows
+                ANTI JOIN left_out USING (row_id)
+                QUALIFY row_number() OVER (PARTITION BY host ORDER BY row_id) > ?""",
+                [options["rows_per_host"]],
+            )
+        dropped = "SELECT why, count(*), min(row_id, 3) FROM left_out GROUP BY why ORDER BY why"
+        for why, count, first in database.execute(dropped).fetchall():
+            tally.note(why, first, count, kind="dropped")
+        hosts = (
+            "SELECT host, count(*) AS num FROM rows ANTI JOIN left_out USING (row_id) GROUP BY host"
+        )
+        top = database.execute(f"{hosts} ORDER BY num DESC, host LIMIT 20").fetchall()
+        num_hosts = len(database.execute(hosts).fetchall())
+        kept = "SELECT * EXCLUDE host FROM rows"
+        first_rows = database.execute(f"{kept} ORDER BY row_id LIMIT 5").fetchall()
+        ordered = database.sql(
+            f"{kept} ANTI JOIN left_out USING (row_id) ORDER BY md5(url || ?), row_id",
+            params=[f" {options['seed']}"],
+        ).to_arrow_reader(65_536)
+        part_rows = _write_parts(ordered, folder, options["rows_per_part"])
+    shutil.rmtree(folder / "spill", ignore_errors=True)
+    return {
+        "num_rows": sum(part_rows),
+        "part_rows": part_rows,
+        **{kind: dict(tally.counts[kind]) for kind in ("repairs", "oddities", "dropped")},
+        "examples": tally.examples,
+        "num_hosts": num_hosts,
+        "top_hosts": tuple(top),
+        "first_rows": tuple((row[1], row[2]) for row in first_rows),
+    }
+
+
+def _write_parts(
+    batches: pa.RecordBatchReader, folder: Path, rows_per_part: int
+) -> tuple[int, ...]:
+    rows: list[int] = []
+    writer: pq.ParquetWriter | None = None
+    for batch in batches:
+        while len(batch):
+            if writer is None:
+                path = folder / f"part-{len(rows):05d}.parquet"
+                writer = pq.ParquetWriter(path, batches.schema, compression="zstd")
+                rows.append(0)
+            head = batch.slice(0, rows_per_part - rows[-1])
+            writer.write_batch(head)
+            rows[-1] += len(head)
+            batch = batch.slice(len(head))
+            if rows[-1] == rows_per_part:
+                writer.close()
+                writer = None
+    if writer is not None:
+        writer.close()
+    for path in folder.glob("part-*"):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    return tuple(rows)
+
+
+def _check_same(known: TableSummary, source: str, options: dict[str, Any], folder: Path) -> None:
+    """Refuse to resume with another source or other options."""
+    before = {**dict.fromkeys(_OPTIONS), **known.options}
+    other = [f"{k} {before[k]!r}, now {v!r}" for k, v in options.items() if before[k] != v]
     hint = "give the same, or another output folder"
     if other:
         raise ValueError(f"the table in {folder} was made with {'; '.join(other)}: {hint}")
-    if source == known.source and is_remote(source):
-        return
-    recorded = [Path(file.path) for file in known.source_files]
-    if source == known.source and not any(path.exists() for path in recorded):
-        return  # deleted after the table was made
+    if source == known.source and (
+        is_remote(source) or not any(Path(file.path).exists() for file in known.source_files)
+    ):
+        return  # perhaps deleted after the table was made
     if is_remote(source):
         raise ValueError(f"the table in {folder} was made from {known.source}: {hint}")
-    files = local_files(source, folder.with_name("source"), tell)
-    if files == recorded and all(file.untouched() for file in known.source_files):
+    files = local_files(source, folder.with_name("source"))
+    paths = [str(file) for file in files]
+    same_paths = paths == [file.path for file in known.source_files]
+    if same_paths and all(file.untouched() for file in known.source_files):
         return
-    same = sum(path.stat().st_size for path in files) == known.source_bytes and (
-        combined_sha256([describe_file(path, tell) for path in files]) == known.source_sha256
-    )
-    if not same:
+    if combined_sha256([describe_file(path) for path in files]) != known.source_sha256:
         raise ValueError(
-            f"the table in {folder} was made from {known.source} with "
-            f"{known.source_bytes} bytes and sha256 {known.source_sha256[:16]}…; {source} "
-            f"has other content: {hint}"
+            f"the table in {folder} was made from {known.source} with {known.source_bytes} bytes "
+            f"and sha256 {known.source_sha256[:16]}…; {source} has other content: {hint}"
         )
 
 
@@ -254,108 +358,64 @@ def _extra_columns(
     path: Path, table_format: TableFormat
 ) -> tuple[dict[str, pa.Field], tuple[str, ...]]:
     """Further columns of a parquet table: source name to field; and those left out."""
-    chosen = {table_format.url_column, table_format.caption_column}
-    others = [name for name in table_format.columns if name not in chosen]
-    if table_format.layout != "parquet":
-        return {}, tuple(others)
-    schema = pq.read_schema(path)
-    carried: dict[str, pa.Field] = {}
+    chosen = (table_format.url_column, table_format.caption_column)
+    if not table_format.is_parquet:
+        return {}, tuple(name for name in table_format.columns if name not in chosen)
+    schema, carried = pq.read_schema(path), {}
+    others = [name for name in dict.fromkeys(schema.names) if name not in chosen]
     for name in others:
-        kind = schema.field(name).type
+        if len(places := schema.get_all_field_indices(name)) > 1:
+            continue
+        kind = schema.field(places[0]).type
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        if _is_scalar(kind):
+        is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        is_text = is_text or pa.types.is_string_view(kind)
+        checks = ("integer", "floating", "boolean")
+        if is_text or any(getattr(pa.types, f"is_{check}")(kind) for check in checks):
             new = f"source_{name}" if name in _TAKEN_NAMES else name
-            text = pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-            carried[name] = pa.field(new, pa.string() if text else kind)
+            carried[name] = pa.field(new, pa.string() if is_text else kind)
     return carried, tuple(name for name in others if name not in carried)
 
 
-def _is_scalar(kind: pa.DataType) -> bool:
-    """Does a JSON value hold it: img2dataset writes every column to each sample's json."""
-    text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    number = pa.types.is_integer(kind) or pa.types.is_float32(kind) or pa.types.is_float64(kind)
-    return text or number or pa.types.is_boolean(kind) or pa.types.is_string_view(kind)
+def _check_result(table: TableSummary) -> Iterator[str]:
+    """Warnings about a table.
 
-
-def _clean_batches(
-    files: list[Path],
-    formats: list[TableFormat],
-    extras: dict[str, pa.Field],
-    tally: Tally,
-    first: list[tuple[str, str]],
-    limit: int | None,
-    tell: Tell,
-) -> Iterator[pa.RecordBatch]:
-    """Good rows of all files; also collects the first few and says how far it is."""
-    schema = pa.schema([*BASE_SCHEMA, *extras.values()])
-    names = [field.name for field in extras.values()]
-    told = 0
-    for path, table_format in zip(files, formats, strict=True):
-        missing = set(extras) - set(table_format.columns)
-        if missing:
-            raise ValueError(f"{path} lacks the columns {', '.join(sorted(missing))} of {files[0]}")
-        for raw in read_rows(path, table_format, extra_columns=list(extras)):
-            if limit is not None:
-                raw = raw.head(limit - tally.num_rows)
-            batch = clean_rows(raw, tally.num_rows, tally, names).cast(schema)
-            if len(first) < _FIRST_ROWS:
-                rows = batch.slice(0, _FIRST_ROWS - len(first)).to_pylist()
-                first += [(row["url"], row["caption"]) for row in rows]
-            yield batch
-            if tally.num_rows == limit:
-                return
-            if tally.num_rows - told >= _TELL_EVERY_ROWS:
-                told = tally.num_rows
-                tell(f"table: {told} rows read")
-
-
-def _check_result(
-    source: str,
-    described: tuple[SourceFile, ...],
-    tally: Tally,
-    spread: Spread,
-    *,
-    whole: bool,
-) -> None:
-    if not all(file.untouched() for file in described):
-        raise OSError(f"{source} changed while it was read: start again when it is complete")
-    if not spread.num_rows:
-        counts = ", ".join(f"{count} {name}" for name, count in tally.dropped.items())
-        raise ValueError(f"{source} holds no usable row: {counts or 'no rows'}")
-    official = len(described) == 1 and described[0].num_bytes == CC12M_BYTES
-    if whole and official and tally.num_rows != CC12M_ROWS:
+    Raises:
+        ValueError: no row can be used.
+        RuntimeError: most rows cannot be used, or the official file was read wrongly.
+    """
+    counts = ", ".join(f"{count} {name}" for name, count in table.dropped.items()) or "no rows"
+    if not table.num_rows:
+        raise ValueError(f"{table.source} holds no usable row: {counts}")
+    lost = sum(
+        count
+        for why, count in table.dropped.items()
+        if why not in ("duplicate_url", "over_host_limit")
+    )
+    if lost * 2 > table.num_source_rows:
         raise RuntimeError(
-            f"{source} has the size of the official cc12m.tsv but gave {tally.num_rows} rows "
-            f"where that holds {CC12M_ROWS}: this is a fault of the reader, please report it"
+            f"{lost} of {table.num_source_rows} rows of {table.source} cannot be used ({counts}): "
+            "see --layout, --delimiter, --encoding, --url-column and --caption-column"
         )
-
-
-def _warnings(source: str, described: tuple[SourceFile, ...], tally: Tally) -> Iterator[str]:
-    """What is not as it should be."""
-    named = Path(source).name.startswith("cc12m.tsv")
-    size = sum(file.num_bytes for file in described)
-    if named and size != CC12M_BYTES:
+    whole = table.options["limit"] is None
+    if whole and table.source_bytes == CC12M_BYTES and table.num_source_rows != CC12M_ROWS:
+        raise RuntimeError(
+            f"{table.source} has the size of the official cc12m.tsv but gave "
+            f"{table.num_source_rows} rows where that holds {CC12M_ROWS}: this is a fault of the "
+            "reader, please report it"
+        )
+    if Path(table.source).name.startswith("cc12m.tsv") and table.source_bytes != CC12M_BYTES:
         yield (
-            f"{source} is called cc12m.tsv but has {tally.num_rows} rows and {size} bytes where "
-            f"the official file has {CC12M_ROWS} and {CC12M_BYTES}"
+            f"{table.source} is called cc12m.tsv but has {table.num_source_rows} rows and "
+            f"{table.source_bytes} bytes where the official file has {CC12M_ROWS} and {CC12M_BYTES}"
         )
-    lost = sum(tally.dropped.values()) - tally.dropped["duplicate_url"]
-    if lost * 100 > tally.num_rows:
-        yield f"{lost} of {tally.num_rows} rows have no URL or no caption, or another one's URL"
-
-
-def _counts(tally: Tally, spread: Spread) -> dict[str, Any]:
-    return {
-        "num_rows": spread.num_rows,
-        "num_parts": len(spread.part_rows),
-        "part_rows": spread.part_rows,
-        "repairs": dict(tally.repairs),
-        "oddities": dict(tally.oddities),
-        "dropped": dict(tally.dropped),
-        "examples": tally.examples,
-        "num_hosts": spread.num_hosts,
-        "top_hosts": spread.top_hosts,
-    }
+    if lost * 100 > table.num_source_rows:
+        yield (f"{lost} of {table.num_source_rows} rows lack a URL or a caption, or repeat a URL")
+    if table.repairs.get("several_captions"):
+        yield (
+            f"{table.repairs['several_captions']} cells hold a list of captions: the first of each "
+            "was taken; give one row for each to have them all"
+        )
 
 
 @contextmanager
@@ -371,7 +431,8 @@ def _partial_folder(folder: Path) -> Iterator[Path]:
 
 
 def _finish(partial: Path, folder: Path, summary: TableSummary) -> None:
-    write_text(partial / SUMMARY_FILE, summary.to_json())
+    text = json.dumps(asdict(summary), indent=1, ensure_ascii=False)
+    write_text(partial / SUMMARY_FILE, text)
     if folder.is_dir():
         folder.rmdir()  # empty: `load_summary` has looked
     partial.rename(folder)

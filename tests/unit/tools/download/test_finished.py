@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
 
 from tests.download_shards import caption_of, make_download, write_shard
-from tools.download.finished import (
-    ShardBook,
-    finished_shards,
-    is_complete,
-    load_job,
-    read_outcomes,
-    shard_name,
-)
+from tools.download.finished import ShardBook, is_complete, read_outcomes, shard_file
+from tools.download.job import Job
 
 FAULTS = (
     "a row is missing",
@@ -32,21 +27,14 @@ def download(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_plan_begins_a_new_shard_with_each_part(download: Path) -> None:
-    plan = ShardBook(download).plan
-    assert [place.num_rows for place in plan.values()] == [10, 10, 5, 10, 3]
-    assert [place.first for place in plan.values()] == [0, 10, 20, 0, 10]
-    assert [place.part.name for place in plan.values()] == ["part-00000.parquet"] * 3 + [
-        "part-00001.parquet"
-    ] * 2
-
-
 def test_whole_shards_are_done_with_their_counts(download: Path) -> None:
     for number in range(5):
         assert not is_complete(download)
         write_shard(download, number)
     assert is_complete(download)
-    states = finished_shards(download)
+    book = ShardBook(download)
+    book.refresh()
+    states = book.finished
     assert sum(state.num_rows for state in states.values()) == 38
     last = states[4]  # rows 0, 1 and 2
     assert (last.num_rows, last.num_successes, last.failures) == (3, 3, {})
@@ -64,11 +52,12 @@ def test_a_faulty_shard_is_not_done_and_is_done_again(download: Path, fault: str
     assert list(book.broken) == [1]
     assert [state.shard_id for state in book.set_aside()] == [1]
     names = {path.name for path in (download / "shards").iterdir()}
-    assert names == {shard_name(0, kind) for kind in ("tar", "parquet", "json")}
+    assert names == {shard_file(0, end) for end in (".tar", ".parquet", "_stats.json")}
     kept = {path.name for path in (download / "quarantine").iterdir()}
     assert kept == {"00001-0.tar", "00001-0.parquet"}
     write_shard(download, 1)
-    assert list(finished_shards(download)) == [0, 1]
+    book.refresh()
+    assert list(book.finished) == [0, 1]
 
 
 def test_quarantine_keeps_every_try(download: Path) -> None:
@@ -136,7 +125,7 @@ def test_outcomes_name_every_row_once(download: Path) -> None:
 
 def test_a_folder_without_a_download_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no download was begun"):
-        load_job(tmp_path)
+        Job.load(tmp_path)
 
 
 def test_statistics_that_disagree_are_named(download: Path) -> None:
@@ -147,3 +136,24 @@ def test_statistics_that_disagree_are_named(download: Path) -> None:
     book = ShardBook(download)
     book.refresh()
     assert "statistics say 10 rows and 9 successes" in book.broken[0]
+
+
+def test_a_job_of_the_first_edition_is_read_and_a_damaged_one_is_named(download: Path) -> None:
+    path = download / "job.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    del values["per_host"]
+    path.write_text(json.dumps(values), encoding="utf-8")
+    assert Job.load(download).samples_per_shard == 10
+    for text in ("[]", "{", '{"table": "t"}', json.dumps(values | {"thread": 3})):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match="not the job of a download"):
+            Job.load(download)
+
+
+def test_a_tar_with_json_members_as_the_first_edition_wrote_them_is_whole(download: Path) -> None:
+    write_shard(download, 0)
+    with tarfile.open(download / "shards/00000.tar", "a") as tar:
+        tar.addfile(tarfile.TarInfo("000000030.json"))
+    book = ShardBook(download)
+    book.refresh()
+    assert list(book.finished) == [0]

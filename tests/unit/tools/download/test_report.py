@@ -5,31 +5,30 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import re
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from tests.download_shards import FAILS, make_download, write_shard
-from tools.download.finished import load_job
+from tools.download.job import Job
 from tools.download.report import PUBLISHED, SIDE_EDGES, throughput, write_report
+from tools.download.table.prepare import TableSummary
 
-TABLE = {
-    "source": "links.tsv",
-    "source_sha256": "00",
-    "num_source_rows": 41,
-    "num_rows": 38,
-    "format": "TSV",
-    "repairs": {"crlf": 7},
-    "oddities": {},
-    "dropped": {"missing_url": 3},
-}
+TABLE = TableSummary(
+    source="links.tsv", source_files=(), source_sha256="00", source_bytes=9, num_source_rows=41,
+    options={}, format="TSV", format_notes=(), columns=(), extra_columns={}, ignored_columns=(),
+    num_rows=38, part_rows=(25, 13), repairs={"crlf": 7}, oddities={},
+    dropped={"missing_url": 3}, examples={}, num_hosts=4, top_hosts=(), first_rows=(),
+)  # fmt: skip
 
 
 @pytest.fixture
 def download(tmp_path: Path) -> Path:
     make_download(tmp_path)
-    (tmp_path / "table" / "table.json").write_text(json.dumps(TABLE), encoding="utf-8")
+    text = json.dumps(dataclasses.asdict(TABLE))
+    (tmp_path / "table" / "table.json").write_text(text, encoding="utf-8")
     for number in range(5):
         write_shard(tmp_path, number)
     return tmp_path
@@ -46,9 +45,11 @@ def add_retry(folder: Path, row_ids: list[int]) -> None:
     table = pq.read_schema(folder / "table" / "part-00000.parquet").empty_table()
     pq.write_table(type(table).from_pylist(kept), retry / "table" / "part-00000.parquet")
     job = dataclasses.replace(
-        load_job(folder), table=str(retry / "table"), shards=str(retry / "shards")
+        Job.load(folder), table=str(retry / "table"), shards=str(retry / "shards")
     )
     (retry / "job.json").write_text(job.to_json(), encoding="utf-8")
+    summary = dataclasses.asdict(TABLE) | {"part_rows": [len(kept)]}
+    (retry / "table" / "table.json").write_text(json.dumps(summary), encoding="utf-8")
     write_shard(retry, 0)
 
 
@@ -141,7 +142,19 @@ def test_page_escapes_what_it_did_not_write(
     page = (download / "report" / "report.html").read_text(encoding="utf-8")
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
-    assert all(when in page for when, _ in PUBLISHED)
+    assert not any(when in page for when, _ in PUBLISHED), "another table's report tells of CC12M"
+    assert "CC12M" not in page
+    assert "default-src 'none'" in page
+    assert not re.search(r"<(script|link|img|iframe)|style=|\son\w+=|url\(", page)
+
+
+def test_the_report_of_cc12m_names_its_numbers(download: Path) -> None:
+    report = write_report(download, expected_rows=12_423_374)
+    assert write_report(download) == report | {"written": write_report(download)["written"]}
+    page = (download / "report" / "report.html").read_text(encoding="utf-8")
+    assert all(when in page and f"{share:.1%}" in page for when, share in PUBLISHED)
+    assert "12,423,374 links" in page
+    assert "10,968,539 pairs" in page
 
 
 def test_throughput_adds_up_and_leaves_pauses_out() -> None:

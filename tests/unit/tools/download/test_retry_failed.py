@@ -1,15 +1,14 @@
-"""The second pass: which rows it takes, that it is done once, and how it goes on.
-
-Shards are written without img2dataset; the supervisor, the checks and the tables are the real ones.
-"""
+"""The second pass: which rows it takes, that it is done once, and how it resumes."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,15 +16,12 @@ import pytest
 from tests import download_shards
 from tests.download_shards import write_shard
 from tools import retry_failed
-from tools.download import lock
-from tools.download.causes import Cause
-from tools.download.finished import ShardBook, load_job
-from tools.download.img2dataset_job import Job
-from tools.download.lock import exclusive
-from tools.download.supervise import Outcome, run_download
-from tools.download.table.prepare import load_summary, prepare_table, table_batches
+from tools.download import run as run_module
+from tools.download.finished import ShardBook
+from tools.download.job import Job
+from tools.download.run import Outcome, exclusive, run_download
+from tools.download.table.prepare import load_summary, prepare_table
 
-RETRYABLE = {cause for cause in Cause if cause.retryable}
 FIRST = {
     2: ("failed_to_download", "forbidden: HTTP 403"),
     3: ("failed_to_download", "not_found: HTTP 404"),
@@ -59,7 +55,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
             write_shard(folder, number)
         return run_download(job, folder)
 
-    monkeypatch.setattr(retry_failed, "run_download", run)
+    monkeypatch.setattr(run_module, "run_download", run)
     return jobs
 
 
@@ -76,9 +72,8 @@ def out(tmp_path: Path, outcomes: dict[int, tuple[str, str]]) -> Path:
     )
     pq.write_table(source, tmp_path / "source.parquet")
     folder = tmp_path / "out"
-    summary = prepare_table(
-        tmp_path / "source.parquet", folder / "table", rows_per_part=60, tell=lambda _line: None
-    )
+    source = str(tmp_path / "source.parquet")
+    summary = prepare_table(source, folder / "table", rows_per_part=60)
     job = Job(
         table=str(folder / "table"),
         shards=str(folder / "shards"),
@@ -104,7 +99,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, di
 
 
 def rows_of(table: Path) -> dict[int, dict[str, object]]:
-    rows = [row for batch in table_batches(table) for row in batch.to_pylist()]
+    rows = [row for path in sorted(table.glob("part-*")) for row in pq.read_table(path).to_pylist()]
     return {row["row_id"]: row for row in rows}
 
 
@@ -136,7 +131,7 @@ def test_second_pass_is_slower_and_more_patient(
 ) -> None:
     run(capsys, out)
     (job,) = passes
-    first = load_job(out)
+    first = Job.load(out)
     assert (job.threads, job.timeout_s, job.deadline_s) == (4, 10, 60)
     assert (job.processes, job.retries, job.user_agent) == (1, first.retries, first.user_agent)
     assert job.extra_columns == ("score",)
@@ -157,7 +152,7 @@ def test_options_without_sense_are_refused(
     out: Path, passes: list[Job], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert retry_failed.main([str(out), "--threads", "0"]) == 2
-    assert "threads must be at least 1" in capsys.readouterr().err
+    assert "--threads must be at least 1" in capsys.readouterr().err
     assert not (out / "retry-01").exists()
 
 
@@ -216,15 +211,16 @@ def test_further_causes_on_request(
     assert stop.value.code == 2
 
 
-def test_last_outcome_decides(out: Path, passes: list[Job], outcomes: dict) -> None:
+def test_last_outcome_decides(
+    out: Path, passes: list[Job], outcomes: dict, capsys: pytest.CaptureFixture[str]
+) -> None:
     outcomes.clear()
     outcomes.update({2: SECOND[2], 5: ("failed_to_download", "not_found: HTTP 404")})
-    retry_failed.main([str(out), "--also", "forbidden"])
-    folders = [out, out / "retry-01"]
-    assert not len(retry_failed.still_failing(folders, RETRYABLE).row_ids)
-    wider = retry_failed.still_failing(folders, RETRYABLE | {Cause.FORBIDDEN, Cause.TLS})
-    assert set(wider.row_ids.tolist()) == ending(2)
-    assert wider.causes == {"tls": len(ending(2))}
+    run(capsys, out, "--also", "forbidden")
+    status, result = run(capsys, out)
+    assert (status, result["num_still_retryable"]) == (0, 0)
+    run(capsys, out, "--again", "--also", "forbidden", "tls")
+    assert set(rows_of(out / "retry-02/table")) == ending(2)
 
 
 @pytest.mark.parametrize("left", ["a table", "a job", "half of the shards"])
@@ -282,11 +278,6 @@ def test_an_empty_table_is_no_pass(
     assert run(capsys, out)[1]["nothing_to_retry"] is True
 
 
-def test_no_ids_have_no_rows(out: Path) -> None:
-    assert not list(retry_failed._rows_of(out / "table", np.empty(0, np.int64)))
-    assert sum(len(b) for b in retry_failed._rows_of(out / "table", np.array([0, 95]))) == 2
-
-
 def test_pass_killed_while_its_table_was_written(
     out: Path, passes: list[Job], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -317,17 +308,12 @@ def test_unfinished_first_pass_is_refused(
     assert not passes
 
 
-def test_running_download_is_refused(
-    out: Path,
-    passes: list[Job],
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_running_download_is_refused(out: Path) -> None:
     with exclusive(out):
-        monkeypatch.setattr(lock, "_held", set())  # as seen from another process
-        assert retry_failed.main([str(out)]) == 2
-    assert "at work" in capsys.readouterr().err
-    assert not passes
+        command = [sys.executable, "tools/retry_failed.py", str(out)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert f"at work in {out} (process {os.getpid()} on" in done.stderr
 
 
 def test_wrong_folders_and_tables_are_refused(
