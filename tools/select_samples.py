@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shlex
 import sys
 import time
 from dataclasses import asdict, dataclass, field, fields
@@ -262,11 +263,27 @@ def _renew(index: Index) -> dict[str, Any]:
             if is_stale(index, found) and is_stale(index, provenance_of(index, name)):
                 base = _base(found)
                 reference = f"{index.directory}@{base}" if base else str(index.directory)
-                made = _run(tyro.cli(Arguments, args=[reference, *found["command"]]))
+                made = _run_again(reference, found["command"], name)
                 renewed += [each["name"] for each in made["selections"]]
     current = sorted(facts.keys() - set(renewed))
     print(f"renewed    {', '.join(renewed) or 'nothing'}")
     return {"index_dir": str(index.directory), "renewed": renewed, "current": current}
+
+
+def _run_again(reference: str, command: list[str], name: str) -> dict[str, Any]:
+    """Repeat the command of a selection.
+
+    Raises:
+        ValueError: it is not understood any more, as some conditions of the first edition are.
+    """
+    try:
+        return _run(tyro.cli(Arguments, args=[reference, *command]))
+    except ValueError as error:
+        words = shlex.join(["python", "tools/select_samples.py", reference, *command])
+        raise ValueError(
+            f"the selection {name!r} cannot be made again by `{words}`: {error}\nIf its condition "
+            "is from before conditions were SQL, write it anew (docs/selection.md)"
+        ) from error
 
 
 def _base(facts: dict[str, Any]) -> str:

@@ -135,7 +135,7 @@ def test_a_batch_larger_than_the_selection_is_refused(chosen: Path) -> None:
 def test_the_tool_says_what_was_dropped(index: Path) -> None:
     done = run(
         *("tools/select_samples.py", index, "--out", "some"),
-        *("--where", "label != 3 and key < '000000012'", "--limit", 4),
+        *("--where", "label != 3", "key < '000000012'", "--limit", 4),
     )
     assert done.returncode == 0, done.stderr
     for line in (

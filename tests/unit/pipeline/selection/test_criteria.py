@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,13 +17,13 @@ from pipeline.selection.sql import open_samples
 from tests.unit.pipeline.selection.conftest import add_column
 
 
-def kept(index: Index, name: str = "", **criteria: object) -> list[int]:
+def kept(index: Index, name: str = "", **criteria: Any) -> list[int]:
     return chosen(index, **criteria).rows[name].tolist()
 
 
-def chosen(index: Index, where: str | tuple[str, ...] = (), **criteria: object) -> Chosen:
+def chosen(index: Index, where: str | tuple[str, ...] = (), **criteria: Any) -> Chosen:
     criteria["where"] = (where,) if isinstance(where, str) else where
-    return choose(open_dataset(index.directory), Criteria(**criteria))  # pyright: ignore[reportArgumentType]
+    return choose(open_dataset(index.directory), Criteria(**criteria))
 
 
 def value(index: Index, name: str, row: int) -> object:

@@ -61,18 +61,13 @@ def test_chunks_decide_nothing(
     samples: SampleTable, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sql, "CHUNK_ROWS", rows)
-    assert holding(samples, "score > 0.03 AND label = 1 AND contains(text, '7')") == [
-        7 + 30,
-        67,
-        79,
-    ]
+    found = holding(samples, "score > 0.03 AND label = 1 AND contains(text, '7')")
+    assert found == [37, 67, 73, 79]
 
 
 def test_columns_are_named_in_their_order(samples: SampleTable) -> None:
-    assert samples.check("width > 3 AND 'height' < text AND samples.width < 100") == [
-        "width",
-        "text",
-    ]
+    condition = "width > 3 AND 'height' < text AND samples.width < 100"
+    assert samples.check(condition) == ["width", "text"]
 
 
 @pytest.mark.parametrize(
