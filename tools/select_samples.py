@@ -10,27 +10,29 @@ Afterwards `data/cc12m@train` names the selection wherever an index is named. A 
 "score IS NULL"; `--list` shows the columns. Several conditions after --where are counted
 one by one.
 
-Prints what each condition dropped and, last, one JSON line. Exit status: 0 done, 1 failed, 2 wrong
-use or nothing kept, 130 stopped.
+Prints what each condition dropped. A selection that keeps nothing is wrong use.
 """
 
 from __future__ import annotations
 
-import json
 import resource
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
+
+from tools import program  # before all that takes long, for Ctrl-C meanwhile
+
+# isort: split
 import numpy as np
 import tyro
 from numpy.typing import NDArray
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
 from pipeline.index import Index
 from pipeline.selection import (
@@ -70,22 +72,14 @@ class Arguments:
     """Remove the selection of this name, and end."""
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns its exit status."""
-    try:
-        arguments = tyro.cli(Arguments, description=__doc__)
-        summary = _run(arguments)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (OSError, RuntimeError, MemoryError) as error:
-        print(f"failed: {error}; {_WHOLE}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"stopped; {_WHOLE}", file=sys.stderr)
-        return 130
-    print(json.dumps(summary))
-    return 0
+    return program.run(
+        lambda words: _run(tyro.cli(Arguments, args=words, description=program.describe(__doc__))),
+        argv,
+        stopped=f"stopped; {_WHOLE}",
+        failed=_WHOLE,
+    )
 
 
 def _run(arguments: Arguments) -> dict[str, Any]:
