@@ -3,20 +3,23 @@
     python tools/benchmarks/decode_graphs.py INDEX
 
 Tries each graph (docs/gpu.md) on some pictures of the index, in a process that may die of it.
-Prints a line for each, and last one JSON line with the number of sound ones.
+Prints a line for each, and the number of sound ones.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the packages lie in the checkout
 
+from tools import program  # before all that takes long, for Ctrl-C meanwhile
+
+# isort: split
 from pipeline import LoaderConfig
 from pipeline.decode_device import probe_pictures
 from pipeline.decoding.decoder import DaliGraph
@@ -26,13 +29,19 @@ from pipeline.selection import open_dataset
 _TIMED_S = 0.3
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns its exit status."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    return program.run(_try_graphs, argv)
+
+
+def _try_graphs(words: list[str]) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(
+        description=program.describe(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("index", help="INDEX[@SELECTION] of JPEG files")
     parser.add_argument("--device", default="cuda", help="where DALI decodes: cuda, cuda:1 or cpu")
     parser.add_argument("--graphs", nargs="+", default=get_args(DaliGraph), help="which; all")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     config = LoaderConfig(batch_size=32)
     pictures = probe_pictures(open_dataset(arguments.index), config)
     settings = TrialSettings(
@@ -48,8 +57,7 @@ def main() -> int:
         print(f"{trial.graph}: {trial.fault or f'{trial.gpu_rate:,.0f} pictures/s'}")
     graphs = {trial.graph: asdict(trial) for trial in trials}
     sound = sum(not trial.fault for trial in trials)
-    print(json.dumps({"sound": sound, "graphs": graphs}))
-    return 0
+    return {"sound": sound, "graphs": graphs}
 
 
 if __name__ == "__main__":
