@@ -146,7 +146,7 @@ STEPS = (
         command="tools/benchmark_train.py profile --model ViT-B-16 --batch-size 512 --precision"
         " bfloat16",
         dry="tools/benchmark_train.py profile --model ViT-S-32-alt --batch-size 2 --threads 1"
-        " --steps 1 --warmup 0",
+        " --steps 1 --warmup 1",
         minutes=0.4,
         shows="which kernels a step is made of",
     ),
