@@ -4,25 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from evaluation.compositional import (
-    evaluate_sugarcrepe,
-    evaluate_winoground,
-    open_sugarcrepe,
-    open_winoground,
-)
-from evaluation.encoder import Encoder
-from evaluation.labelled import open_labelled
-from evaluation.linear_probe import doubts_of_pair, evaluate_linear_probe, open_pair
-from evaluation.report.data import (
-    FewShotResult,
-    LinearProbeResult,
-    SugarCrepeResult,
-    WinogroundResult,
-)
-from evaluation.retrieval import RetrievalRun, doubts_of_captions, evaluate_retrieval
-from evaluation.zero_shot import ZeroShotRun, evaluate_zero_shot
+if TYPE_CHECKING:  # a configuration must not wait for torch: what measures is imported to measure
+    from evaluation.encoder import Encoder
+    from evaluation.report.data import (
+        FewShotResult,
+        LinearProbeResult,
+        SugarCrepeResult,
+        WinogroundResult,
+    )
+    from evaluation.retrieval import RetrievalRun
+    from evaluation.zero_shot import ZeroShotRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +64,11 @@ class Suite:
             FileNotFoundError: a set, its class names or its pictures are missing.
             ValueError: a set is damaged, has no labels, or too few images for a probe.
         """
+        from evaluation.compositional import open_sugarcrepe, open_winoground
+        from evaluation.labelled import open_labelled
+        from evaluation.linear_probe import doubts_of_pair, open_pair
+        from evaluation.retrieval import doubts_of_captions
+
         doubts: list[str] = []
         for place in self.zero_shot:
             open_labelled(place).prompts()
@@ -141,6 +139,16 @@ def evaluate(encoder: Encoder, suite: Suite) -> Outcome:
         FileNotFoundError: data are missing.
         ValueError: data are damaged.
     """
+    from evaluation.compositional import (
+        evaluate_sugarcrepe,
+        evaluate_winoground,
+        open_sugarcrepe,
+        open_winoground,
+    )
+    from evaluation.linear_probe import evaluate_linear_probe
+    from evaluation.retrieval import evaluate_retrieval
+    from evaluation.zero_shot import evaluate_zero_shot
+
     outcome = Outcome()
     for place in suite.zero_shot:
         _add(outcome.zero_shot, evaluate_zero_shot(encoder, place))

@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
-from tools.program import begin, print_all, run
+from tools.program import begin, run
 
 begin(__name__)  # the imports below take seconds
 
@@ -35,7 +35,7 @@ from pipeline.indexing import IndexReport, ScanOptions, build_index
 from pipeline.indexing.image_check import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
 from pipeline.indexing.other_loaders import write_dali_indexes, write_key_list
 from pipeline.indexing.sources import Sources, described, find_sources
-from pipeline.printable import printable
+from pipeline.printable import print_all, printable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

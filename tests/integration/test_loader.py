@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from pipeline import LoaderConfig, open_evaluation_loader, open_loader
-from pipeline.augment import AugmentConfig
+from pipeline.augment_config import AugmentConfig
 from pipeline.index import open_index
 from pipeline.indexing import build_index
 from pipeline.masking import MaskConfig
