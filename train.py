@@ -218,7 +218,7 @@ def is_evaluated_now(session: Session) -> bool:
 
 def log_scores(session: Session) -> None:
     """Evaluate on the way, on all ranks."""
-    for line in score_lines(evaluate_now(session)):
+    for line in score_lines(evaluate_now(session).scores):
         logger.info("%s", line)
 
 
@@ -284,7 +284,7 @@ def finish(session: Session, outcome: Outcome, argv: list[str]) -> None:
     report_session(session, outcome, argv)
     checkpoint = newest_checkpoint(folder.path)
     lines = [
-        *score_lines(outcome),
+        *score_lines(outcome.scores),
         f"report      {folder.report}",
         f"checkpoint  {checkpoint}",
         f"metrics     {folder.metrics}",

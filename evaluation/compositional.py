@@ -24,7 +24,7 @@ from torch import Tensor
 
 from evaluation.encoder import Encoder
 from evaluation.image_sets import IMAGE_SUFFIXES, ImageFiles
-from evaluation.report.data import SugarCrepeResult, WinogroundResult
+from evaluation.scores import SUGARCREPE, WINOGROUND, Score
 
 SUGARCREPE_FILES = (
     *("add_att", "add_obj"),
@@ -121,7 +121,7 @@ def open_winoground(folder: str) -> Winoground:
     return Winoground(place=folder, images=_pairs(images), captions=captions)
 
 
-def evaluate_sugarcrepe(encoder: Encoder, data: SugarCrepe) -> SugarCrepeResult | None:
+def evaluate_sugarcrepe(encoder: Encoder, data: SugarCrepe) -> list[Score] | None:
     """Tell right captions from wrong ones; every process must ask, rank 0 gets the scores.
 
     Raises:
@@ -138,7 +138,7 @@ def evaluate_sugarcrepe(encoder: Encoder, data: SugarCrepe) -> SugarCrepeResult 
     return score_sugarcrepe(similarity, data.kinds, data.place)
 
 
-def score_sugarcrepe(similarity: Tensor, kinds: Sequence[str], dataset: str) -> SugarCrepeResult:
+def score_sugarcrepe(similarity: Tensor, kinds: Sequence[str], dataset: str) -> list[Score]:
     """Share of examples whose right caption is strictly nearer, for each file, and their means.
 
     Args:
@@ -154,17 +154,21 @@ def score_sugarcrepe(similarity: Tensor, kinds: Sequence[str], dataset: str) -> 
     groups: dict[str, list[float]] = {}
     for kind, share in found.items():
         groups.setdefault(kind.partition("_")[0], []).append(share)
-    return SugarCrepeResult(
-        dataset=dataset,
-        accuracies=found,
-        counts={kind: len(hits[kind]) for kind in found},
-        categories={name: fmean(shares) for name, shares in groups.items()},
-        macro=fmean(found.values()),
-        micro=fmean(right),
-    )
+    rows = [(f"{dataset}/{kind}", "acc", share, len(hits[kind])) for kind, share in found.items()]
+    for name, shares in groups.items():
+        count = sum(kind.partition("_")[0] == name for kind in kinds)
+        rows.append((dataset, f"acc_{name}", fmean(shares), count))
+    rows += [
+        (dataset, "acc_macro", fmean(found.values()), len(right)),
+        (dataset, "acc_micro", fmean(right), len(right)),
+    ]
+    return [
+        Score(dataset=place, task=SUGARCREPE, metric=metric, value=value, chance=0.5, n=n)
+        for place, metric, value, n in rows
+    ]
 
 
-def evaluate_winoground(encoder: Encoder, data: Winoground) -> WinogroundResult | None:
+def evaluate_winoground(encoder: Encoder, data: Winoground) -> list[Score] | None:
     """Match two captions to two pictures; every process must ask, rank 0 gets the scores.
 
     Raises:
@@ -179,7 +183,7 @@ def evaluate_winoground(encoder: Encoder, data: Winoground) -> WinogroundResult 
     return score_winoground(torch.einsum("kid,kcd->kic", *pairs), data.place)
 
 
-def score_winoground(similarity: Tensor, dataset: str) -> WinogroundResult:
+def score_winoground(similarity: Tensor, dataset: str) -> list[Score]:
     """Text, image and group score (Thrush et al. 2022, section 4.1).
 
     Args:
@@ -191,13 +195,18 @@ def score_winoground(similarity: Tensor, dataset: str) -> WinogroundResult:
     other_image = other_text.flip(1)
     text = (own > other_text).all(dim=1)
     image = (own > other_image).all(dim=1)
-    return WinogroundResult(
-        dataset=dataset,
-        num_examples=len(similarity),
-        text_score=text.double().mean().item(),
-        image_score=image.double().mean().item(),
-        group_score=(text & image).double().mean().item(),
-    )
+    rows = (("text_acc", text, 1 / 4), ("image_acc", image, 1 / 4), ("acc", text & image, 1 / 6))
+    return [
+        Score(
+            dataset=dataset,
+            task=WINOGROUND,
+            metric=metric,
+            value=right.double().mean().item(),
+            chance=chance,
+            n=len(similarity),
+        )
+        for metric, right, chance in rows
+    ]
 
 
 def _all_images(encoder: Encoder, key: str, paths: Sequence[Path]) -> Tensor:

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from model.config import ClipConfig
@@ -134,8 +134,10 @@ def decode(data: bytes | OSError, transform: Transform) -> Tensor | str:
     try:
         with Image.open(BytesIO(data), formats=IMAGE_FORMATS) as image:
             return transform(on_white(image)).permute(1, 2, 0)
+    except UnidentifiedImageError:  # its own text names the bytes by their place in memory
+        return f"it is no picture of a known format ({', '.join(IMAGE_FORMATS)})"
     except Exception as error:  # Pillow raises many kinds (SyntaxError, struct.error, ...)
-        return str(error) or repr(error)
+        return str(error) or type(error).__name__
 
 
 def _bytes_of(path: Path) -> bytes | OSError:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from evaluation.encoder import Encoder
 from evaluation.labelled import LabelledSet, open_labelled
-from evaluation.report.data import FewShotResult, LinearProbeResult
+from evaluation.scores import LINEAR_PROBE, WEIGHT_DECAY, Score, few_shot_metric
 from evaluation.zero_shot import Accuracies, accuracies
 
 _CHUNK = 16_384
@@ -73,7 +74,7 @@ class Split:
 
 def evaluate_linear_probe(
     encoder: Encoder, train: str, test: str, *, shots: Sequence[int] = (), seeds: int = 3
-) -> tuple[LinearProbeResult, list[FewShotResult]] | None:
+) -> list[Score] | None:
     """Train on one labelled set and test on another; every process must ask.
 
     Args:
@@ -104,8 +105,9 @@ def evaluate_linear_probe(
         )
     known, unseen = parts
     num_classes = max(each.num_classes for each in sets)
-    full = probe(known, unseen, num_classes, names=(train, test))
-    return full, [few_shot(known, unseen, num_classes, k, seeds, dataset=test) for k in shots]
+    names = (train, test)
+    few = [few_shot(known, unseen, num_classes, k, seeds, names=names) for k in shots]
+    return [*probe(known, unseen, num_classes, names=names), *(row for rows in few for row in rows)]
 
 
 def open_pair(train: str, test: str, shots: Sequence[int] = ()) -> tuple[LabelledSet, LabelledSet]:
@@ -176,7 +178,7 @@ def _too_few_to_choose(train: str) -> str:
 
 def probe(
     train: Split, test: Split, num_classes: int, *, names: tuple[str, str] = ("", "")
-) -> LinearProbeResult:
+) -> list[Score]:
     """Choose the weight decay, train on all of `train`, and test.
 
     Args:
@@ -192,23 +194,42 @@ def probe(
         raise ValueError(_too_few_to_choose(names[0]))
     decay = choose_weight_decay(train.take(kept), train.take(held_out), num_classes)
     scores = fit(train, num_classes, decay).score(test.features, test.labels)
-    return LinearProbeResult(
-        dataset=names[1],
-        train=names[0],
-        num_classes=num_classes,
-        num_train=len(train.labels),
-        num_images=len(test.labels),
-        acc1=scores.acc1,
-        acc5=scores.acc5,
-        mean_per_class_recall=scores.mean_per_class_recall,
-        weight_decay=decay,
-        chance=1 / num_classes,
+    shares = {
+        "lp_acc1": (scores.acc1, 1 / num_classes),
+        "lp_acc5": (scores.acc5, min(5, num_classes) / num_classes),
+        "lp_mean_per_class_recall": (scores.mean_per_class_recall, 1 / num_classes),
+    }
+    row = partial(_row, names=names)
+    return [
+        *(row(name, *each, n=len(test.labels)) for name, each in shares.items()),
+        row(WEIGHT_DECAY, decay, None, n=len(train.labels)),
+    ]
+
+
+def _row(
+    metric: str, value: float, chance: float | None, *, n: int, names: tuple[str, str]
+) -> Score:
+    train, dataset = names
+    return Score(
+        dataset=dataset,
+        task=LINEAR_PROBE,
+        metric=metric,
+        value=value,
+        chance=chance,
+        n=n,
+        train=train,
     )
 
 
 def few_shot(
-    train: Split, test: Split, num_classes: int, shots: int, seeds: int, *, dataset: str = ""
-) -> FewShotResult:
+    train: Split,
+    test: Split,
+    num_classes: int,
+    shots: int,
+    seeds: int,
+    *,
+    names: tuple[str, str] = ("", ""),
+) -> list[Score]:
     """Train on a few images of each class, drawn anew for each seed.
 
     The weight decay is chosen on up to 4 further images of each class, as many as `shots` at most
@@ -220,7 +241,10 @@ def few_shot(
         num_classes: C.
         shots: images of each class.
         seeds: draws.
-        dataset: name for the result.
+        names: of both sets, for the result.
+
+    Returns:
+        A row for each draw.
 
     Raises:
         ValueError: a class has too few images.
@@ -234,13 +258,10 @@ def few_shot(
         held_out = train.take(np.concatenate([rows[shots : shots + extra] for rows in groups]))
         decay = choose_weight_decay(chosen, held_out, num_classes)
         found.append(fit(chosen, num_classes, decay).score(test.features, test.labels).acc1)
-    return FewShotResult(
-        dataset=dataset,
-        shots=shots,
-        num_images=len(test.labels),
-        acc1=tuple(found),
-        chance=1 / num_classes,
-    )
+    return [
+        _row(few_shot_metric(shots), acc1, 1 / num_classes, n=len(test.labels), names=names)
+        for acc1 in found
+    ]
 
 
 def choose_weight_decay(train: Split, held_out: Split, num_classes: int) -> float:

@@ -1,4 +1,4 @@
-"""Results as CLIP_benchmark writes them, and as lines and a table for a terminal.
+"""Scores as CLIP_benchmark writes them, and as lines and a table for a terminal.
 
 `metrics` have CLIP_benchmark's names; `image_retrieval` there is text to image here, and
 `text_retrieval` image to text. What it has no name for is told by its own name.
@@ -10,7 +10,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from evaluation.suite import Outcome
+from evaluation.scores import (
+    LINEAR_PROBE,
+    NUM_PROMPTS,
+    RECALL_OF,
+    RETRIEVAL,
+    SUGARCREPE,
+    WEIGHT_DECAY,
+    WINOGROUND,
+    ZERO_SHOT,
+    Score,
+    SetScores,
+    few_shot_metric,
+    of_task,
+    shots_of,
+)
 
 RETRIEVAL_DEFINITION = {
     "image_to_text": "a picture is the query; the share of pictures with one of their own captions "
@@ -18,13 +32,16 @@ RETRIEVAL_DEFINITION = {
     "text_to_image": "a caption is the query; the share of captions with their own picture among "
     "the first k (image_retrieval_recall in CLIP_benchmark)",
 }
+_SELECTION = "image_caption_selection"
+"""CLIP_benchmark's name of the task that SugarCrepe and Winoground set."""
+_PROBE = ("lp_acc1", "lp_acc5", "lp_mean_per_class_recall")
 
 
-def records(outcome: Outcome, model: str, pretrained: str) -> list[dict[str, Any]]:
+def records(scores: Sequence[Score], model: str, pretrained: str) -> list[dict[str, Any]]:
     """One record for each data set and task, in the fields of CLIP_benchmark's json files.
 
     Args:
-        outcome: of rank 0.
+        scores: of rank 0.
         model: name of the architecture.
         pretrained: where its weights come from.
     """
@@ -37,46 +54,20 @@ def records(outcome: Outcome, model: str, pretrained: str) -> list[dict[str, Any
             "metrics": metrics,
             "language": "en",
         }
-        for dataset, task, metrics in _metrics(outcome)
+        for dataset, task, metrics in _metrics(scores)
     ]
 
 
-def lines(outcome: Outcome) -> list[str]:
+def lines(scores: Sequence[Score]) -> list[str]:
     """A line for each score, beside what guessing gives."""
-    found = [
-        f"zero-shot {score.dataset}: {score.acc1:.1%} of {score.num_images} images right, "
-        f"{score.num_classes} classes, {score.num_prompts} prompts, chance {score.chance:.1%}"
-        for score in (run.result for run in outcome.zero_shot)
+    return [
+        *(_zero_shot_line(rows) for rows in of_task(scores, ZERO_SHOT)),
+        *(line for rows in of_task(scores, RETRIEVAL) for line in _retrieval_lines(rows)),
+        *(_probe_line(r) for r in of_task(scores, LINEAR_PROBE) if _PROBE[0] in r),
+        *(line for rows in of_task(scores, LINEAR_PROBE) for line in _few_shot_lines(rows)),
+        *(_sugarcrepe_line(rows, files) for rows, files in sugarcrepe_sets(scores)),
+        *(_winoground_line(rows) for rows in of_task(scores, WINOGROUND)),
     ]
-    for score in (run.scores for run in outcome.retrieval):
-        for name in RETRIEVAL_DEFINITION:
-            recalls = getattr(score, name)
-            shown = ", ".join(f"R@{k} {recall:.1%}" for k, recall in recalls.items())
-            chance = ", ".join(f"{c:.1%}" for c in score.chance[name].values())
-            found.append(f"{name} {score.dataset}: {shown} (chance {chance})")
-    found += [
-        f"linear probe {probe.dataset}: {probe.acc1:.1%} of {probe.num_images} images right, "
-        f"trained on {probe.num_train}, weight decay {probe.weight_decay:.1e}, "
-        f"chance {probe.chance:.1%}"
-        for probe in outcome.linear_probe
-    ]
-    found += [
-        f"{few.shots}-shot {few.dataset}: {fmean(few.acc1):.1%}, standard deviation "
-        f"{_spread(few.acc1):.1%} over {len(few.acc1)} draws, chance {few.chance:.1%}"
-        for few in outcome.few_shot
-    ]
-    for sugar in outcome.sugarcrepe:
-        parts = ", ".join(f"{name} {share:.1%}" for name, share in sugar.categories.items())
-        found.append(
-            f"SugarCrepe {sugar.dataset}: {sugar.macro:.1%} mean of {len(sugar.accuracies)} files "
-            f"({parts}), chance {sugar.chance:.1%}"
-        )
-    found += [
-        f"Winoground {wino.dataset}: text {wino.text_score:.1%}, image {wino.image_score:.1%}, "
-        f"group {wino.group_score:.1%} of {wino.num_examples} (chance 25%, 25%, 16.7%)"
-        for wino in outcome.winoground
-    ]
-    return found
 
 
 def table(found: list[dict[str, Any]]) -> str:
@@ -96,65 +87,110 @@ def table(found: list[dict[str, Any]]) -> str:
     )
 
 
-def _metrics(outcome: Outcome) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+def sugarcrepe_sets(scores: Sequence[Score]) -> list[tuple[SetScores, list[SetScores]]]:
+    """The averages of each folder of SugarCrepe, and those of its files."""
+    found = of_task(scores, SUGARCREPE)
+    return [
+        (rows, [each for each in found if each.dataset.rpartition("/")[0] == rows.dataset])
+        for rows in found
+        if "acc_macro" in rows
+    ]
+
+
+def averages(rows: SetScores) -> dict[str, Score]:
+    """SugarCrepe's averages by their names: add, replace, swap, macro, micro."""
+    return {metric.removeprefix("acc_"): each[0] for metric, each in rows.rows.items()}
+
+
+def _zero_shot_line(rows: SetScores) -> str:
+    acc1, prompts = rows["acc1"], rows[NUM_PROMPTS]
+    return (
+        f"zero-shot {rows.dataset}: {acc1.value:.1%} of {acc1.n} images right, "
+        f"{num_classes(acc1)} classes, {prompts.value:.0f} prompts, chance {acc1.chance:.1%}"
+    )
+
+
+def num_classes(accuracy: Score) -> int:
+    """Classes to choose from, out of what guessing gives."""
+    return round(1 / accuracy.chance) if accuracy.chance else 0
+
+
+def _retrieval_lines(rows: SetScores) -> Iterator[str]:
+    for direction in RECALL_OF:
+        recalls = rows.recalls(direction)
+        shown = ", ".join(f"R@{k} {each.value:.1%}" for k, each in recalls.items())
+        chance = ", ".join(f"{each.chance:.1%}" for each in recalls.values())
+        yield f"{direction} {rows.dataset}: {shown} (chance {chance})"
+
+
+def _probe_line(rows: SetScores) -> str:
+    acc1, decay = rows["lp_acc1"], rows[WEIGHT_DECAY]
+    return (
+        f"linear probe {rows.dataset}: {acc1.value:.1%} of {acc1.n} images right, "
+        f"trained on {decay.n}, weight decay {decay.value:.1e}, chance {acc1.chance:.1%}"
+    )
+
+
+def _few_shot_lines(rows: SetScores) -> Iterator[str]:
+    for shots in shots_of(rows):
+        draws, chance = rows.draws(few_shot_metric(shots)), rows[few_shot_metric(shots)].chance
+        yield (
+            f"{shots}-shot {rows.dataset}: {fmean(draws):.1%}, standard deviation "
+            f"{_spread(draws):.1%} over {len(draws)} draws, chance {chance:.1%}"
+        )
+
+
+def _sugarcrepe_line(rows: SetScores, files: Sequence[SetScores]) -> str:
+    found = averages(rows)
+    macro = found.pop("macro")
+    found.pop("micro")
+    parts = ", ".join(f"{name} {each.value:.1%}" for name, each in found.items())
+    return (
+        f"SugarCrepe {rows.dataset}: {macro.value:.1%} mean of {len(files)} files "
+        f"({parts}), chance {macro.chance:.1%}"
+    )
+
+
+def _winoground_line(rows: SetScores) -> str:
+    text, image, group = (rows[metric] for metric in ("text_acc", "image_acc", "acc"))
+    return (
+        f"Winoground {rows.dataset}: text {text.value:.1%}, image {image.value:.1%}, "
+        f"group {group.value:.1%} of {group.n} (chance 25%, 25%, 16.7%)"
+    )
+
+
+def _metrics(scores: Sequence[Score]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
     """Data set, task and metrics of everything measured."""
-    for score in (run.result for run in outcome.zero_shot):
-        names = ("acc1", "acc5", "mean_per_class_recall")
-        yield (
-            score.dataset,
-            "zeroshot_classification",
-            {name: getattr(score, name) for name in names},
-        )
-    for score in (run.scores for run in outcome.retrieval):
-        found = {}
-        for k in score.image_to_text:
-            found[f"image_retrieval_recall@{k}"] = score.text_to_image[k]
-            found[f"text_retrieval_recall@{k}"] = score.image_to_text[k]
-        yield score.dataset, "zeroshot_retrieval", found
-    for probe in outcome.linear_probe:
-        yield (
-            probe.dataset,
-            "linear_probe",
-            {
-                "lp_acc1": probe.acc1,
-                "lp_acc5": probe.acc5,
-                "lp_mean_per_class_recall": probe.mean_per_class_recall,
-                "weight_decay": probe.weight_decay,
-                "fewshot_k": -1,
-            },
-        )
-    for few in outcome.few_shot:
-        yield (
-            few.dataset,
-            "linear_probe",
-            {
-                "lp_acc1": fmean(few.acc1),
-                "lp_acc1_std": _spread(few.acc1),
-                "lp_acc1_of_draws": list(few.acc1),
-                "fewshot_k": few.shots,
-            },
-        )
-    for sugar in outcome.sugarcrepe:
+    for task in (ZERO_SHOT, RETRIEVAL):
+        for rows in of_task(scores, task):
+            yield rows.dataset, task, _shares(rows)
+    probes = of_task(scores, LINEAR_PROBE)
+    for rows in probes:
+        if _PROBE[0] in rows:
+            found = {metric: rows[metric].value for metric in (*_PROBE, WEIGHT_DECAY)}
+            yield rows.dataset, LINEAR_PROBE, {**found, "fewshot_k": -1}
+    for rows in probes:
+        for shots in shots_of(rows):
+            draws = rows.draws(few_shot_metric(shots))
+            found = {"lp_acc1": fmean(draws), "lp_acc1_std": _spread(draws)}
+            found |= {"lp_acc1_of_draws": draws, "fewshot_k": shots}
+            yield rows.dataset, LINEAR_PROBE, found
+    sugarcrepe = sugarcrepe_sets(scores)
+    for rows, files in sugarcrepe:
         # CLIP_benchmark's name, unless there are several to tell apart.
-        own = "sugar_crepe" if len(outcome.sugarcrepe) == 1 else sugar.dataset
-        for name, share in sugar.accuracies.items():
-            yield f"{own}/{name}", "image_caption_selection", {"acc": share}
-        averages = {**sugar.categories, "macro": sugar.macro, "micro": sugar.micro}
-        yield (
-            own,
-            "image_caption_selection",
-            {f"acc_{name}": share for name, share in averages.items()},
-        )
-    for wino in outcome.winoground:
-        yield (
-            wino.dataset,
-            "image_caption_selection",
-            {
-                "text_acc": wino.text_score,
-                "image_acc": wino.image_score,
-                "acc": wino.group_score,
-            },
-        )
+        own = "sugar_crepe" if len(sugarcrepe) == 1 else rows.dataset
+        for each in files:
+            name = each.dataset.rpartition("/")[2]
+            yield f"{own}/{name}", _SELECTION, {"acc": each["acc"].value}
+        yield own, _SELECTION, _shares(rows)
+    for rows in of_task(scores, WINOGROUND):
+        yield rows.dataset, _SELECTION, _shares(rows)
+
+
+def _shares(rows: SetScores) -> dict[str, float]:
+    return {
+        metric: each[0].value for metric, each in rows.rows.items() if each[0].chance is not None
+    }
 
 
 def _spread(shares: Sequence[float]) -> float:

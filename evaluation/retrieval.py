@@ -25,7 +25,7 @@ from torch import Tensor
 
 from evaluation.encoder import Encoder
 from evaluation.image_sets import IndexedImages
-from evaluation.report.data import RetrievalScores
+from evaluation.scores import NUM_BAD, RECALL_OF, RETRIEVAL, Score
 from pipeline.index import DEFAULT_SOURCE
 from pipeline.selection import open_dataset
 
@@ -41,8 +41,8 @@ _LOOKED_AT = 200
 class RetrievalRun:
     """Scores of one data set and the features they come from."""
 
-    scores: RetrievalScores
-    """Recalls and what guessing gives."""
+    scores: list[Score]
+    """Recalls at 1, 5 and 10 in both directions, and num_bad."""
     image_features: Tensor
     """[M, d] unit length."""
     text_features: Tensor
@@ -134,7 +134,7 @@ def doubts_of_captions(place: str) -> list[str]:
 
 def score_retrieval(
     images: Tensor, texts: Tensor, image_of_text: NDArray[np.int64], dataset: str
-) -> RetrievalScores:
+) -> list[Score]:
     """Recall at 1, 5 and 10 in both directions, and what guessing gives.
 
     Args:
@@ -181,7 +181,7 @@ def ranks(images: Tensor, texts: Tensor, image_of_text: NDArray[np.int64]) -> Ra
 
 def summarise(
     found: Ranks, image_of_text: NDArray[np.int64], dataset: str, num_bad: int = 0
-) -> RetrievalScores:
+) -> list[Score]:
     """Recalls out of ranks, and what guessing gives.
 
     Args:
@@ -192,18 +192,25 @@ def summarise(
     """
     num_images, num_texts = len(found.of_images), len(found.of_texts)
     captions = np.bincount(image_of_text, minlength=num_images)
-    return RetrievalScores(
-        dataset=dataset,
-        num_images=num_images,
-        num_texts=num_texts,
-        image_to_text=_recalls(found.of_images),
-        text_to_image=_recalls(found.of_texts),
-        chance={
-            "image_to_text": {k: _chance(num_texts, captions, k) for k in RECALL_AT},
-            "text_to_image": {k: min(1.0, k / num_images) for k in RECALL_AT},
-        },
-        num_bad=num_bad,
-    )
+    ranks_of = {"image_to_text": found.of_images, "text_to_image": found.of_texts}
+    chance_of = {
+        "image_to_text": {k: _chance(num_texts, captions, k) for k in RECALL_AT},
+        "text_to_image": {k: min(1.0, k / num_images) for k in RECALL_AT},
+    }
+    rows: list[tuple[str, float, float | None, int]] = [
+        (
+            f"{RECALL_OF[direction]}@{k}",
+            _recall(ranks_of[direction], k),
+            chance_of[direction][k],
+            len(ranks_of[direction]),
+        )
+        for k in RECALL_AT
+        for direction in ("text_to_image", "image_to_text")
+    ]
+    return [
+        Score(dataset=dataset, task=RETRIEVAL, metric=metric, value=value, chance=chance, n=n)
+        for metric, value, chance, n in [*rows, (NUM_BAD, num_bad, None, num_images)]
+    ]
 
 
 def _num_before(similarity: Tensor, own: Tensor, right: Tensor | None, dim: int) -> Tensor:
@@ -234,8 +241,8 @@ def _tiles(num_images: int, owner: Tensor) -> Iterator[tuple[slice, slice, Tenso
             yield rows, columns, right
 
 
-def _recalls(found: Tensor) -> dict[int, float]:
-    return {k: (found < k).double().mean().item() for k in RECALL_AT}
+def _recall(found: Tensor, k: int) -> float:
+    return (found < k).double().mean().item()
 
 
 def _chance(num_texts: int, captions: NDArray[np.int64], k: int) -> float:

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # a configuration must not wait for torch: what measures is imported to measure
     from evaluation.encoder import Encoder
-    from evaluation.report.data import (
-        FewShotResult,
-        LinearProbeResult,
-        SugarCrepeResult,
-        WinogroundResult,
-    )
     from evaluation.retrieval import RetrievalRun
-    from evaluation.zero_shot import ZeroShotRun
+    from evaluation.scores import Score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,47 +81,12 @@ class Suite:
 class Outcome:
     """What was measured; empty but on rank 0."""
 
-    zero_shot: list[ZeroShotRun] = field(default_factory=list)
-    """One for each labelled set."""
+    scores: list[Score] = field(default_factory=list)
+    """Every score of every set."""
+    confusions: list[tuple[str, str, int]] = field(default_factory=list)
+    """(true class, predicted class, images) of the labelled sets, each set's commonest first."""
     retrieval: list[RetrievalRun] = field(default_factory=list)
-    """One for each set of pairs."""
-    linear_probe: list[LinearProbeResult] = field(default_factory=list)
-    """One for each pair of sets."""
-    few_shot: list[FewShotResult] = field(default_factory=list)
-    """One for each pair of sets and number of shots."""
-    sugarcrepe: list[SugarCrepeResult] = field(default_factory=list)
-    """One for each folder."""
-    winoground: list[WinogroundResult] = field(default_factory=list)
-    """One for each folder."""
-
-    def renamed(self, names: Mapping[str, str]) -> Outcome:
-        """The same with other names of data sets, where `names` has one."""
-
-        def rename(result: Any) -> Any:
-            return replace(result, dataset=names.get(result.dataset, result.dataset))
-
-        return Outcome(
-            zero_shot=[replace(run, result=rename(run.result)) for run in self.zero_shot],
-            retrieval=[replace(run, scores=rename(run.scores)) for run in self.retrieval],
-            linear_probe=[
-                replace(rename(result), train=names.get(result.train, result.train))
-                for result in self.linear_probe
-            ],
-            few_shot=[rename(result) for result in self.few_shot],
-            sugarcrepe=[rename(result) for result in self.sugarcrepe],
-            winoground=[rename(result) for result in self.winoground],
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, as evaluation.json holds them; shares are fractions of 1."""
-        return {
-            "zero_shot": [asdict(run.result) for run in self.zero_shot],
-            "retrieval": [asdict(run.scores) for run in self.retrieval],
-            "linear_probe": [asdict(result) for result in self.linear_probe],
-            "few_shot": [asdict(result) for result in self.few_shot],
-            "sugarcrepe": [asdict(result) for result in self.sugarcrepe],
-            "winoground": [asdict(result) for result in self.winoground],
-        }
+    """Features and ranks of each set of pairs."""
 
 
 def evaluate(encoder: Encoder, suite: Suite) -> Outcome:
@@ -151,25 +110,25 @@ def evaluate(encoder: Encoder, suite: Suite) -> Outcome:
 
     outcome = Outcome()
     for place in suite.zero_shot:
-        _add(outcome.zero_shot, evaluate_zero_shot(encoder, place))
+        run = evaluate_zero_shot(encoder, place)
+        if run:
+            outcome.scores += run.scores
+            outcome.confusions += run.confusions
     for place in suite.retrieval:
-        _add(outcome.retrieval, evaluate_retrieval(encoder, place))
-    for train, test in suite.pairs:
-        found = evaluate_linear_probe(
-            encoder, train, test, shots=suite.few_shot, seeds=suite.few_shot_seeds
-        )
+        found = evaluate_retrieval(encoder, place)
         if found:
-            outcome.linear_probe.append(found[0])
-            outcome.few_shot += found[1]
+            outcome.scores += found.scores
+            outcome.retrieval.append(found)
+    for train, test in suite.pairs:
+        outcome.scores += (
+            evaluate_linear_probe(
+                encoder, train, test, shots=suite.few_shot, seeds=suite.few_shot_seeds
+            )
+            or []
+        )
     for place in suite.sugarcrepe:
         data = open_sugarcrepe(place, suite.sugarcrepe_images)
-        _add(outcome.sugarcrepe, evaluate_sugarcrepe(encoder, data))
+        outcome.scores += evaluate_sugarcrepe(encoder, data) or []
     for place in suite.winoground:
-        _add(outcome.winoground, evaluate_winoground(encoder, open_winoground(place)))
+        outcome.scores += evaluate_winoground(encoder, open_winoground(place)) or []
     return outcome
-
-
-def _add(found: list[Any], result: Any) -> None:
-    """Keep a result; on other ranks than 0 there is none."""
-    if result is not None:
-        found.append(result)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from evaluation.encoder import Encoder
 from evaluation.labelled import open_labelled
-from evaluation.report.data import ZeroShotResult
+from evaluation.scores import NUM_BAD, NUM_PROMPTS, ZERO_SHOT, Score
 from pipeline.class_prompts import Prompts
 
 _ROWS = 4096
@@ -25,8 +25,8 @@ _ROWS = 4096
 class ZeroShotRun:
     """Scores of one data set and its commonest mistakes."""
 
-    result: ZeroShotResult
-    """Accuracies and what guessing gives."""
+    scores: list[Score]
+    """acc1, acc5, mean_per_class_recall, num_prompts, num_bad."""
     confusions: list[tuple[str, str, int]]
     """(true class, predicted class, images), commonest first, right ones left out."""
     predicted: Tensor
@@ -116,19 +116,26 @@ def score_zero_shot(
         for true, guess in zip(labels.tolist(), found.predicted.tolist(), strict=True)
         if true != guess
     )
-    result = ZeroShotResult(
-        dataset=dataset,
-        num_classes=len(class_names),
-        num_images=len(labels),
-        acc1=found.acc1,
-        acc5=found.acc5,
-        mean_per_class_recall=found.mean_per_class_recall,
-        chance=1 / len(class_names),
-        num_prompts=num_prompts,
-        num_bad=num_bad,
+    num_classes = len(class_names)
+    rows = (
+        ("acc1", found.acc1, 1 / num_classes),
+        ("acc5", found.acc5, min(5, num_classes) / num_classes),
+        ("mean_per_class_recall", found.mean_per_class_recall, 1 / num_classes),
+        (NUM_PROMPTS, num_prompts, None),
+        (NUM_BAD, num_bad, None),
     )
     return ZeroShotRun(
-        result=result,
+        scores=[
+            Score(
+                dataset=dataset,
+                task=ZERO_SHOT,
+                metric=metric,
+                value=value,
+                chance=chance,
+                n=len(labels),
+            )
+            for metric, value, chance in rows
+        ],
         confusions=[(*pair, count) for pair, count in wrong.most_common(10)],
         predicted=found.predicted,
     )

@@ -12,24 +12,26 @@ r"""Add captions to an index: rewrites, recaptions, further languages; any numbe
 Every row finds its sample by key, by URL (an index made with `--columns url`), or by its place,
 which must then be proven by the words that texts share with the originals. The source appears in
 the index when it is complete; nothing else there changes. Train with `--data.captions caption=1
-laclip=4`. Prints what became of rows and texts and, last, one JSON line. Exit status: 0 done, 1
-failed, 2 wrong use or refused, 130 interrupted.
+laclip=4`.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
+
+from tools import program  # before all that takes long, for Ctrl-C meanwhile
+
+# isort: split
 import pyarrow as pa
 import tyro
 from tqdm import tqdm
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
 from pipeline.caption_sources import (
     ImportOptions,
@@ -149,25 +151,18 @@ def _is_text(originals: Path) -> bool:
     return originals.suffix.lower() != ".csv"
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns its exit status."""
+    return program.run(_add, argv, stopped="stopped; nothing was changed")
+
+
+def _add(words: list[str]) -> dict[str, Any]:
     start = time.perf_counter()
-    try:
-        arguments = tyro.cli(Arguments, description=__doc__)
-        report = add_captions(arguments)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}\nnothing was changed", file=sys.stderr)
-        return 2
-    except (OSError, RuntimeError) as error:
-        print(f"failed: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; nothing was changed", file=sys.stderr)
-        return 130
+    arguments = tyro.cli(Arguments, args=words, description=program.describe(__doc__))
+    report = add_captions(arguments)
     seconds = time.perf_counter() - start
     print("\n".join(lines(arguments, report, seconds)))
-    print(json.dumps({"name": arguments.name, "seconds": seconds, **asdict(report)}))
-    return 0
+    return {"name": arguments.name, "seconds": seconds, **asdict(report)}
 
 
 def add_captions(arguments: Arguments) -> ImportReport:

@@ -6,27 +6,29 @@ Makes an index of as many samples, LaCLIP's files (CSV and one txt, joined by ke
 random order (joined by URL), and imports each: once as a dry run (read, join, prove, sort by
 sample) and once with tokenising and writing. Captions are 14 words of 20,000, drawn by Zipf's law.
 Each import is a process of its own; rates are of its processor time, from opening the index on.
-Prints a table and, last, one JSON line.
 """
 
 from __future__ import annotations
 
 import csv
-import json
 import multiprocessing
 import platform
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
+
+from tools import program  # before all that takes long, for Ctrl-C meanwhile
+
+# isort: split
 import numpy as np
 import pyarrow as pa
 import tyro
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
 from pipeline.arrow_file import write_batch
 from pipeline.index import COLUMN_FIELD, COLUMNS_DIR
@@ -52,13 +54,13 @@ class Arguments:
             raise ValueError(f"--rows must be at least 1000, got {self.rows}")
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns its exit status."""
-    try:
-        arguments = tyro.cli(Arguments, description=__doc__)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return program.run(_run, argv)
+
+
+def _run(words: list[str]) -> dict[str, Any]:
+    arguments = tyro.cli(Arguments, args=words, description=program.describe(__doc__))
     results = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -76,8 +78,7 @@ def main() -> int:
                     f"{found['wall_s']:7.1f} {found['peak_mib']:9,.0f}"
                 )
     environment = {"python": platform.python_version(), "machine": platform.machine()}
-    print(json.dumps({"rows": arguments.rows, "environment": environment, "results": results}))
-    return 0
+    return {"rows": arguments.rows, "environment": environment, "results": results}
 
 
 def make_files(folder: Path, num_rows: int) -> None:

@@ -13,25 +13,26 @@ gone through again and again. Three questions, answered in one run on the same f
   with as many processes or threads. What is not installed is left out, with a message.
 
 Every side has a process of its own; they are timed in turn, after a round that warms up: medians
-with the smallest and the largest. Crops have the same distribution on all sides. Prints tables
-and, last, one JSON line. Exit status: 0 done, 1 failed, 2 wrong use, 130 stopped.
+with the smallest and the largest. Crops have the same distribution on all sides.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
+
+from tools import program  # before all that takes long, for Ctrl-C meanwhile
+
+# isort: split
 import torch
 import tyro
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
 from pipeline.crops import CropConfig
 from pipeline.index import INDEX_FILE
@@ -93,28 +94,21 @@ class Arguments:
                 raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns its exit status."""
-    try:
-        arguments = tyro.cli(Arguments, description=__doc__)
-        with opened(arguments) as (reference, dataset):
-            result = measure(arguments, reference, dataset)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (OSError, RuntimeError) as error:
-        print(f"failed: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+    return program.run(_run, argv)
+
+
+def _run(words: list[str]) -> dict[str, Any]:
+    arguments = tyro.cli(Arguments, args=words, description=program.describe(__doc__))
+    with opened(arguments) as (reference, dataset):
+        result = measure(arguments, reference, dataset)
     print("\n".join(lines(result)))
     if arguments.html:
         write_page(result, arguments.html)
     if arguments.png:
         write_bars(result, arguments.png)
-    print(json.dumps(result))
-    return 0
+    return result
 
 
 @contextmanager

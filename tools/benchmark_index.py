@@ -11,7 +11,6 @@ line.
 from __future__ import annotations
 
 import io
-import json
 import multiprocessing
 import os
 import resource
@@ -20,17 +19,20 @@ import tarfile
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
+
+from tools import program  # before all that takes long, for Ctrl-C meanwhile
+
+# isort: split
 import numpy as np
 import tyro
 from PIL import Image
 from tqdm import tqdm
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
 from pipeline.index import open_index
 from pipeline.indexing import ScanOptions, build_index
@@ -56,18 +58,20 @@ class Arguments:
     """Of the captions."""
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns its exit status."""
-    arguments = tyro.cli(Arguments, description=__doc__)
+    return program.run(_run, argv)
+
+
+def _run(words: list[str]) -> dict[str, Any]:
+    arguments = tyro.cli(Arguments, args=words, description=program.describe(__doc__))
     if arguments.samples < 1 or arguments.samples_per_shard < 1:
-        print("error: --samples and --samples-per-shard must be at least 1", file=sys.stderr)
-        return 2
+        raise ValueError("--samples and --samples-per-shard must be at least 1")
     with tempfile.TemporaryDirectory(prefix="tessera-index-", dir=arguments.folder) as folder:
         result = measure(arguments, Path(folder))
     for name, value in result.items():
         print(f"{name:28} {value:,.2f}" if isinstance(value, float) else f"{name:28} {value}")
-    print(json.dumps(result))
-    return 0
+    return result
 
 
 def measure(arguments: Arguments, folder: Path) -> dict[str, Any]:

@@ -5,8 +5,7 @@
 Writes the tables of an index whose shards do not exist (some 110 bytes a sample) into a temporary
 folder, opens it in a process of its own, and works out random steps in both orders: the samples
 alone, and with their crop windows, captions and mask noise. The orders are measured a second time
-at a size of which no table exists. Removes everything, prints a table and, last, one JSON line.
-Exit status: 0 done, 1 failed, 2 wrong use, 130 stopped.
+at a size of which no table exists. Removes everything.
 """
 
 from __future__ import annotations
@@ -16,17 +15,20 @@ import multiprocessing
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
+
+from tools import program  # before all that takes long, for Ctrl-C meanwhile
+
+# isort: split
 import numpy as np
 import pyarrow as pa
 import torch
 import tyro
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
 from pipeline import index as layout
 from pipeline.arrow_file import write_batch
@@ -65,24 +67,19 @@ class Arguments:
     """Where the temporary folder is made; the system's choice if not given."""
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns its exit status."""
-    arguments = tyro.cli(Arguments, description=__doc__)
+    return program.run(_run, argv)
+
+
+def _run(words: list[str]) -> dict[str, Any]:
+    arguments = tyro.cli(Arguments, args=words, description=program.describe(__doc__))
     if min(arguments.samples, arguments.order_samples) < arguments.batch_size:
-        print("error: --samples and --order-samples are at least --batch-size", file=sys.stderr)
-        return 2
-    try:
-        result = measure(arguments)
-    except (OSError, RuntimeError) as error:
-        print(f"failed: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+        raise ValueError("--samples and --order-samples are at least --batch-size")
+    result = measure(arguments)
     for name, value in result.items():
         print(f"{name:38} {value:,.3f}" if isinstance(value, float) else f"{name:38} {value:,}")
-    print(json.dumps(result))
-    return 0
+    return result
 
 
 def measure(arguments: Arguments) -> dict[str, Any]:

@@ -14,20 +14,23 @@ line.
 
 from __future__ import annotations
 
-import json
 import platform
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
+
+from tools import program  # before all that takes long, for Ctrl-C meanwhile
+
+# isort: split
 import torch
 import tyro
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
 from model.losses import ContrastiveLoss, LossConfig, build_loss
 from model.losses.config import LossKind
@@ -61,14 +64,14 @@ class Arguments:
     """cpu or cuda."""
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns its exit status."""
-    arguments = tyro.cli(Arguments, description=__doc__)
-    try:
-        rows = measure(arguments)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return program.run(_run, argv)
+
+
+def _run(words: list[str]) -> dict[str, Any]:
+    arguments = tyro.cli(Arguments, args=words, description=program.describe(__doc__))
+    rows = measure(arguments)
     print(
         f"{'pairs':>7} {'form':12}{'seconds':>9}{'least':>9}{'MiB':>9}{'bytes/pair':>12}"
         f"{'error':>10}"
@@ -87,8 +90,7 @@ def main() -> int:
         "threads": arguments.threads,
         "dim": arguments.dim,
     }
-    print(json.dumps({"loss": rows, "environment": environment}))
-    return 0
+    return {"loss": rows, "environment": environment}
 
 
 def measure(arguments: Arguments) -> list[dict[str, Any]]:

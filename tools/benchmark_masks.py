@@ -8,27 +8,29 @@ every repeat, after one round of warm-up. Time is the processor time of the call
 median and the least of the repeats are told. Memory is what a call allocates at most, beyond the
 patches themselves; the compiled similarity's own buffers, tens of KiB a thread, are not counted.
 `cluster, N x N` forms all pairs of patches of an image, as the released code does, and otherwise
-goes the same way. Prints a table and, last, one JSON line.
+goes the same way.
 """
 
 from __future__ import annotations
 
-import json
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isqrt
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
+
+from tools import program  # before all that takes long, for Ctrl-C meanwhile
+
+# isort: split
 import torch
 import tyro
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
 from pipeline.masking import (
     BlockMask,
@@ -77,14 +79,14 @@ class AllPairsMask(ClusterMask):
         return pairs.gather(1, rows).amax(dim=1)
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns its exit status."""
-    arguments = tyro.cli(Arguments, description=__doc__)
-    try:
-        rows = measure(arguments)
-    except (ValueError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return program.run(_run, argv)
+
+
+def _run(words: list[str]) -> dict[str, Any]:
+    arguments = tyro.cli(Arguments, args=words, description=program.describe(__doc__))
+    rows = measure(arguments)
     print(f"{'strategy':24}{'B':>6}{'N':>6}{'A':>5}{'us/image':>11}{'least':>9}{'KiB/image':>11}")
     for row in rows:
         print(
@@ -98,8 +100,7 @@ def main() -> int:
         "device": torch.cuda.get_device_name() if arguments.device == "cuda" else "cpu",
         "threads": 1,
     }
-    print(json.dumps({"masks": rows, "environment": environment}))
-    return 0
+    return {"masks": rows, "environment": environment}
 
 
 def measure(arguments: Arguments) -> list[dict[str, Any]]:

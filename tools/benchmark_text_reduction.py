@@ -6,27 +6,30 @@
 Tags some captions of an index as `tools/tag_captions.py` does with one process (the index stays as
 it is), and packs batches of them to every context length in every way of `--data.text-reduction`,
 in turns. Rates are of this process's processor time; of the packing the median over repeats, the
-draws of the counter-based generator included. Prints a table and, last, one JSON line.
+draws of the counter-based generator included.
 """
 
 from __future__ import annotations
 
-import json
 import platform
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
+
+from tools import program  # before all that takes long, for Ctrl-C meanwhile
+
+# isort: split
 import numpy as np
 import tyro
 from numpy.typing import NDArray
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
 from pipeline.arrow_file import write_batch
 from pipeline.captions import CaptionTable
@@ -63,20 +66,15 @@ class Arguments:
             raise ValueError("--texts, --batch-size, --repeats and --context-lengths must be given")
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns its exit status."""
-    try:
-        arguments = tyro.cli(Arguments, description=__doc__)
-        result = measure(arguments)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+    return program.run(_run, argv)
+
+
+def _run(words: list[str]) -> dict[str, Any]:
+    result = measure(tyro.cli(Arguments, args=words, description=program.describe(__doc__)))
     print("\n".join(lines(result)))
-    print(json.dumps(result))
-    return 0
+    return result
 
 
 def measure(arguments: Arguments) -> dict[str, Any]:

@@ -16,24 +16,26 @@ that is kept: the second rate is what training could reach if data cost nothing.
 profile lists the kernels of our step, 50% masked unless --mask-ratio says otherwise, and how much
 of the device's time is matrix work.
 
-Nothing is written. Prints a table and, last, one JSON line.
+Nothing is written.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
+
+from tools import program  # before all that takes long, for Ctrl-C meanwhile
+
+# isort: split
 import open_clip
 import torch
 import tyro
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
 from model.config import clip_config
 from recipes import find_recipe
@@ -123,26 +125,19 @@ class ProfileArguments(StepArguments):
             raise ValueError(f"--mask-ratio must be at least 0 and below 1, got {self.mask_ratio}")
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns its exit status."""
-    mode, words = next(iter(sys.argv[1:]), ""), sys.argv[2:]
-    if mode not in _RUN:
-        asked_for_help = mode in ("-h", "--help")
-        print(__doc__, file=sys.stdout if asked_for_help else sys.stderr)
-        return 0 if asked_for_help else 2
-    try:
-        result = _RUN[mode](words)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (OSError, RuntimeError) as error:
-        print(f"failed: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    print(json.dumps(result))
-    return 0
+    return program.run(_run, argv)
+
+
+def _run(words: list[str]) -> dict[str, Any]:
+    mode, rest = next(iter(words), ""), words[1:]
+    if mode in _RUN:
+        return _RUN[mode](rest)
+    asked_for_help = mode in ("-h", "--help")
+    stream = sys.stdout if asked_for_help else sys.stderr
+    print(program.describe(__doc__), file=stream)
+    raise SystemExit(program.DONE if asked_for_help else program.WRONG_USE)
 
 
 def run_compare(words: Sequence[str]) -> dict[str, Any]:

@@ -6,13 +6,13 @@ r"""Which of these recipes is better, and is the difference more than another se
 
 Trains every variant with every seed at equal samples and at equal compute, each an ordinary
 `python train.py` in a folder of its own under --out, and writes comparison.html, comparison.md and
-comparison.json there. A variant is a recipe's name, `fill-03` or `fill-05`; with --base it gives
-its mask to that recipe, without --base it is run as it is. The first one is the baseline. Words
+comparison.json there. A variant is a recipe's name, `fill-03`, `fill-05` or a table of
+--variants-file; with --base a recipe gives its mask to that one, without --base it is run as it is.
+The first variant is the baseline. Words
 behind `--` are given to all runs. The same command goes on where it was stopped, and makes only the
 report when all runs are finished. docs/comparison.md explains the tables.
 
-Prints one JSON line last. Exit status: 0 all runs finished, 1 some are not (the report is written
-and names them), 2 wrong use or missing data, 130 stopped.
+If some runs are not finished, the report is written, names them, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -25,10 +25,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
+
+from tools import program  # before all that takes long, for Ctrl-C meanwhile
+
+# isort: split
 import torch
 import tyro
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
 from pipeline.durable import write_text
 from tools.comparison.markdown import markdown
@@ -37,7 +40,7 @@ from tools.comparison.plan import Form, Plan, make_plan
 from tools.comparison.reading import reading
 from tools.comparison.results import Table, as_json, tables_of
 from tools.comparison.runs import is_finished, make_runs, read_run
-from tools.comparison.variants import find_variant, read_variants
+from tools.comparison.variants import choose_variants
 from training.environment import machine
 
 _PAPER = ("clip", "flip-50", "cluster-rgb-03", "cluster-rgb-05", "fill-03", "cluster-embedding")
@@ -50,9 +53,11 @@ class Arguments:
     out: Path
     """Folder of the run folders and the report."""
     variants: tuple[str, ...] = _PAPER
-    """What is compared, the baseline first; by default the rows of Cluster Masking's main table."""
+    """Variants to compare, the baseline first: recipes, `fill-03`, `fill-05`, or tables of
+    --variants-file. By default the rows of Cluster Masking's main table."""
     variants_file: Path | None = None
-    """TOML file of further variants: tables with `like` (a variant) and `words`."""
+    """TOML file of further variants: tables with `like` (a recipe) and `words`. Tables that
+    --variants does not name come last."""
     base: str = ""
     """Recipe whose data, model and schedule all variants take; empty takes each one's own."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -75,32 +80,24 @@ class Arguments:
             raise ValueError("--forms needs samples, compute or both")
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns its exit status."""
-    own, shared = _split(argv)
-    try:
-        arguments = tyro.cli(Arguments, args=own, description=__doc__)
-        plan = _plan(arguments, shared)
-        if arguments.dry_run:
-            print("\n".join(run.command for run in plan.runs))
-            print(json.dumps({"runs": len(plan.runs), "flops": sum(r.flops for r in plan.runs)}))
-            return 0
-        if arguments.report_only:
-            failures = {run.folder: "not finished" for run in plan.runs if not is_finished(run)}
-        else:
-            failures = make_runs(plan.runs, arguments.jobs, lambda line: print(line, flush=True))
-        result = _report(arguments, plan, failures, ["python", "tools/compare.py", *argv])
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (OSError, RuntimeError) as error:
-        print(f"failed: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    print(json.dumps(result))
-    return 1 if failures else 0
+    return program.run(_run, argv, stopped="stopped; the same command resumes here")
+
+
+def _run(words: list[str]) -> dict[str, Any] | program.Ended:
+    own, shared = _split(words)
+    arguments = tyro.cli(Arguments, args=own, description=program.describe(__doc__))
+    plan = _plan(arguments, shared)
+    if arguments.dry_run:
+        print("\n".join(run.command for run in plan.runs))
+        return {"runs": len(plan.runs), "flops": sum(r.flops for r in plan.runs)}
+    if arguments.report_only:
+        failures = {run.folder: "not finished" for run in plan.runs if not is_finished(run)}
+    else:
+        failures = make_runs(plan.runs, arguments.jobs, lambda line: print(line, flush=True))
+    result = _report(arguments, plan, failures, ["python", "tools/compare.py", *words])
+    return program.Ended(result=result, status=program.FAILED) if failures else result
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -111,9 +108,7 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _plan(arguments: Arguments, shared: Sequence[str]) -> Plan:
-    variants = [find_variant(name, arguments.base) for name in arguments.variants]
-    if arguments.variants_file:
-        variants += read_variants(arguments.variants_file, arguments.base)
+    variants = choose_variants(arguments.variants, arguments.variants_file, arguments.base)
     return make_plan(variants, arguments.seeds, arguments.forms, shared, arguments.out)
 
 
@@ -145,4 +140,4 @@ def _report(
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

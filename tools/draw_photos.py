@@ -4,23 +4,26 @@
 
 For benchmarks on machines without photos. A picture is noise whose amplitude falls with its
 frequency, as that of photos does, at 640 x 480 pixels and quality 85: about 100 kB. There is
-nothing in it to learn. Writes DIR/shards and DIR/index; prints one JSON line.
+nothing in it to learn. Writes DIR/shards and DIR/index.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
-import json
 import sys
 import tarfile
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
+
+from tools import program  # before all that takes long, for Ctrl-C meanwhile
+
+# isort: split
 import numpy as np
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
 from pipeline.indexing import ScanOptions, build_index
 from training.environment import num_cores
@@ -33,12 +36,18 @@ _GRAIN = 4.0
 _WORDS = ("a", "photo", "of", "some", "red", "green", "small", "old", "street", "house", "tree")
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns its exit status."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    return program.run(_draw, argv)
+
+
+def _draw(words: list[str]) -> dict[str, float]:
+    parser = argparse.ArgumentParser(
+        description=program.describe(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("--count", type=int, default=8192, help="pictures to draw")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     if arguments.count < 1:
         parser.error("--count must be at least 1")
     shards = arguments.out / "shards"
@@ -50,8 +59,8 @@ def main() -> int:
         list(pool.map(write_shard, paths, firsts, stops))
     build_index(paths, arguments.out / "index", options=ScanOptions(captions="txt"))
     size = sum(path.stat().st_size for path in paths)
-    print(json.dumps({"photos": arguments.count, "bytes_per_photo": size / arguments.count}))
-    return 0
+    print(f"photos     {arguments.count:,} of {size / arguments.count / 1000:,.0f} kB")
+    return {"photos": arguments.count, "bytes_per_photo": size / arguments.count}
 
 
 def write_shard(path: Path, first: int, stop: int) -> None:

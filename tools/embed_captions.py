@@ -7,7 +7,7 @@ r"""Embed the captions of an index once, with a language model or a sentence enc
 
 The embeddings lie beside the index as float16, one for each text, and training looks them up. A
 killed run goes on where it stopped with the same command. Several processes share the work, by
-torchrun or as `--rank` and `--world-size`. Last on stdout is one JSON line.
+torchrun or as `--rank` and `--world-size`.
 """
 
 from __future__ import annotations
@@ -15,17 +15,21 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
+
+from tools import program  # before all that takes long, for Ctrl-C meanwhile
+
+# isort: split
 import numpy as np
 import torch
 import tyro
 from numpy.typing import NDArray
 from tqdm import tqdm
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
 from model.text_encoders import Pooling, TextEncoder, open_text_encoder
 from pipeline.captions import CaptionTable
@@ -103,11 +107,14 @@ class Arguments:
         return rank, size if self.world_size is None else self.world_size
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns its exit status."""
-    arguments = tyro.cli(Arguments, description=__doc__)
-    work = embed if arguments.import_llm2clip is None else import_archive
-    return run_program(lambda: work(arguments))
+    return run_program(_run, argv)
+
+
+def _run(words: list[str]) -> dict[str, Any]:
+    arguments = tyro.cli(Arguments, args=words, description=program.describe(__doc__))
+    return embed(arguments) if arguments.import_llm2clip is None else import_archive(arguments)
 
 
 def embed(arguments: Arguments) -> dict[str, Any]:

@@ -11,9 +11,6 @@ CHECKPOINT is a run folder, a checkpoint folder (ours, open_clip's `local-dir:`,
 Face CLIPModel), a weights file with --model, or open_clip's name of a model, with --pretrained or
 with random weights. Data are indexes, INDEX@SELECTION, folders of tar shards, which are indexed
 first, or folders of class folders. docs/evaluation.md defines every score.
-
-Prints a table, and one JSON line last. Exit status: 0 done, 1 failed, 2 wrong use or missing data,
-130 stopped.
 """
 
 from __future__ import annotations
@@ -30,15 +27,19 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
+
+from tools import program  # before all that takes long, for Ctrl-C meanwhile
+
+# isort: split
 import torch
 import tyro
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
-
 from evaluation.encoder import Encoder
 from evaluation.labelled import is_index
 from evaluation.records import RETRIEVAL_DEFINITION, lines, records, table
+from evaluation.scores import NUM_BAD, renamed
 from evaluation.suite import Suite, evaluate
 from evaluation.text_features import check_text_features, open_text_features
 from evaluation.views import ViewConfig, Views
@@ -127,25 +128,17 @@ class Model:
     """Where the weights come from."""
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns its exit status."""
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
-    try:
-        arguments = tyro.cli(Arguments, args=argv, description=__doc__)
-        with join_ranks(_TIMEOUT_S) as ranks:
-            result = run(arguments, ranks)
-            if ranks.is_main:
-                print(json.dumps(result))
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (RankError, OSError, RuntimeError) as error:
-        print(f"failed: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
-        return 130
-    return 0
+    return program.run(_run, argv, failures=(RankError,), stopped="stopped; nothing was written")
+
+
+def _run(words: list[str]) -> dict[str, Any] | None:
+    arguments = tyro.cli(Arguments, args=words, description=program.describe(__doc__))
+    with join_ranks(_TIMEOUT_S) as ranks:
+        result = run(arguments, ranks)
+    return result if ranks.is_main else None
 
 
 def run(arguments: Arguments, ranks: Ranks) -> dict[str, Any]:
@@ -180,8 +173,8 @@ def run(arguments: Arguments, ranks: Ranks) -> dict[str, Any]:
             )
             outcome = evaluate(encoder, suite)
             rejected = rejected_samples(suite, indexed)
-    outcome = outcome.renamed({index: place for place, index in indexed.items()})
-    found = records(outcome, model.name, model.pretrained)
+    scores = renamed(outcome.scores, {index: place for place, index in indexed.items()})
+    found = records(scores, model.name, model.pretrained)
     result = {
         "checkpoint": arguments.checkpoint,
         "views": arguments.views,
@@ -189,18 +182,12 @@ def run(arguments: Arguments, ranks: Ranks) -> dict[str, Any]:
         "definitions": RETRIEVAL_DEFINITION,
         "num_ranks": ranks.world_size,
         "results": found,
-        "bad_images": {
-            score.dataset: score.num_bad
-            for score in (
-                *(each.result for each in outcome.zero_shot),
-                *(each.scores for each in outcome.retrieval),
-            )
-        },
+        "bad_images": {row.dataset: int(row.value) for row in scores if row.metric == NUM_BAD},
         "rejected_samples": rejected,
         "environment": machine(device),
     }
     if ranks.is_main:
-        print("\n".join([*lines(outcome), *_lines_of_rejected(rejected), "", table(found)]))
+        print("\n".join([*lines(scores), *_lines_of_rejected(rejected), "", table(found)]))
         if arguments.out:
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
             write_text(arguments.out, json.dumps(result, indent=1) + "\n")
@@ -340,4 +327,4 @@ def as_published(config: ClipConfig, tag: str) -> ClipConfig:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -15,8 +15,7 @@ is written, as a file for `load_state_dict` of `.visual` of open_clip's model.
 
 The result is opened again by the library it is meant for, and its features of random images and
 texts are compared with the checkpoint's, for open_clip its pixels and token ids too; only then does
-it get its name. Prints one JSON line
-last. Exit status: 0 done, 2 wrong use, 1 failed, 130 stopped by Ctrl-C.
+it get its name.
 """
 
 from __future__ import annotations
@@ -26,11 +25,17 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
+
+from tools import program  # before all that takes long, for Ctrl-C meanwhile
+
+# isort: split
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -38,8 +43,6 @@ import tyro
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
 from evaluation.image_sets import evaluation_transform
 from model import Clip, build_clip, hugging_face, open_clip_weights
@@ -111,21 +114,16 @@ class Arguments:
         return self.folder / f"{EMA}.safetensors" if self.ema else self.folder
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns its exit status."""
-    try:
-        arguments = tyro.cli(Arguments, description=__doc__)
-        print(json.dumps(export(arguments)))
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (ExportError, OSError, RuntimeError) as error:
-        print(f"failed: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
-        return 130
-    return 0
+    return program.run(
+        lambda words: export(
+            tyro.cli(Arguments, args=words, description=program.describe(__doc__))
+        ),
+        argv,
+        failures=(ExportError,),
+        stopped="stopped; nothing was written",
+    )
 
 
 def export(arguments: Arguments) -> dict[str, object]:

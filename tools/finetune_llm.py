@@ -7,7 +7,7 @@ r"""Tune a language model so that captions of one image lie close together: LLM2
 
 Writes LoRA weights to OUT/adapter for `tools/embed_captions.py --encoder FOLDER --adapter ...`, and
 scores the model before and after: two captions of one image should find each other. Stopped or
-killed, the same command goes on from the newest checkpoint. Last on stdout is one JSON line.
+killed, the same command goes on from the newest checkpoint.
 """
 
 from __future__ import annotations
@@ -15,15 +15,19 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
+
+from tools import program  # before all that takes long, for Ctrl-C meanwhile
+
+# isort: split
 import torch
 import tyro
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
 from pipeline.durable import write_text
 from tools.captioning.program import run_program
@@ -38,18 +42,24 @@ from training.terminal import set_up_logging
 _TIMEOUT_S = 1800.0
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns its exit status."""
-    settings = tyro.cli(Settings, description=__doc__)
     stops = StopRequests()
-    try:
-        with stops.installed(), join_ranks(_TIMEOUT_S) as ranks:
+
+    def work(words: list[str]) -> dict[str, Any] | None:
+        settings = tyro.cli(Settings, args=words, description=program.describe(__doc__))
+        with join_ranks(_TIMEOUT_S) as ranks:
             set_up_logging(rank=ranks.rank)
             # One rank speaks; print says nothing where stdout is None.
             with nullcontext() if ranks.is_main else redirect_stdout(None):
-                return run_program(lambda: finetune_alone(settings, ranks, stops))
+                result = finetune_alone(settings, ranks, stops)
+            return result if ranks.is_main else None
+
+    try:
+        with stops.installed():
+            return run_program(work, argv)
     except Interrupted as interrupted:
-        print("interrupted; the same command goes on from the newest checkpoint", file=sys.stderr)
+        print("stopped; the same command resumes from the newest checkpoint", file=sys.stderr)
         return interrupted.exit_status
 
 

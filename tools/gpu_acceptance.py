@@ -7,8 +7,7 @@
 Runs the steps of the table below as commands of their own. Each has a time limit, and none stops
 the others. Without --photos it draws its own. --dry tries every command on a CPU at its smallest
 size. Writes summary.md, records.json and the log of every step to DIR, anew after each step.
-Prints the summary and, last, one JSON line. Exit status: 0 if no step failed, 1 if one did, 2 wrong
-use, 130 stopped.
+The exit status is 1 if a step failed.
 """
 
 from __future__ import annotations
@@ -29,6 +28,10 @@ from tempfile import TemporaryDirectory
 from typing import Any, get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
+
+from tools import program  # before all that takes long, for Ctrl-C meanwhile
+
+# isort: split
 
 _CHECKOUT = Path(__file__).resolve().parents[1]
 _GRACE_S = 10.0
@@ -170,8 +173,12 @@ class Outcome:
     record: dict[str, Any]
 
 
-def main(words: Sequence[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns its exit status."""
+    return program.run(_run, argv, stopped="stopped; what was done is in --out")
+
+
+def _run(words: list[str]) -> Mapping[str, Any] | program.Ended:
     arguments = _parse(words)
     os.chdir(_CHECKOUT)
     if arguments.probe:
@@ -190,11 +197,7 @@ def main(words: Sequence[str]) -> int:
             command = given and given.replace("{index}", index).replace("{scratch}", scratch)
             left = ends - time.monotonic()
             limit = left if arguments.dry else min(left, 60 * step.minutes)
-            try:
-                found = run_step(step, command, arguments.out / f"{step.name}.log", limit)
-            except KeyboardInterrupt:
-                print(f"\nstopped; what was done is in {arguments.out}", file=sys.stderr)
-                return 130
+            found = run_step(step, command, arguments.out / f"{step.name}.log", limit)
             outcomes.append(found)
             print(f"    {found.status} ({found.seconds:.0f} s) {found.reason}", file=sys.stderr)
             page = summary(outcomes, dry=arguments.dry)
@@ -202,8 +205,9 @@ def main(words: Sequence[str]) -> int:
             lines = "".join(json.dumps(asdict(each)) + "\n" for each in outcomes)
             (arguments.out / "records.jsonl").write_text(lines, encoding="utf-8")
     print(summary(outcomes, dry=arguments.dry))
-    print(json.dumps({"out": str(arguments.out), "steps": {o.name: o.status for o in outcomes}}))
-    return int(any(found.status in ("failed", "out of time") for found in outcomes))
+    result = {"out": str(arguments.out), "steps": {each.name: each.status for each in outcomes}}
+    is_bad = any(found.status in ("failed", "out of time") for found in outcomes)
+    return program.Ended(result=result, status=program.FAILED) if is_bad else result
 
 
 def run_step(step: Step, command: str | None, log: Path, limit_s: float) -> Outcome:
@@ -246,8 +250,8 @@ def run_step(step: Step, command: str | None, log: Path, limit_s: float) -> Outc
     return outcome(status=status, seconds=seconds, reason=reason, record=record)
 
 
-def probe(index: str, *, dry: bool) -> int:
-    """Try each of DALI's graphs in a process that may die of it; prints one JSON line."""
+def probe(index: str, *, dry: bool) -> dict[str, Any]:
+    """Try each of DALI's graphs in a process that may die of it; returns what was found."""
     from pipeline import LoaderConfig
     from pipeline.decode_device import probe_pictures
     from pipeline.decoding.decoder import DaliGraph
@@ -269,8 +273,7 @@ def probe(index: str, *, dry: bool) -> int:
         found[graph] = asdict(trial)
         print(f"{graph}: {trial.fault or f'{trial.gpu_rate:,.0f} pictures/s'}", file=sys.stderr)
     sound = sum(not trial["fault"] for trial in found.values())
-    print(json.dumps({"sound": sound, "graphs": found}))
-    return 0
+    return {"sound": sound, "graphs": found}
 
 
 def summary(outcomes: Sequence[Outcome], *, dry: bool) -> str:
@@ -292,7 +295,7 @@ def summary(outcomes: Sequence[Outcome], *, dry: bool) -> str:
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=program.describe(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, help="folder for records, logs and summary")
     parser.add_argument("--only", nargs="+", default=(), choices=[step.name for step in STEPS])
@@ -329,4 +332,4 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

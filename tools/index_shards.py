@@ -6,8 +6,7 @@
 
 Several folders are several sources; a key is unique within its source. The same command resumes
 after it was stopped, and after shards were added, changed or removed it reads only those. Prints a
-report, writes it as report.html and report.json into the index, and prints one JSON line last.
-Exit status: 0 done, 1 failed, 2 wrong use, 130 stopped.
+report, and writes it as report.html and report.json into the index.
 """
 
 from __future__ import annotations
@@ -15,16 +14,16 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
-from tools.program import begin, run
+from tools import program  # before all that takes long, for Ctrl-C meanwhile
 
-begin(__name__)  # the imports below take seconds
-
+# isort: split
 import tyro
 from tqdm import tqdm
 
@@ -35,7 +34,7 @@ from pipeline.indexing import IndexReport, ScanOptions, build_index
 from pipeline.indexing.image_check import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
 from pipeline.indexing.other_loaders import write_dali_indexes, write_key_list
 from pipeline.indexing.sources import Sources, described, find_sources
-from pipeline.printable import print_all, printable
+from pipeline.printable import printable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,23 +84,21 @@ class Arguments:
     """File for a list of the usable samples: shard, tab, key."""
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns its exit status."""
-    arguments = tyro.cli(Arguments, description=__doc__)
-    try:
-        report = _run(arguments)
-        lines = [*_report_lines(report), *_write_extras(arguments, report)]
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (OSError, RuntimeError) as error:
-        print(f"failed: {error}; the same command resumes", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command resumes where it was", file=sys.stderr)
-        return 130
-    print_all([*lines, json.dumps(report.summary())])
-    return 0
+    return program.run(
+        _index,
+        argv,
+        stopped="stopped; the same command resumes where it was",
+        failed="the same command resumes",
+    )
+
+
+def _index(words: list[str]) -> dict[str, Any]:
+    arguments = tyro.cli(Arguments, args=words, description=program.describe(__doc__))
+    report = _run(arguments)
+    print("\n".join([*_report_lines(report), *_write_extras(arguments, report)]))
+    return report.summary()
 
 
 def _run(arguments: Arguments) -> IndexReport:
@@ -219,4 +216,4 @@ def _report_lines(report: IndexReport) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(main())

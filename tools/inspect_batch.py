@@ -8,21 +8,23 @@ Draws the first samples of one training batch, from INDEX or INDEX@SELECTION, ex
 these settings would get them: a step says which samples, which windows and which mask. Only a mask
 that compares patch embeddings depends on the run's weights: --checkpoint has them. The rows of the
 page show the picture as it is stored with its crop window, the crop, the clusters of hidden
-patches with their anchors, and what stays. Prints one JSON line last. Exit status: 0 done, 2 wrong
-use, 1 failed.
+patches with their anchors, and what stays.
 """
 
 from __future__ import annotations
 
-import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
+
+from tools import program  # before all that takes long, for Ctrl-C meanwhile
+
+# isort: split
+import tyro
 
 from evaluation.batch_sheet import Sheet, make_sheet, write_sheet_page, write_sheet_picture
 from model.config import clip_config
@@ -90,31 +92,27 @@ class Arguments:
         )
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns its exit status."""
-    try:
-        arguments = tyro.cli(Arguments, description=__doc__)
-        with open_loader(arguments.index, arguments.loader_config()) as loader:
-            if arguments.checkpoint:
-                hand_embeddings(loader, arguments.checkpoint)
-            sheet = make_sheet(loader, arguments.step, arguments.count)
-        write_sheet_page(sheet, arguments.html)
-        if arguments.png:
-            write_sheet_picture(sheet, arguments.png)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (OSError, RuntimeError, CheckpointError) as error:
-        print(f"failed: {error}", file=sys.stderr)
-        return 1
+    return program.run(_run, argv, failures=(CheckpointError,))
+
+
+def _run(words: list[str]) -> dict[str, object]:
+    arguments = tyro.cli(Arguments, args=words, description=program.describe(__doc__))
+    with open_loader(arguments.index, arguments.loader_config()) as loader:
+        if arguments.checkpoint:
+            hand_embeddings(loader, arguments.checkpoint)
+        sheet = make_sheet(loader, arguments.step, arguments.count)
+    write_sheet_page(sheet, arguments.html)
+    if arguments.png:
+        write_sheet_picture(sheet, arguments.png)
     if arguments.loader.mask.uses_embedding and not arguments.checkpoint:
         print("mask     of pixels alone: the embeddings of a run come with --checkpoint")
     print(f"decoder  {loader.decoder_name}")
     print(f"page     {arguments.html}")
     if arguments.png:
         print(f"picture  {arguments.png}")
-    print(json.dumps(summary(arguments, sheet)))
-    return 0
+    return summary(arguments, sheet)
 
 
 def hand_embeddings(loader: Loader, place: Path) -> None:

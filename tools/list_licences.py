@@ -7,16 +7,19 @@ What is listed is what is installed: run it in an environment made with constrai
 
 from __future__ import annotations
 
-import json
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-import tyro
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
+
+from tools import program  # before all that takes long, for Ctrl-C meanwhile
+
+# isort: split
+import tyro
 
 from pipeline.durable import write_text
 
@@ -36,25 +39,24 @@ class Arguments:
     """File of the pinned packages."""
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns its exit status."""
-    arguments = tyro.cli(Arguments, description=__doc__)
-    try:
-        pinned = [
-            match[0]
-            for line in arguments.constraints.read_text("utf-8").splitlines()
-            if (match := _NAME.match(line))
-        ]
-        rows, missing = licences(pinned)
-        write_text(arguments.out, page(rows, missing))
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return program.run(_run, argv)
+
+
+def _run(words: list[str]) -> dict[str, object]:
+    arguments = tyro.cli(Arguments, args=words, description=program.describe(__doc__))
+    pinned = [
+        match[0]
+        for line in arguments.constraints.read_text("utf-8").splitlines()
+        if (match := _NAME.match(line))
+    ]
+    rows, missing = licences(pinned)
+    write_text(arguments.out, page(rows, missing))
     unknown = [name for name, _, licence in rows if not licence]
     print(f"{len(rows)} packages, {len(unknown)} of no declared licence, {len(missing)} missing")
     result = {"out": str(arguments.out), "packages": len(rows), "unknown": unknown}
-    print(json.dumps({**result, "missing": missing}))
-    return 0
+    return {**result, "missing": missing}
 
 
 def licences(pinned: list[str]) -> tuple[list[tuple[str, str, str]], list[str]]:

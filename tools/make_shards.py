@@ -8,23 +8,24 @@
 Takes a table (CSV and its kin, JSON lines, a JSON list or map, COCO's captions, Flickr's token.txt,
 parquet), a Hugging Face data set (a folder of parquet files, or one saved to disk), or a folder of
 pictures. Image files are copied byte for byte unless a size or --convert is asked for.
-Prints a report and, last, one JSON line. Exit status: 0 done, 1 failed or most of the source was
-skipped, 2 wrong use, 130 stopped.
+If most of the source was skipped, the exit status is 1.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
+
+from tools import program  # before all that takes long, for Ctrl-C meanwhile
+
+# isort: split
 import tyro
 from tqdm import tqdm
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
 from pipeline.printable import printable
 from pipeline.sharding import ImageOptions, PackOptions, PackReport, SourceOptions
@@ -53,31 +54,28 @@ class Arguments:
     """How shards are written."""
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns its exit status."""
-    try:
-        arguments = tyro.cli(Arguments, description=__doc__)
-        report = _run(arguments)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (OSError, RuntimeError) as error:
-        print(f"failed: {error}; no shards were written", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; no shards were written", file=sys.stderr)
-        return 130
+    return program.run(
+        _pack,
+        argv,
+        stopped="stopped; no shards were written",
+        failed="no shards were written",
+    )
+
+
+def _pack(words: list[str]) -> dict[str, object] | program.Ended:
+    report = _run(tyro.cli(Arguments, args=words, description=program.describe(__doc__)))
     _print_report(report)
-    print(json.dumps(_summary(report)))
-    if report.most_were_skipped:
-        num_skipped = sum(report.skipped.values())
-        print(
-            f"failed: {num_skipped} entries of the source were skipped and only "
-            f"{report.num_samples} taken, for the reasons above; see {report.out / SKIPPED_FILE}",
-            file=sys.stderr,
-        )
-        return 1
-    return 0
+    if not report.most_were_skipped:
+        return _summary(report)
+    num_skipped = sum(report.skipped.values())
+    print(
+        f"failed: {num_skipped} entries of the source were skipped and only "
+        f"{report.num_samples} taken, for the reasons above; see {report.out / SKIPPED_FILE}",
+        file=sys.stderr,
+    )
+    return program.Ended(result=_summary(report), status=program.FAILED)
 
 
 def _run(arguments: Arguments) -> PackReport:

@@ -8,9 +8,7 @@ the description and the alt text. Both prompts are in a TOML file (--prompts). A
 model is not stored: such a sample keeps its alt text, and is counted.
 
 Needs transformers (pip install transformers) and both models in local folders. The output grows by
-blocks; the same command goes on after an interruption and gives what an unbroken run gives. Prints
-what became of the captions and, last, one JSON line. Exit status: 0 done, 1 failed, 2 wrong use,
-130 interrupted.
+blocks; the same command resumes after an interruption and gives what an unbroken run gives.
 """
 
 from __future__ import annotations
@@ -21,9 +19,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
+
+from tools import program  # before all that takes long, for Ctrl-C meanwhile
+
+# isort: split
+import tyro
 
 from pipeline.selection import open_dataset
 from tools.captioning.checkpoint import choose_device, model_identity
@@ -76,9 +77,9 @@ class Arguments:
             raise ValueError("--retries and --threads must be at least 0")
 
 
-def recaption() -> dict[str, Any]:
+def recaption(words: list[str]) -> dict[str, Any]:
     """The tool's work; returns what became of the captions."""
-    arguments = tyro.cli(Arguments, description=__doc__)
+    arguments = tyro.cli(Arguments, args=words, description=program.describe(__doc__))
     dataset = open_dataset(arguments.index)
     dataset.index.check_shards()
     prompts = read_recaption_prompts(arguments.prompts)

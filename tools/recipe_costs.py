@@ -6,18 +6,22 @@
 Floating point operations of all stages by the model of tools/benchmarks/train_flops.py, with
 captions of 20 tokens in the mean (assumed, cut at the context length) and patches by the
 mask's own count. A GPU-hour is one at the rate given with --tflops, an assumption and no
-measurement. Needs no data. Prints a table and, last, one JSON line.
+measurement. Needs no data.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
+
+from tools import program  # before all that takes long, for Ctrl-C meanwhile
+
+# isort: split
 
 from recipes import RECIPES, find_recipe
 from tools.benchmarks.recipe_costs import Cost, recipe_cost
@@ -27,26 +31,22 @@ from training.config import TrainConfig
 _TFLOPS = 300.0
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns its exit status."""
+    return program.run(_run, argv)
+
+
+def _run(words: list[str]) -> dict[str, Any]:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=program.describe(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tflops", type=float, default=_TFLOPS, help="assumed rate, TFLOP/s")
-    arguments, words = parser.parse_known_args()
+    arguments, rest = parser.parse_known_args(words)
     if arguments.tflops <= 0:
         parser.error(f"--tflops must be above 0, got {arguments.tflops}")
-    try:
-        costs = [recipe_cost(config) for config in _configs(words)]
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+    costs = [recipe_cost(config) for config in _configs(rest)]
     print("\n".join(_table(costs, arguments.tflops)))
-    print(json.dumps({"tflops": arguments.tflops, "recipes": [c.to_json() for c in costs]}))
-    return 0
+    return {"tflops": arguments.tflops, "recipes": [c.to_json() for c in costs]}
 
 
 def _configs(words: Sequence[str]) -> list[TrainConfig]:

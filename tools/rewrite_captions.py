@@ -13,8 +13,7 @@ other pairs and give all files to tools/add_captions.py with --repeats all.
 Needs transformers (pip install transformers) and a model in a local folder; where vLLM is installed
 and there is a GPU, it runs the model (docs/rewriting.md). The output grows by blocks; the same
 command goes on after an interruption and gives what an unbroken run gives. A rewrite that is empty,
-one word, a copy, or not ended is tried again, then left out and counted. Prints what became of the
-captions and, last, one JSON line. Exit status: 0 done, 1 failed, 2 wrong use, 130 interrupted.
+one word, a copy, or not ended is tried again, then left out and counted.
 """
 
 from __future__ import annotations
@@ -24,9 +23,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
+
+from tools import program  # before all that takes long, for Ctrl-C meanwhile
+
+# isort: split
+import tyro
 
 from pipeline.selection import open_dataset
 from tools.captioning.checkpoint import choose_device, model_identity
@@ -79,9 +81,9 @@ class Arguments:
             )
 
 
-def rewrite() -> dict[str, Any]:
+def rewrite(words: list[str]) -> dict[str, Any]:
     """The tool's work; returns what became of the captions."""
-    arguments = tyro.cli(Arguments, description=__doc__)
+    arguments = tyro.cli(Arguments, args=words, description=program.describe(__doc__))
     dataset = open_dataset(arguments.index)
     prompt = read_rewrite_prompt(arguments.prompt)
     examples = open_examples(arguments.pairs, arguments.num_examples)

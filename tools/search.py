@@ -8,26 +8,28 @@ Text to images and image to images. The model is a run's last checkpoint, a chec
 one that open_clip or transformers wrote. Pictures are an index, INDEX@SELECTION, or a folder of
 image files. Features are kept in --cache and made again when model or pictures
 change. The page is served to this machine alone, until Ctrl-C.
-
-Prints one JSON line last. Exit status: 0 done, 1 failed, 2 wrong use, 130 stopped.
 """
 
 from __future__ import annotations
 
-import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
+
+from tools import program  # before all that takes long, for Ctrl-C meanwhile
+
+# isort: split
 import torch
 import tyro
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
-
 from evaluation.search.engine import Search, open_search
 from evaluation.search.pictures import open_pictures
-from evaluation.search.server import ADDRESS, make_server
+from evaluation.search.server import ADDRESS, check_port, make_server
 from evaluation.text_features import open_text_features
 from model import Clip, build_clip
 from model.pretrained import load_pretrained, read_config, require_usual_resize
@@ -68,32 +70,26 @@ class Arguments:
             raise FileNotFoundError(f"there is no file {self.image}")
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns its exit status."""
-    try:
-        arguments = tyro.cli(Arguments, description=__doc__)
-        folder = newest_checkpoint(arguments.model)
-        search = _open(arguments, folder)
-        if arguments.image:
-            hits = search.by_file(arguments.image.read_bytes(), arguments.count)
-        elif arguments.query:
-            hits = search.by_text(arguments.query, arguments.count)
-        else:
-            hits = []
-            _serve(arguments, search)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (OSError, RuntimeError) as error:
-        print(f"failed: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+    return program.run(_run, argv)
+
+
+def _run(words: list[str]) -> dict[str, Any] | None:
+    arguments = tyro.cli(Arguments, args=words, description=program.describe(__doc__))
+    folder = newest_checkpoint(arguments.model)
+    if not arguments.image and not arguments.query:
+        check_port(arguments.port)
+        _serve(arguments, _open(arguments, folder))
+        return None
+    search = _open(arguments, folder)
+    if arguments.image:
+        hits = search.by_file(arguments.image.read_bytes(), arguments.count)
+    else:
+        hits = search.by_text(arguments.query, arguments.count)
     for rank, hit in enumerate(hits, 1):
         print(f"{rank:3}  {hit.score:.3f}  {hit.key}  {hit.caption}")
-    print(json.dumps({"model": str(folder), "hits": [asdict(hit) for hit in hits]}))
-    return 0
+    return {"model": str(folder), "hits": [asdict(hit) for hit in hits]}
 
 
 def _open(arguments: Arguments, folder: Path) -> Search:

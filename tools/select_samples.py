@@ -1,34 +1,38 @@
 """Keep some rows of an index: a small file beside it, nothing copied.
 
-    python tools/select_samples.py data/cc12m --out clean --where "aspect <= 3" --unique sha256
+    python tools/select_samples.py data/cc12m --out clean --where "aspect <= 3" "size > 4000"
     python tools/select_samples.py data/cc12m@clean --split-into train=0.99 heldout=0.01
     python tools/select_samples.py data/cc12m --list
     python tools/select_samples.py data/cc12m --renew
 
-Afterwards `data/cc12m@train` names the selection wherever an index is named. The expression is a
-small part of Python: column names, numbers, texts in quotes, + - * / //, comparisons, `in (...)`,
-and, or, not, startswith, endswith, contains, matches (a regular expression), missing(column).
+Afterwards `data/cc12m@train` names the selection wherever an index is named. A condition is SQL
+(DuckDB's), such as "shortest >= 200 AND domain NOT IN ('a.com')", "matches(text, '(?i)dog')" or
+"score IS NULL"; `--list` shows the columns. Several conditions after --where are counted
+one by one.
 
-Prints what each condition dropped and, last, one JSON line. Exit status: 0 done, 1 failed, 2 wrong
-use or nothing kept, 130 stopped.
+Prints what each condition dropped. A selection that keeps nothing is wrong use.
 """
 
 from __future__ import annotations
 
-import json
 import resource
+import shlex
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
+
+from tools import program  # before all that takes long, for Ctrl-C meanwhile
+
+# isort: split
 import numpy as np
 import tyro
 from numpy.typing import NDArray
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
 from pipeline.index import Index
 from pipeline.selection import (
@@ -39,7 +43,7 @@ from pipeline.selection import (
     remove_selection,
     write_selection,
 )
-from pipeline.selection.criteria import Chosen, Criteria, Step, choose, open_columns
+from pipeline.selection.criteria import Chosen, Criteria, Step, choose, column_kinds
 from pipeline.selection.stored import check_name, is_stale, made_by, provenance_of
 
 _WHOLE = "only a selection that was announced as written is there"
@@ -68,22 +72,14 @@ class Arguments:
     """Remove the selection of this name, and end."""
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns its exit status."""
-    try:
-        arguments = tyro.cli(Arguments, description=__doc__)
-        summary = _run(arguments)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (OSError, RuntimeError, MemoryError) as error:
-        print(f"failed: {error}; {_WHOLE}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"stopped; {_WHOLE}", file=sys.stderr)
-        return 130
-    print(json.dumps(summary))
-    return 0
+    return program.run(
+        lambda words: _run(tyro.cli(Arguments, args=words, description=program.describe(__doc__))),
+        argv,
+        stopped=f"stopped; {_WHOLE}",
+        failed=_WHOLE,
+    )
 
 
 def _run(arguments: Arguments) -> dict[str, Any]:
@@ -234,11 +230,16 @@ def _list(dataset: Dataset, criteria: Criteria) -> dict[str, Any]:
             print(f"{name:20} {entry['num_samples']:>12,}  {entry['made_by']}")
     if not found:
         print("no selections")
-    kinds = open_columns(dataset, criteria).kinds
-    for kind in ("number", "text", "bytes", "condition"):
+    kinds = column_kinds(dataset, criteria)
+    for kind, title in (
+        ("number", "numbers"),
+        ("text", "texts"),
+        ("hash", "hashes"),
+        ("condition", "conditions"),
+    ):
         names = [name for name in sorted(kinds) if kinds[name] == kind]
         if names:
-            print(f"{kind + 's':11}{', '.join(names)}".replace("bytess", "hashes"))
+            print(f"{title:11}{', '.join(names)}")
     return {"index_dir": str(index.directory), "selections": found, "columns": kinds}
 
 
@@ -256,11 +257,27 @@ def _renew(index: Index) -> dict[str, Any]:
             if is_stale(index, found) and is_stale(index, provenance_of(index, name)):
                 base = _base(found)
                 reference = f"{index.directory}@{base}" if base else str(index.directory)
-                made = _run(tyro.cli(Arguments, args=[reference, *found["command"]]))
+                made = _run_again(reference, found["command"], name)
                 renewed += [each["name"] for each in made["selections"]]
     current = sorted(facts.keys() - set(renewed))
     print(f"renewed    {', '.join(renewed) or 'nothing'}")
     return {"index_dir": str(index.directory), "renewed": renewed, "current": current}
+
+
+def _run_again(reference: str, command: list[str], name: str) -> dict[str, Any]:
+    """Repeat the command of a selection.
+
+    Raises:
+        ValueError: it is not understood any more, as some conditions of the first edition are.
+    """
+    try:
+        return _run(tyro.cli(Arguments, args=[reference, *command]))
+    except ValueError as error:
+        words = shlex.join(["python", "tools/select_samples.py", reference, *command])
+        raise ValueError(
+            f"the selection {name!r} cannot be made again by `{words}`: {error}\nIf its condition "
+            "is from before conditions were SQL, write it anew (docs/selection.md)"
+        ) from error
 
 
 def _base(facts: dict[str, Any]) -> str:

@@ -9,23 +9,25 @@ does a resumed run on another number of ranks go on with it, how evenly are byte
 the order cost. The second computes from measured and assumed figures which resource a run would
 wait for; --help says where each figure comes from.
 
-Prints tables and, last, one JSON line. Exit status 1 if a check fails.
+The exit status is 1 if a check fails.
 """
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
+
+from tools import program  # before all that takes long, for Ctrl-C meanwhile
+
+# isort: split
 import numpy as np
 import tyro
 from tqdm import tqdm
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
 from tools.simulation.costs import Assumptions, Cost, cost
 from tools.simulation.order_checks import (
@@ -71,13 +73,18 @@ class Arguments:
             raise ValueError("samples, ranks, gpus and sizes must be at least 1")
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns its exit status."""
-    try:
-        arguments = tyro.cli(Arguments, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return program.run(_run, argv)
+
+
+def _run(words: list[str]) -> dict[str, Any] | program.Ended:
+    arguments = tyro.cli(
+        Arguments,
+        args=words,
+        description=program.describe(__doc__),
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
     checks = [
         check(arguments, num_samples, kind)
         for num_samples in arguments.samples
@@ -91,8 +98,8 @@ def main() -> int:
     print("\n".join([*check_lines(checks), "", *cost_lines(table, arguments.costs)]))
     passed = all(result["passed"] for result in checks)
     rows = [{**asdict(row), "limit": row.limit} for row in table]
-    print(json.dumps({"passed": passed, "checks": checks, "costs": rows} | _given(arguments)))
-    return 0 if passed else 1
+    result = {"passed": passed, "checks": checks, "costs": rows} | _given(arguments)
+    return result if passed else program.Ended(result=result, status=program.FAILED)
 
 
 def check(arguments: Arguments, num_samples: int, kind: OrderKind) -> dict[str, Any]:

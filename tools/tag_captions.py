@@ -6,22 +6,26 @@
     python tools/tag_captions.py INDEX --context-free
 
 Finds the word class of every token (noun, adjective, verb, other) and writes it beside the caption
-source; training then only looks it up. Prints a table and, last, one JSON line.
+source; training then only looks it up.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-import tyro
-from tqdm import tqdm
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
+
+from tools import program  # before all that takes long, for Ctrl-C meanwhile
+
+# isort: split
+import tyro
+from tqdm import tqdm
 
 from pipeline.index import DEFAULT_SOURCE, open_index
 from pipeline.word_classes import write_word_classes
@@ -45,34 +49,27 @@ class Arguments:
     """Processes; 0 takes one for each core."""
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns its exit status."""
-    arguments = tyro.cli(Arguments, description=__doc__)
+    return program.run(_run, argv, stopped="stopped; nothing was changed")
+
+
+def _run(words: list[str]) -> dict[str, Any]:
+    arguments = tyro.cli(Arguments, args=words, description=program.describe(__doc__))
     start = time.perf_counter()
-    try:
-        table = open_index(arguments.index).captions(arguments.source)
-        with tqdm(total=table.num_texts, unit=" texts", disable=None) as bar:
-            workers = arguments.workers or len(os.sched_getaffinity(0))
-            report = write_word_classes(
-                table, arguments.tagger, workers, bar.update, context_free=arguments.context_free
-            )
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (OSError, RuntimeError) as error:
-        print(f"failed: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; nothing was changed", file=sys.stderr)
-        return 130
+    table = open_index(arguments.index).captions(arguments.source)
+    with tqdm(total=table.num_texts, unit=" texts", disable=None) as bar:
+        workers = arguments.workers or len(os.sched_getaffinity(0))
+        report = write_word_classes(
+            table, arguments.tagger, workers, bar.update, context_free=arguments.context_free
+        )
     seconds = time.perf_counter() - start
     print(f"{report.num_texts:,} texts, {report.num_tokens:,} tokens in {seconds:.1f} s")
     for name, share in report.share.items():
         print(f"  {name:10} {share:6.1%}")
     if report.unaligned:
         print(f"{report.unaligned:,} texts could not be aligned with their tokens: all `other`")
-    print(json.dumps({**asdict(report), "seconds": seconds, "tagger": arguments.tagger}))
-    return 0
+    return {**asdict(report), "seconds": seconds, "tagger": arguments.tagger}
 
 
 if __name__ == "__main__":

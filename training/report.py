@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from evaluation.encoder import Encoder
 from evaluation.gallery import mask_gallery, retrieval_examples
 from evaluation.report import ReportData, StepSeries, write_report
+from evaluation.scores import curves
+from evaluation.scores import from_json as scores_from_json
+from evaluation.scores import to_json as scores_to_json
 from evaluation.suite import Outcome, evaluate
 from evaluation.text_features import open_text_features
 from pipeline.durable import write_text
@@ -70,7 +73,7 @@ def _remember(session: Session, outcome: Outcome) -> None:
     record = {
         "step": session.run_step,
         "samples": session.stage.samples(session.step),
-        **outcome.to_json(),
+        **scores_to_json(outcome.scores),
     }
     kept = [each for each in read_evaluations(session.folder) if each["step"] < session.run_step]
     lines = [json.dumps(each) + "\n" for each in [*kept, record]]
@@ -100,7 +103,9 @@ def report_session(session: Session, outcome: Outcome, argv: list[str]) -> None:
         argv: command line arguments of this process.
     """
     config = session.config
-    write_json(session.folder.evaluation, {"step": session.run_step, **outcome.to_json()})
+    write_json(
+        session.folder.evaluation, {"step": session.run_step} | scores_to_json(outcome.scores)
+    )
     gallery, mask_ratios = mask_gallery(session.loader, _NUM_GALLERY)
     records = read_records(session.folder.metrics)
     stage = session.stage
@@ -131,13 +136,8 @@ def report_session(session: Session, outcome: Outcome, argv: list[str]) -> None:
                 run, open_dataset(index_dir).index, session.clip.config, _NUM_EXAMPLES
             )
         ],
-        zero_shot=[run.result for run in outcome.zero_shot],
-        retrieval_scores=[run.scores for run in outcome.retrieval],
-        linear_probe=outcome.linear_probe,
-        few_shot=outcome.few_shot,
-        sugarcrepe=outcome.sugarcrepe,
-        winoground=outcome.winoground,
-        confusions=[item for run in outcome.zero_shot for item in run.confusions],
+        scores=outcome.scores,
+        confusions=outcome.confusions,
     )
     write_report(data, session.folder.report)
 
@@ -162,15 +162,7 @@ def _series(records: list[StepRecord], evaluations: list[dict[str, Any]]) -> Ste
 
 def _scores(evaluation: dict[str, Any]) -> Iterator[tuple[str, float]]:
     """What is drawn of an evaluation: a name and a share each."""
-    for each in evaluation["zero_shot"]:
-        yield f"top-1, {each['dataset']}", each["acc1"]
-    for each in evaluation["retrieval"]:
-        yield f"image to text R@1, {each['dataset']}", each["image_to_text"]["1"]
-        yield f"text to image R@1, {each['dataset']}", each["text_to_image"]["1"]
-    for each in evaluation["linear_probe"]:
-        yield f"linear probe, {each['dataset']}", each["acc1"]
-    for each in evaluation["sugarcrepe"]:
-        yield f"SugarCrepe, {each['dataset']}", each["macro"]
+    yield from curves(scores_from_json(evaluation)).items()
 
 
 def _facts(session: Session, records: list[StepRecord]) -> list[tuple[str, str]]:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.page.charts import Numbers
+from evaluation.scores import Score
 
 Picture: TypeAlias = NDArray[np.uint8]
 """[H, W, 3] uint8, RGB."""
@@ -143,128 +144,6 @@ class RetrievalExample:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ZeroShotResult:
-    """Zero-shot classification on one data set; shares are fractions 0 .. 1."""
-
-    dataset: str
-    """Name of the data set."""
-    num_classes: int
-    """Classes to choose from."""
-    num_images: int
-    """Images classified."""
-    acc1: float
-    """Share whose class is ranked first."""
-    acc5: float
-    """Share whose class is among the first five."""
-    mean_per_class_recall: float
-    """Mean over classes of the share ranked first."""
-    chance: float
-    """`acc1` of guessing."""
-    num_prompts: int = 0
-    """Prompts of all classes; 0 in records from before they were counted."""
-    num_bad: int = 0
-    """Images left out because they could not be decoded."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LinearProbeResult:
-    """Logistic regression on frozen features; shares are fractions 0 .. 1."""
-
-    dataset: str
-    """Name of the test set."""
-    train: str
-    """Name of the set that it was trained on."""
-    num_classes: int
-    """Classes to choose from."""
-    num_train: int
-    """Images trained on."""
-    num_images: int
-    """Images tested."""
-    acc1: float
-    """Share whose class is ranked first."""
-    acc5: float
-    """Share whose class is among the first five."""
-    mean_per_class_recall: float
-    """Mean over classes of the share ranked first."""
-    weight_decay: float
-    """Chosen on a part of the training set; 1 / (C * num_train) of scikit-learn's C."""
-    chance: float
-    """`acc1` of guessing."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FewShotResult:
-    """A linear probe trained on a few images of each class."""
-
-    dataset: str
-    """Name of the test set."""
-    shots: int
-    """Training images of each class."""
-    num_images: int
-    """Images tested."""
-    acc1: tuple[float, ...]
-    """Share whose class is ranked first, for each draw of the training images."""
-    chance: float
-    """`acc1` of guessing."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SugarCrepeResult:
-    """Right captions told from wrong ones; shares are fractions 0 .. 1."""
-
-    dataset: str
-    """Name of the folder of the json files."""
-    accuracies: Mapping[str, float]
-    """File (such as `replace_att`) -> share of pictures nearer to the right caption."""
-    counts: Mapping[str, int]
-    """File -> pictures in it."""
-    categories: Mapping[str, float]
-    """`add`, `replace`, `swap` -> mean of the files' shares."""
-    macro: float
-    """Mean of the files' shares."""
-    micro: float
-    """Share of all pictures of all files."""
-    chance: float = 0.5
-    """Share of guessing."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WinogroundResult:
-    """Two pictures and two captions told apart; shares are fractions 0 .. 1."""
-
-    dataset: str
-    """Name of the folder."""
-    num_examples: int
-    """Pairs of pairs."""
-    text_score: float
-    """Share in which each picture prefers its caption; guessing gives 1/4."""
-    image_score: float
-    """Share in which each caption prefers its picture; guessing gives 1/4."""
-    group_score: float
-    """Share in which both hold; guessing gives 1/6."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RetrievalScores:
-    """Recall at k on one data set; shares are fractions 0 .. 1, keyed by k."""
-
-    dataset: str
-    """Name of the data set."""
-    num_images: int
-    """Images searched."""
-    num_texts: int
-    """Texts searched."""
-    image_to_text: Mapping[int, float]
-    """k -> share of images with a right text among the first k."""
-    text_to_image: Mapping[int, float]
-    """k -> share of texts with the right image among the first k."""
-    chance: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
-    """direction ("image_to_text", "text_to_image") -> k -> recall of guessing."""
-    num_bad: int = 0
-    """Images left out because they could not be decoded."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class ReportData:
     """Everything on the page; it says what is missing. Only the first six fields are needed."""
 
@@ -302,17 +181,7 @@ class ReportData:
     """Share of patches hidden, 0 .. 1, one per image of a larger draw than the gallery."""
     retrieval: Sequence[RetrievalExample] = ()
     """Retrieval examples, right and wrong."""
-    zero_shot: Sequence[ZeroShotResult] = ()
-    """Zero-shot scores; the first is the headline."""
-    retrieval_scores: Sequence[RetrievalScores] = ()
-    """Retrieval scores; the first is the headline."""
-    linear_probe: Sequence[LinearProbeResult] = ()
-    """Linear probes."""
-    few_shot: Sequence[FewShotResult] = ()
-    """Linear probes on a few images of each class."""
-    sugarcrepe: Sequence[SugarCrepeResult] = ()
-    """SugarCrepe scores."""
-    winoground: Sequence[WinogroundResult] = ()
-    """Winoground scores."""
+    scores: Sequence[Score] = ()
+    """Everything measured; the first labelled set and the first of pairs are headlines."""
     confusions: Sequence[tuple[str, str, int]] = ()
     """(true class, predicted class, images), the most frequent first."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from evaluation.page.charts import Axis, Frame, axis, bar_chart, share_bar
 from evaluation.page.document import table
 from evaluation.page.markup import Markup, join, shorten, tag
 from evaluation.page.numbers import count, percent, standard_error
+from evaluation.records import num_classes
 from evaluation.report.data import (
     GalleryItem,
     Numbers,
@@ -18,12 +19,11 @@ from evaluation.report.data import (
     ReportData,
     Result,
     RetrievalExample,
-    RetrievalScores,
-    ZeroShotResult,
 )
 from evaluation.report.feature_sections import feature_tables
 from evaluation.report.pictures import cluster_panel, crop_panel, picture_tag, visible_panel
 from evaluation.report.summary import hidden_shares
+from evaluation.scores import RETRIEVAL, ZERO_SHOT, Score, SetScores, of_task
 
 _NUM_SHOWN = 5
 _DIRECTIONS = (("text_to_image", "Text to image"), ("image_to_text", "Image to text"))
@@ -47,10 +47,11 @@ def gallery(data: ReportData) -> Markup:
 
 def evaluation(data: ReportData) -> Markup:
     """Return the tables of scores and the classes most often taken for each other."""
+    labelled, pairs = (of_task(data.scores, task) for task in (ZERO_SHOT, RETRIEVAL))
     parts = [
-        _zero_shot_table(data.zero_shot) if data.zero_shot else None,
-        _retrieval_table(data.retrieval_scores) if data.retrieval_scores else None,
-        *feature_tables(data),
+        _zero_shot_table(labelled) if labelled else None,
+        _retrieval_table(pairs) if pairs else None,
+        *feature_tables(data.scores),
         _confusion_table(data.confusions) if data.confusions else None,
     ]
     if not any(parts):
@@ -133,57 +134,53 @@ def _mask_ratio_figure(ratios: Numbers) -> Markup:
     )
 
 
-def _zero_shot_table(results: Sequence[ZeroShotResult]) -> Markup:
+def _zero_shot_table(sets: Sequence[SetScores]) -> Markup:
     heads = ("Zero-shot", "Top-1", "Top-5", "Mean recall", "Chance", "Classes", "Images", "")
     rows = [
         (
-            result.dataset,
-            _with_error(result),
-            percent(result.acc5),
-            percent(result.mean_per_class_recall),
-            percent(result.chance),
-            count(result.num_classes),
-            count(result.num_images),
-            share_bar(result.acc1, result.chance),
+            each.dataset,
+            _with_error(acc1 := each["acc1"]),
+            percent(each["acc5"].value),
+            percent(each["mean_per_class_recall"].value),
+            percent(acc1.chance or 0.0),
+            count(num_classes(acc1)),
+            count(acc1.n),
+            share_bar(acc1.value, acc1.chance),
         )
-        for result in results
+        for each in sets
     ]
     note = "\N{PLUS-MINUS SIGN} covers 95% of what another draw of as many images would give. "
     note += "The bar is top-1, the tick chance; mean recall is over classes."
     return join([table(heads, rows, "scores"), tag("p", note, class_="note")])
 
 
-def _with_error(result: ZeroShotResult) -> Markup:
-    error = 1.96 * standard_error(result.acc1, result.num_images)
-    value = tag("strong", percent(result.acc1))
+def _with_error(acc1: Score) -> Markup:
+    error = 1.96 * standard_error(acc1.value, acc1.n)
+    value = tag("strong", percent(acc1.value))
     if not math.isfinite(error):
         return value
     return join([value, tag("small", f" \N{PLUS-MINUS SIGN} {100 * error:.1f}")])
 
 
-def _retrieval_table(scores: Sequence[RetrievalScores]) -> Markup:
-    ks = sorted({k for each in scores for k in (*each.image_to_text, *each.text_to_image)})
-    heads = ("Retrieval", "Query", *(f"R@{k}" for k in ks), "Images", "Texts")
+def _retrieval_table(sets: Sequence[SetScores]) -> Markup:
+    found = [{kind: each.recalls(kind) for kind, _ in _DIRECTIONS} for each in sets]
+    ks = sorted({k for recalls in found for each in recalls.values() for k in each})
+    heads = ("Retrieval", "Query", *(f"R@{k}" for k in ks), "Queries")
     rows = []
-    for each in scores:
-        directions: dict[str, Mapping[int, float]] = {
-            "text_to_image": each.text_to_image,
-            "image_to_text": each.image_to_text,
-        }
+    for each, recalls in zip(sets, found, strict=True):
         for kind, title in _DIRECTIONS:
-            chance = each.chance.get(kind, {})
-            cells = [_recall(directions[kind].get(k), chance.get(k)) for k in ks]
-            sizes = count(each.num_images), count(each.num_texts)
-            rows.append((each.dataset, title.lower(), *cells, *sizes))
+            cells = [_recall(recalls[kind].get(k)) for k in ks]
+            queries = max((row.n for row in recalls[kind].values()), default=0)
+            rows.append((each.dataset, title.lower(), *cells, count(queries)))
     note = "R@k: share of queries with a right answer among the first k. In grey: guessing."
     return join([table(heads, rows, "scores"), tag("p", note, class_="note")])
 
 
-def _recall(value: float | None, chance: float | None) -> Markup:
-    if value is None:
+def _recall(recall: Score | None) -> Markup:
+    if recall is None:
         return tag("small", "not measured")
-    guess = tag("small", f" {percent(chance)}") if chance is not None else None
-    return join([tag("strong", percent(value)), guess])
+    guess = tag("small", f" {percent(recall.chance)}") if recall.chance is not None else None
+    return join([tag("strong", percent(recall.value)), guess])
 
 
 def _confusion_table(confusions: Sequence[tuple[str, str, int]]) -> Markup:

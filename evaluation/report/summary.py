@@ -9,8 +9,10 @@ import numpy as np
 from evaluation.page.charts import Numbers
 from evaluation.page.document import Headline
 from evaluation.page.numbers import count, decimal, percent, standard_error, times
-from evaluation.report.data import ReportData, RetrievalScores, ZeroShotResult
+from evaluation.records import num_classes
+from evaluation.report.data import ReportData
 from evaluation.report.series import broke_at, data_wait, pairs_per_s, per_step, trend
+from evaluation.scores import RETRIEVAL, ZERO_SHOT, Score, SetScores, of_task
 
 
 def headlines(data: ReportData) -> list[Headline]:
@@ -30,8 +32,8 @@ def summary(data: ReportData) -> str:
     sentences = [
         _ran(data),
         _saw(data),
-        *(_classified(result) for result in data.zero_shot[:1]),
-        *(_retrieved(scores) for scores in data.retrieval_scores[:1]),
+        *(_classified(rows) for rows in of_task(data.scores, ZERO_SHOT)[:1]),
+        *(_retrieved(rows) for rows in of_task(data.scores, RETRIEVAL)[:1]),
         _was_fast(data),
     ]
     return " ".join(sentence for sentence in sentences if sentence)
@@ -64,39 +66,42 @@ def hidden_shares(data: ReportData) -> Numbers:
     return ratios if len(ratios) else np.array([1 - item.visible.mean() for item in data.gallery])
 
 
-def headline_recall(scores: RetrievalScores) -> tuple[int, float] | None:
+def headline_recall(rows: SetScores) -> tuple[int, Score] | None:
     """Return (k, text-to-image recall at k) for k = 5, or else the smallest k measured."""
-    recalls = scores.text_to_image
+    recalls = rows.recalls("text_to_image")
     if not recalls:
         return None
     k = 5 if 5 in recalls else min(recalls)
     return k, recalls[k]
 
 
-def _chance(scores: RetrievalScores, direction: str, k: int) -> float:
-    return scores.chance.get(direction, {}).get(k, math.nan)
+def _versus(score: Score) -> str:
+    chance = math.nan if score.chance is None else score.chance
+    return against_chance(score.value, chance, score.n)
 
 
 def _zero_shot_headline(data: ReportData) -> Headline | None:
-    if not data.zero_shot:
+    found = of_task(data.scores, ZERO_SHOT)
+    if not found:
         return None
-    result = data.zero_shot[0]
+    acc1 = found[0]["acc1"]
     return Headline(
-        value=percent(result.acc1),
-        label=f"zero-shot top-1, {result.dataset}",
-        against=against_chance(result.acc1, result.chance, result.num_images),
+        value=percent(acc1.value),
+        label=f"zero-shot top-1, {acc1.dataset}",
+        against=_versus(acc1),
     )
 
 
 def _retrieval_headline(data: ReportData) -> Headline | None:
-    found = headline_recall(data.retrieval_scores[0]) if data.retrieval_scores else None
+    sets = of_task(data.scores, RETRIEVAL)
+    found = headline_recall(sets[0]) if sets else None
     if found is None:
         return None
-    scores, (k, recall) = data.retrieval_scores[0], found
+    k, recall = found
     return Headline(
-        value=percent(recall),
-        label=f"text to image R@{k}, {scores.dataset}",
-        against=against_chance(recall, _chance(scores, "text_to_image", k), scores.num_texts),
+        value=percent(recall.value),
+        label=f"text to image R@{k}, {recall.dataset}",
+        against=_versus(recall),
     )
 
 
@@ -165,24 +170,25 @@ def _saw(data: ReportData) -> str:
     return f"{percent(float(shares.mean()))} of the image patches were hidden from it ({spread})."
 
 
-def _classified(result: ZeroShotResult) -> str:
-    versus = against_chance(result.acc1, result.chance, result.num_images)
+def _classified(rows: SetScores) -> str:
+    acc1 = rows["acc1"]
     return (
-        f"Zero-shot on {result.dataset}, it names the right one of {count(result.num_classes)} "
-        f"classes for {percent(result.acc1)} of {count(result.num_images)} images, {versus}."
+        f"Zero-shot on {rows.dataset}, it names the right one of {count(num_classes(acc1))} "
+        f"classes for {percent(acc1.value)} of {count(acc1.n)} images, {_versus(acc1)}."
     )
 
 
-def _retrieved(scores: RetrievalScores) -> str:
-    found = headline_recall(scores)
+def _retrieved(rows: SetScores) -> str:
+    found = headline_recall(rows)
     if found is None:
         return ""
     k, recall = found
-    versus = against_chance(recall, _chance(scores, "text_to_image", k), scores.num_texts)
+    num_images = max((each.n for each in rows.recalls("image_to_text").values()), default=0)
+    out_of = f" out of {count(num_images)}" if num_images else ""
     place = "as its first choice" if k == 1 else f"among its first {k} choices"
     return (
-        f"On {scores.dataset}, it has the right picture out of {count(scores.num_images)} {place} "
-        f"for {percent(recall)} of the captions, {versus}."
+        f"On {rows.dataset}, it has the right picture{out_of} {place} "
+        f"for {percent(recall.value)} of the captions, {_versus(recall)}."
     )
 
 

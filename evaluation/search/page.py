@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from evaluation.image_sets import IMAGE_FORMATS
 from evaluation.page.document import render_page
@@ -80,10 +80,12 @@ def thumbnail(data: bytes, side: int = _SIDE) -> NDArray[np.uint8]:
         image.draft("RGB", (2 * side, 2 * side))
         image = on_white(ImageOps.exif_transpose(image))
         image.thumbnail((side, side))
+    except UnidentifiedImageError as error:
+        raise OSError("it is no picture of a known format") from error
     except OSError:
         raise
     except Exception as error:  # Pillow raises many kinds, of a damaged EXIF block SyntaxError
-        raise OSError(str(error) or repr(error)) from error
+        raise OSError(str(error) or type(error).__name__) from error
     return np.asarray(image)
 
 

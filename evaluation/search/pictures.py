@@ -75,7 +75,9 @@ def _of_folder(folder: Path) -> Pictures:
         if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
     )
     if not paths:
-        raise ValueError(f"{folder} holds neither an index nor pictures ({IMAGE_SUFFIXES})")
+        raise ValueError(
+            f"{folder} holds neither an index nor pictures ({', '.join(IMAGE_SUFFIXES)})"
+        )
     digest = hashlib.sha256()
     for path in paths:
         state = path.stat()

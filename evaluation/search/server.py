@@ -6,6 +6,10 @@ own (DNS rebinding), so requests must name this host; what is uploaded is decode
 
 from __future__ import annotations
 
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from email.parser import BytesParser
 from email.policy import HTTP
 from http import HTTPStatus
@@ -15,6 +19,8 @@ from urllib.parse import parse_qs, urlsplit
 from evaluation.page.markup import shorten
 from evaluation.search.engine import Search
 from evaluation.search.page import Answer, render_search, thumbnail
+
+logger = logging.getLogger(__name__)
 
 ADDRESS = "127.0.0.1"
 """Where the page is."""
@@ -42,7 +48,7 @@ def make_server(search: Search, model: str, port: int, count: int) -> ThreadingH
         count: pictures to show.
 
     Raises:
-        OSError: the port is taken.
+        OSError: the port is in use.
     """
 
     class Handler(_Handler):
@@ -57,7 +63,37 @@ def make_server(search: Search, model: str, port: int, count: int) -> ThreadingH
         def by_file(self, data: bytes) -> Answer:
             return _by_file(search, data, count)
 
-    return ThreadingHTTPServer((ADDRESS, port), Handler)
+    with _explained(port):
+        return _Server((ADDRESS, port), Handler)
+
+
+def check_port(port: int) -> None:
+    """See before any work that a port is free.
+
+    Raises:
+        OSError: it is not.
+    """
+    with _explained(port):
+        _Server((ADDRESS, port), BaseHTTPRequestHandler).server_close()
+
+
+@contextmanager
+def _explained(port: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"port {port} of this machine cannot be used ({error.strerror}): choose another with "
+            "--port, or 0 for a free one"
+        ) from error
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say in one line what went wrong with a request; a browser that has gone is no fault."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, ConnectionError | TimeoutError):
+            logger.warning("a request failed: %r", error)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -94,7 +130,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(HTTPStatus.OK, self.page(self.by_file(data)))
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Nothing: what a person looks for is nobody's affair."""
+        """Log nothing: queries are private."""
 
     def _is_for_us(self) -> bool:
         port = self.connection.getsockname()[1]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pipeline.caption_sources.alignment import AlignmentCheck
 from pipeline.caption_sources.rows import RowBatch
 from pipeline.index import DEFAULT_SOURCE, SOURCE_SEPARATOR, Index
-from pipeline.selection.hashing import hash_values
+from pipeline.selection.split import hash_values
 
 _CHUNK_ROWS = 1 << 16
 Match = tuple[NDArray[np.int64], NDArray[np.int64]]

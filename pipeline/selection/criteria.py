@@ -8,36 +8,37 @@ condition.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.selection import duplicates
-from pipeline.selection.columns import Columns
-from pipeline.selection.expression import Condition, compile_expression
-from pipeline.selection.joined import JoinCounts, JoinedTable
-from pipeline.selection.listed import PURPOSE, IdList, read_ids
+from pipeline.selection.listed import read_ids
+from pipeline.selection.look_alikes import MAX_DISTANCE, near_repeats
 from pipeline.selection.reference import Dataset
-from pipeline.selection.split import parse_parts, part_numbers
-from pipeline.selection.values import Numbers, Truth, Values
+from pipeline.selection.split import hash_values, parse_parts, part_numbers
+from pipeline.selection.sql import JoinCounts, SampleTable, open_samples
 
 NUM_EXAMPLES = 3
 _MAX_SHOWN = 60
 _PICTURE_HASH = "dhash"
+_OPEN = 2
+"""What `SampleTable.truths` says where a missing value leaves a condition open."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Criteria:
     """Which samples to keep; what is left at its default keeps all."""
 
-    where: str = ""
-    """Expression that must be true; see pipeline/selection/expression.py."""
+    where: tuple[str, ...] = ()
+    """Conditions in SQL that must all hold, each counted; see pipeline/selection/sql.py."""
     caption_source: str = "caption"
     """Which texts `text`, `num_captions` and the lengths are of."""
     join: str = ""
-    """Parquet file whose columns `where` may name."""
+    """Parquet, CSV or JSON file whose columns `where` may name."""
     listed: str = ""
     """File of ids to keep: text with one a line, DataComp's .npy, or a parquet column."""
     on: str = ""
@@ -64,14 +65,12 @@ class Criteria:
 
     def __post_init__(self) -> None:
         if bool(self.join or self.listed) != bool(self.on):
-            raise ValueError(
-                "a join needs both: --join TABLE.parquet (or --listed IDS) and --on COLUMN"
-            )
+            raise ValueError("a join needs both: --join TABLE (or --listed IDS) and --on COLUMN")
         if self.more_than < 1 or self.limit < 0:
             raise ValueError("--more-than must be at least 1, and --limit not negative")
-        if not 0 <= self.max_distance <= duplicates.MAX_DISTANCE:
+        if not 0 <= self.max_distance <= MAX_DISTANCE:
             raise ValueError(
-                f"--max-distance must lie between 0 and {duplicates.MAX_DISTANCE}, got "
+                f"--max-distance must lie between 0 and {MAX_DISTANCE}, got "
                 f"{self.max_distance}: beyond that, pictures that differ would be dropped"
             )
         if self.max_distance and _PICTURE_HASH not in self.unique:
@@ -110,25 +109,26 @@ class Chosen:
     """How the table's rows found the samples."""
 
 
-def open_columns(dataset: Dataset, criteria: Criteria) -> Columns:
-    """The columns that a selection's criteria may name.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Condition:
+    """A condition that was checked."""
+
+    text: str
+    columns: list[str]
+
+
+def column_kinds(dataset: Dataset, criteria: Criteria) -> dict[str, str]:
+    """The columns that a selection's criteria may name, and what they hold.
 
     Raises:
         FileNotFoundError: there is no table to join.
         ValueError: there is no such caption source, or the table cannot be joined.
     """
-    plain = Columns(dataset.index, criteria.caption_source)
-    if not criteria.join:
-        return plain
-    _check_column(plain, criteria.on, "--on")
-    _check_unique_keys(plain, criteria.on)
-    everything = np.arange(dataset.index.num_samples)
-    table = JoinedTable(
-        Path(criteria.join),
-        criteria.on,
-        lambda: duplicates.hash_column(plain, criteria.on, everything, "join")[0],
-    )
-    return Columns(dataset.index, criteria.caption_source, table)
+    with open_samples(dataset.index, criteria.caption_source) as samples:
+        if criteria.join:
+            _check_column(samples, criteria.on, "--on")
+            samples.join(Path(criteria.join), criteria.on)
+        return samples.kinds
 
 
 def choose(dataset: Dataset, criteria: Criteria) -> Chosen:
@@ -138,102 +138,106 @@ def choose(dataset: Dataset, criteria: Criteria) -> Chosen:
         FileNotFoundError: there is no table to join, or no list.
         ValueError: a criterion is wrong, or nothing is kept.
     """
-    columns = open_columns(dataset, criteria)
-    kinds = columns.kinds
-    conditions = compile_expression(criteria.where, kinds) if criteria.where else []
-    for name in (*criteria.unique, criteria.drop_repeated, criteria.split_by):
-        if name:
-            _check_column(columns, name, "--unique, --drop-repeated and --split-by")
-    chooser = _Chooser(dataset, columns)
-    if criteria.listed:
-        _check_column(columns, criteria.on, "--on")
-        _check_unique_keys(columns, criteria.on)
-        chooser.listed(read_ids(Path(criteria.listed), criteria.on), criteria.on)
-    chooser.where(conditions)
-    if criteria.drop_repeated:
-        chooser.drop_repeated(criteria.drop_repeated, criteria.more_than)
-    for name in criteria.unique:
-        chooser.unique(name, criteria.max_distance if name == _PICTURE_HASH else 0)
-    rows = chooser.split(criteria)
-    if criteria.limit:
-        rows = {name: chooser.draw(ids, criteria) for name, ids in rows.items()}
-    empty = [name for name, ids in rows.items() if not len(ids)]
-    if empty:
-        dropped = "\n".join(f"  {step.num_dropped:,} by {step.condition}" for step in chooser.steps)
-        part = f" in the part {empty[0]!r}" if empty[0] else ""
-        raise ValueError(f"nothing is kept{part}; dropped were\n{dropped or '  none'}")
-    counts = columns.joined.counts if columns.joined else None
-    return Chosen(rows=rows, steps=chooser.steps, joined=counts)
+    with open_samples(dataset.index, criteria.caption_source) as samples:
+        joined = _join(samples, criteria)
+        chooser = _Chooser(dataset, samples)
+        listed = None
+        if criteria.listed:
+            _check_lookup(samples, criteria.on)
+            listed = read_ids(Path(criteria.listed), criteria.on)
+            samples.list_ids(listed.batches)
+        samples.lock()
+        conditions = [_Condition(text=text, columns=samples.check(text)) for text in criteria.where]
+        for name in (*criteria.unique, criteria.drop_repeated, criteria.split_by):
+            if name:
+                _check_column(samples, name, "--unique, --drop-repeated and --split-by")
+        if listed is not None:
+            chooser.listed(Path(criteria.listed), criteria.on)
+        if conditions:
+            chooser.where(conditions)
+        if criteria.drop_repeated:
+            chooser.drop_repeated(criteria.drop_repeated, criteria.more_than)
+        for name in criteria.unique:
+            chooser.unique(name, criteria.max_distance if name == _PICTURE_HASH else 0)
+        rows = chooser.split(criteria)
+        if criteria.limit:
+            rows = {name: chooser.draw(ids, criteria) for name, ids in rows.items()}
+        empty = [name for name, ids in rows.items() if not len(ids)]
+        if empty:
+            raise ValueError(_nothing_left(empty[0], chooser.steps))
+        return Chosen(rows=rows, steps=chooser.steps, joined=joined)
+
+
+def _join(samples: SampleTable, criteria: Criteria) -> JoinCounts | None:
+    if not criteria.join:
+        return None
+    _check_lookup(samples, criteria.on)
+    samples.join(Path(criteria.join), criteria.on)
+    named = (*criteria.where, *criteria.unique, criteria.drop_repeated, criteria.split_by)
+    return samples.load_joined(named)
+
+
+def _nothing_left(part: str, steps: list[Step]) -> str:
+    dropped = "\n".join(f"  {step.num_dropped:,} by {step.condition}" for step in steps)
+    of_part = f" in the part {part!r}" if part else ""
+    return f"nothing is kept{of_part}; dropped were\n{dropped or '  none'}"
 
 
 class _Chooser:
     """The rows that are still kept, and what happened to the others."""
 
-    def __init__(self, dataset: Dataset, columns: Columns) -> None:
-        self._columns = columns
+    def __init__(self, dataset: Dataset, samples: SampleTable) -> None:
+        self._samples = samples
         self._all = np.arange(dataset.index.num_samples)
         self._ids = dataset.sample_ids(0, dataset.num_samples)
         self.steps: list[Step] = []
 
-    def listed(self, wanted: IdList, name: str) -> None:
-        """Keep the samples whose value of a column is in a list.
+    def listed(self, path: Path, name: str) -> None:
+        """Keep the samples whose value of a column is in the list.
 
         Raises:
             ValueError: none is.
         """
-        hashes, gone = duplicates.hash_column(self._columns, name, self._ids, PURPOSE)
-        there = np.isin(hashes, wanted.hashes) & ~gone
+        self._check_sameness(name)
+        there = np.isin(self._ids, self._samples.listed(name, self._ids))
+        num_ids, example = self._samples.list_facts()
         if not there.any():
             raise ValueError(
-                f"no {name!r} of the samples is in {wanted.path}, whose first of "
-                f"{wanted.num_ids:,} is {wanted.example!r}: is {name!r} the column that it lists?"
+                f"no {name!r} of the samples is in {path}, whose first of {num_ids:,} is "
+                f"{example!r}: is {name!r} the column that it lists?"
             )
-        condition = f"{name} in {wanted.path.name} ({wanted.num_ids:,} ids)"
-        self._drop(~there, condition, (name,))
+        self._drop(~there, f"{name} in {path.name} ({num_ids:,} ids)", (name,))
 
-    def where(self, conditions: list[Condition]) -> None:
+    def where(self, conditions: list[_Condition]) -> None:
         """Keep where all hold; each is tried on all rows, so that its own count is known."""
-        counts = np.zeros((len(conditions), 3), dtype=np.int64)
-        examples: list[list[str]] = [[] for _ in conditions]
-        kept = []
-        for chunk in self._columns.chunks(self._ids):
-            keep = np.ones(len(chunk.ids), dtype=bool)
-            for number, condition in enumerate(conditions):
-                truth = condition.test(chunk)
-                true = np.broadcast_to(truth.true, keep.shape)
-                undecided = ~true & ~np.broadcast_to(truth.false, keep.shape)
-                dropped = keep & ~true
-                counts[number] += [(~true).sum(), undecided.sum(), dropped.sum()]
-                wanted = NUM_EXAMPLES - len(examples[number])
-                some = chunk.ids[np.flatnonzero(dropped)[:wanted]]
-                examples[number] += self._describe(some, condition.columns)
-                keep &= true
-            kept.append(chunk.ids[keep])
-        for condition, (failing, undecided, dropped), shown in zip(
-            conditions, counts.tolist(), examples, strict=True
-        ):
+        truths = self._samples.truths([each.text for each in conditions], self._ids)
+        keep = np.ones(len(self._ids), dtype=bool)
+        for condition, truth in zip(conditions, truths, strict=True):
+            dropped = keep & (truth != 1)
+            some = self._ids[np.flatnonzero(dropped)[:NUM_EXAMPLES]]
             step = Step(
                 condition=condition.text,
-                num_failing=failing,
-                num_missing=undecided,
-                num_dropped=dropped,
-                examples=tuple(shown),
+                num_failing=int((truth != 1).sum()),
+                num_missing=int((truth == _OPEN).sum()),
+                num_dropped=int(dropped.sum()),
+                examples=tuple(self._describe(some, condition.columns)),
             )
             self.steps.append(step)
-        self._ids = np.concatenate([np.empty(0, np.int64), *kept])
+            keep &= truth == 1
+        self._ids = self._ids[keep]
 
     def drop_repeated(self, name: str, more_than: int) -> None:
-        often = duplicates.occurring_more_than(self._columns, name, self._all, more_than)
-        self._drop(often[self._ids], f"{name} occurs more than {more_than} times", (name,))
+        self._check_sameness(name)
+        often = self._samples.occurring_more_than(name, more_than, self._all)
+        self._drop(np.isin(self._ids, often), f"{name} occurs more than {more_than} times", (name,))
 
     def unique(self, name: str, max_distance: int) -> None:
         if max_distance:
-            hashes, known = self._picture_hashes(name)
-            repeated = np.zeros(len(self._ids), dtype=bool)
-            repeated[known] = duplicates.near_repeats(hashes[known], max_distance)
+            repeated = self._near_repeats(name, max_distance)
             what = f"a {name} within {max_distance} bits of an earlier one"
         else:
-            repeated = duplicates.repeats(self._columns, name, self._ids)
+            self._check_sameness(name)
+            repeated = np.isin(self._ids, self._samples.repeats(name, self._ids))
             what = f"the same {name} as an earlier one"
         self._drop(repeated, what, (name,))
 
@@ -241,30 +245,48 @@ class _Chooser:
         if not criteria.split_into:
             return {"": self._ids}
         name = criteria.split_by
-        hashes, gone = duplicates.hash_column(
-            self._columns, name, self._ids, "tessera-split", criteria.split_seed
-        )
-        if gone.any():
+        values = self._samples.values(name, self._ids)
+        if missing := values.null_count:
             raise ValueError(
-                f"{int(gone.sum()):,} samples have no {name!r} to be split by: drop them with "
-                f"--where 'not missing({name})', or split by key"
+                f"{missing:,} samples have no {name!r} to be split by: drop them with "
+                f"--where '{name} IS NOT NULL', or split by key"
             )
+        hashes = self._hashes(name, values, "tessera-split", criteria.split_seed)
         parts = parse_parts(criteria.split_into)
         number = part_numbers(hashes, parts)
         return {part.name: self._ids[number == n] for n, part in enumerate(parts)}
 
     def draw(self, ids: NDArray[np.int64], criteria: Criteria) -> NDArray[np.int64]:
         """`limit` of some rows: those with the smallest hashes, so that more contain fewer."""
-        hashes, _ = duplicates.hash_column(
-            self._columns, "key", ids, "tessera-limit", criteria.seed
-        )
+        keys = self._samples.values("key", ids)
+        hashes = self._hashes("key", keys, "tessera-limit", criteria.seed)
         return np.sort(ids[np.argsort(hashes, kind="stable")[: criteria.limit]])
 
-    def _picture_hashes(self, name: str) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
-        values = self._columns.read(name, self._ids)
-        if not isinstance(values, Numbers) or values.data.dtype != np.uint64:
+    def _near_repeats(self, name: str, max_distance: int) -> NDArray[np.bool_]:
+        values = self._samples.values(name, self._ids)
+        if values.type != pa.uint64():
             raise ValueError(f"the column {name} holds no 64-bit picture hashes")
-        return values.data, values.known
+        known = values.is_valid().to_numpy(zero_copy_only=False)
+        repeated = np.zeros(len(self._ids), dtype=bool)
+        hashes = values.drop_null().to_numpy().astype(np.uint64)
+        repeated[known] = near_repeats(hashes, max_distance)
+        return repeated
+
+    def _hashes(self, name: str, values: pa.Array, purpose: str, seed: int) -> NDArray[np.uint64]:
+        self._check_sameness(name)
+        return hash_values(values, purpose, seed)
+
+    def _check_sameness(self, name: str) -> None:
+        """See that equal values of a column mean the same.
+
+        Raises:
+            ValueError: the column holds fractions or conditions.
+        """
+        if not self._samples.holds_ids(name):
+            raise ValueError(
+                f"the column {name!r} cannot be used: only texts, hashes and whole numbers can be "
+                "told apart"
+            )
 
     def _drop(self, failing: NDArray[np.bool_], condition: str, shown: tuple[str, ...]) -> None:
         count = int(np.count_nonzero(failing))
@@ -279,24 +301,19 @@ class _Chooser:
         self.steps.append(step)
         self._ids = self._ids[~failing]
 
-    def _describe(self, ids: NDArray[np.int64], names: tuple[str, ...]) -> list[str]:
+    def _describe(self, ids: NDArray[np.int64], names: Sequence[str]) -> list[str]:
         """A line a sample: its key and the values of some columns."""
         if not len(ids):
             return []
-        values = {name: self._columns.read(name, ids) for name in names if name != "key"}
+        values = {name: self._samples.values(name, ids) for name in names if name != "key"}
         return [
-            ", ".join([key, *(f"{name} {_shown(v, place)}" for name, v in values.items())])
-            for place, key in enumerate(self._columns.index.keys(ids))
+            ", ".join([key, *(f"{name} {_shown(v[place])}" for name, v in values.items())])
+            for place, key in enumerate(self._samples.index.keys(ids))
         ]
 
 
-def _shown(values: Values, place: int) -> str:
-    if isinstance(values, Truth):
-        value = True if values.true[place] else False if values.false[place] else None
-    elif isinstance(values, Numbers):
-        value = values.data[place].item() if values.known[place] else None
-    else:
-        value = values[place].as_py()
+def _shown(cell: pa.Scalar) -> str:
+    value = cell.as_py()
     if value is None:
         return "missing"
     if isinstance(value, float):
@@ -305,23 +322,24 @@ def _shown(values: Values, place: int) -> str:
     return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
 
 
-def _check_unique_keys(columns: Columns, on: str) -> None:
-    """Refuse to look up by keys that two sources of the index have."""
-    index = columns.index
+def _check_column(samples: SampleTable, name: str, option: str) -> None:
+    if samples.kinds.get(name) not in ("text", "hash", "number"):
+        known = ", ".join(sorted(samples.kinds))
+        raise ValueError(f"there is no column {name!r} for {option}; known: {known}")
+
+
+def _check_lookup(samples: SampleTable, on: str) -> None:
+    """See that samples can be looked up by a column.
+
+    Raises:
+        ValueError: there is no such column, or it is a key that two sources of the index have.
+    """
+    _check_column(samples, on, "--on")
+    index = samples.index
     if on != "key" or len(index.source_names) < 2:
         return
-    everything = np.arange(index.num_samples)
-    hashes = np.sort(duplicates.hash_column(columns, "key", everything, "join")[0])
-    if (hashes[1:] == hashes[:-1]).any():
-        sources = ", ".join(index.source_names)
-        example = index.keys([0])[0]
+    if len(samples.repeats("key", np.arange(index.num_samples))):
         raise ValueError(
-            f"a key alone may be of several of the sources {sources}: say --on source_key, with "
-            f"values such as {example!r}"
+            f"a key alone may be of several of the sources {', '.join(index.source_names)}: say "
+            f"--on source_key, with values such as {index.keys([0])[0]!r}"
         )
-
-
-def _check_column(columns: Columns, name: str, option: str) -> None:
-    if columns.kinds.get(name) not in ("text", "bytes", "number"):
-        known = ", ".join(sorted(columns.kinds))
-        raise ValueError(f"there is no column {name!r} for {option}; known: {known}")

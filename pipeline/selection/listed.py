@@ -11,19 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
-from pipeline.selection.hashing import hash_values
-from pipeline.selection.values import from_arrow
 from pipeline.tables.parquet import id_batches
 
-PURPOSE = "listed"
-"""Of the hashes that ids are compared by; with 12.4 M samples and as many ids the chance of one
-wrong match is 1 in 100,000."""
 _IDS_AT_ONCE = 1 << 16
 _PAIR = 2
 
@@ -34,16 +29,12 @@ class IdList:
 
     path: Path
     """The file."""
-    hashes: NDArray[np.uint64]
-    """[R] of the ids, each once, ascending."""
-    num_ids: int
-    """Ids in the file, repeats counted."""
-    example: str
-    """The first id."""
+    batches: Iterator[pa.Array]
+    """Ids as texts or numbers, some at a time, none of them null; can be read once."""
 
 
 def read_ids(path: Path, column: str) -> IdList:
-    """Read a list of ids.
+    """Open a list of ids.
 
     Args:
         path: the file.
@@ -51,20 +42,15 @@ def read_ids(path: Path, column: str) -> IdList:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it holds no ids.
+        ValueError: it holds no ids; also while `batches` is read.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no list {path}")
-    parts, num_ids, example = [np.empty(0, np.uint64)], 0, ""
-    for ids in _batches(path, column):
-        example = example or str(ids[0].as_py())
-        num_ids += len(ids)
-        parts.append(hash_values(from_arrow(ids), PURPOSE))
-    if not num_ids:
+    batches = _batches(path, column)
+    first = next(batches, None)
+    if first is None:
         raise ValueError(f"the list {path} is empty")
-    return IdList(
-        path=path, hashes=np.unique(np.concatenate(parts)), num_ids=num_ids, example=example
-    )
+    return IdList(path=path, batches=chain([first], batches))
 
 
 def _batches(path: Path, column: str) -> Iterator[pa.Array]:

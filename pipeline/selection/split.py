@@ -1,15 +1,23 @@
-"""Parts of a set by the hash of a value: a key stays in its part whatever happens to the index."""
+"""Parts of a set by the hash of a value: a key stays in its part whatever happens to the index.
+
+The hash is BLAKE2b of the value's bytes, the same on every machine and for ever: of a text as
+UTF-8, of a whole number in decimal digits, of a hash as it is.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from hashlib import blake2b
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.selection.stored import check_name
+
+_WORD = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,3 +70,24 @@ def part_numbers(hashes: NDArray[np.uint64], parts: Sequence[Part]) -> NDArray[n
         upto += part.share
         edges.append(int(upto * 2**64))
     return np.searchsorted(np.array(edges, dtype=np.uint64), hashes, side="right")
+
+
+def hash_values(values: pa.Array, purpose: str, seed: int = 0) -> NDArray[np.uint64]:
+    """Hash every value.
+
+    Args:
+        values: texts, byte strings or whole numbers; a null hashes like an empty text.
+        purpose: at most 16 ASCII characters; draws for different purposes are independent.
+        seed: 0 .. 2**64 - 1.
+
+    Returns:
+        [R] uint64: the digest's 8 bytes, read as a little-endian number.
+    """
+    salt, person = seed.to_bytes(_WORD, "little"), purpose.encode()
+    if pa.types.is_integer(values.type):
+        values = values.cast(pa.string())
+    raw = values.cast(pa.large_binary()).to_pylist()
+    digests = [
+        blake2b(each or b"", digest_size=_WORD, salt=salt, person=person).digest() for each in raw
+    ]
+    return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64, copy=False)

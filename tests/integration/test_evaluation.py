@@ -25,6 +25,15 @@ from evaluation.labelled import read_prompts
 from evaluation.linear_probe import Split, fit
 from evaluation.records import lines
 from evaluation.retrieval import evaluate_retrieval
+from evaluation.scores import (
+    LINEAR_PROBE,
+    NUM_PROMPTS,
+    RETRIEVAL,
+    ZERO_SHOT,
+    few_shot_metric,
+    of_task,
+    shots_of,
+)
 from evaluation.suite import Suite, evaluate
 from evaluation.views import ViewConfig
 from evaluation.zero_shot import class_features, evaluate_zero_shot
@@ -118,11 +127,13 @@ def test_a_data_set_is_evaluated_and_shown(clip: Clip, coloured_index: Path) -> 
     place = str(coloured_index)
     zero_shot = evaluate_zero_shot(encoder, place)
     assert zero_shot is not None
-    assert (zero_shot.result.num_images, zero_shot.result.num_classes) == (96, 6)
+    acc1 = zero_shot.scores[0]
+    assert (acc1.metric, acc1.n, acc1.chance) == ("acc1", 96, 1 / 6)
     assert sum(done) == 96 + 6
     run = evaluate_retrieval(encoder, place)
     assert run is not None
-    assert (run.scores.num_images, run.scores.num_texts) == (96, 192)
+    (rows,) = of_task(run.scores, RETRIEVAL)
+    assert (rows.recalls("image_to_text")[1].n, rows.recalls("text_to_image")[1].n) == (96, 192)
     assert sum(done) == 96 + 6 + 192, "the pictures were encoded once"
     examples = retrieval_examples(run, open_index(coloured_index), clip.config, 4)
     assert {example.kind for example in examples} == {"text_to_image", "image_to_text"}
@@ -183,7 +194,7 @@ def test_predictions_are_those_of_open_clip_on_real_photos(
     predicted = (features @ classifier).argmax(dim=1)
     labels = torch.from_numpy(open_index(tmp_path / "index").label.astype(np.int64))
     assert torch.equal(run.predicted, predicted)
-    assert run.result.acc1 == pytest.approx((predicted == labels).double().mean().item())
+    assert run.scores[0].value == pytest.approx((predicted == labels).double().mean().item())
 
 
 def test_retrieval_is_that_of_open_clip_on_real_photos(
@@ -202,11 +213,14 @@ def test_retrieval_is_that_of_open_clip_on_real_photos(
     images = open_clip_image_features(theirs, pictures(place), clip.config.vision.image_size)
     similarity = images @ text_features.T
     owner = torch.from_numpy(run.image_of_text)
+    (rows,) = of_task(run.scores, RETRIEVAL)
     for k in (1, 5, 10):
         found = (owner[similarity.topk(k, dim=1).indices] == torch.arange(1000)[:, None]).any(1)
-        assert run.scores.image_to_text[k] == pytest.approx(found.double().mean().item())
+        recall = rows.recalls("image_to_text")[k].value
+        assert recall == pytest.approx(found.double().mean().item())
         found = (similarity.T.topk(k, dim=1).indices == owner[:, None]).any(1)
-        assert run.scores.text_to_image[k] == pytest.approx(found.double().mean().item())
+        recall = rows.recalls("text_to_image")[k].value
+        assert recall == pytest.approx(found.double().mean().item())
 
 
 @pytest.mark.parametrize("decay", [1e-3, 1e-5])
@@ -397,19 +411,21 @@ def test_class_folders_and_their_shards_have_the_same_score(tmp_path: Path) -> N
     encoder = Encoder(clip=build_clip("tessera-demo").eval())
     suite = Suite(zero_shot=(str(folder), str(tmp_path / "index")))
     outcome = evaluate(encoder, suite)
-    (ours, theirs) = (replace(run.result, dataset="") for run in outcome.zero_shot)
-    assert ours == theirs
-    assert ours.num_prompts == 6 * 80
-    assert "6 classes, 480 prompts, chance 16.7%" in lines(outcome)[0]
+    ours, theirs = of_task(outcome.scores, ZERO_SHOT)
+    for metric, (row,) in ours.rows.items():
+        assert row == replace(theirs[metric], dataset=row.dataset)
+    assert ours[NUM_PROMPTS].value == 6 * 80
+    assert "6 classes, 480 prompts, chance 16.7%" in lines(outcome.scores)[0]
 
 
 def test_few_shots_of_a_suite(clip: Clip, coloured_index: Path) -> None:
     place = str(coloured_index)
     suite = Suite(linear_probe=(place, place), few_shot=(1, 4), few_shot_seeds=2)
     outcome = evaluate(Encoder(clip=clip), suite)
-    assert [few.shots for few in outcome.few_shot] == [1, 4]
-    assert all(len(few.acc1) == 2 for few in outcome.few_shot)
-    assert outcome.linear_probe[0].num_images == 96
+    (rows,) = of_task(outcome.scores, LINEAR_PROBE)
+    assert shots_of(rows) == [1, 4]
+    assert all(len(rows.draws(few_shot_metric(shots))) == 2 for shots in (1, 4))
+    assert rows["lp_acc1"].n == 96
 
 
 def test_the_gallery_shows_what_the_model_gets(coloured_index: Path) -> None:

@@ -121,7 +121,7 @@ def test_interrupt_gives_status_130_and_says_how_to_go_on(tmp_path: Path) -> Non
     printed, told = process.communicate(timeout=60)
     assert process.returncode == 130, told
     assert printed == ""
-    assert told.splitlines()[-1] == "stopped; the same command goes on where it was"
+    assert told.splitlines()[-1] == "stopped; the same command resumes where it was"
     assert not (tmp_path / "index").exists()
 
 

@@ -32,7 +32,7 @@ def run(*words: object) -> subprocess.CompletedProcess[str]:
 
 
 def run_here(
-    monkeypatch: pytest.MonkeyPatch, work: Callable[[], dict[str, Any]], *words: object
+    monkeypatch: pytest.MonkeyPatch, work: Callable[[list[str]], dict[str, Any]], *words: object
 ) -> int:
     """The same in this process: a new one takes seconds to import torch."""
     monkeypatch.setattr(sys, "argv", ["tool", *map(str, words)])

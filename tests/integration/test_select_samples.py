@@ -135,7 +135,7 @@ def test_a_batch_larger_than_the_selection_is_refused(chosen: Path) -> None:
 def test_the_tool_says_what_was_dropped(index: Path) -> None:
     done = run(
         *("tools/select_samples.py", index, "--out", "some"),
-        *("--where", "label != 3 and key < '000000012'", "--limit", 4),
+        *("--where", "label != 3", "key < '000000012'", "--limit", 4),
     )
     assert done.returncode == 0, done.stderr
     for line in (
@@ -159,7 +159,7 @@ def test_the_tool_says_what_was_dropped(index: Path) -> None:
 
 def test_the_printed_command_makes_the_same_selection_again(index: Path) -> None:
     select(index, "--out", "base", "--where", "label < 5")
-    words = ("--where", 'contains(text, "1") and label in (1, 2)', "--unique", "key", "text")
+    words = ("--where", "contains(text, '1') and label in (1, 2)", "--unique", "key", "text")
     first = select(f"{index}@base", "--out", "some", *words, "--limit", 5, "--seed", 3)
     path = index / "selections" / "some.arrow"
     content = path.read_bytes()
@@ -189,7 +189,7 @@ def test_one_part_of_a_split_is_the_same_as_with_all_its_parts(index: Path) -> N
     [
         (["--where", "width > 3"], "--out NAME"),
         (["--out", "a/b"], "cannot be called"),
-        (["--out", "a", "--where", "widht > 3"], "did you mean width"),
+        (["--out", "a", "--where", "widht > 3"], '"widht" not found'),
         (["--out", "a", "--where", "width > 1000"], "nothing is kept"),
         (["--out", "a", "--heldout-share", "0.1"], "go together"),
         (["--out", "a", "--heldout-share", "2", "--split", "train"], "between 0 and 1"),
@@ -229,8 +229,8 @@ def test_a_run_trains_on_one_part_and_is_measured_on_the_other(
     assert "trained on as well" not in done.stdout
     heldout = open_dataset(f"{index}@heldout").num_samples
     scores = json.loads((run_dir / "evaluation.json").read_text())
-    assert scores["retrieval"][0]["num_images"] == heldout
-    assert scores["zero_shot"][0]["num_images"] == heldout
+    counts = {row["metric"]: row["n"] for row in scores["scores"]}
+    assert counts["text_retrieval_recall@1"] == counts["acc1"] == heldout
     assert "train: " in (run_dir / "report.html").read_text()
 
     (run_dir / "evaluation.json").unlink()

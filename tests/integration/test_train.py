@@ -69,8 +69,9 @@ def test_a_finished_run_leaves_everything(unbroken: Path) -> None:
     assert {"config.json", "metrics.jsonl", "evaluation.json", "report.html", "train.log"} <= names
     assert [step for step, _ in losses(unbroken)] == list(range(1, STEPS + 1))
     scores = json.loads((unbroken / "evaluation.json").read_text())
-    assert scores["zero_shot"][0]["num_classes"] == 6
-    assert scores["retrieval"][0]["num_texts"] == 192
+    rows = {row["metric"]: row for row in scores["scores"]}
+    assert (rows["acc1"]["task"], rows["acc1"]["chance"]) == ("zeroshot_classification", 1 / 6)
+    assert rows["image_retrieval_recall@1"]["n"] == 192
     page = (unbroken / "report.html").read_text()
     assert "data:image/" in page
     assert "Retrieval" in page
@@ -132,10 +133,15 @@ def test_evaluating_on_the_way_changes_nothing_of_the_training(
     lines = (tmp_path / "run" / "evaluations.jsonl").read_text().splitlines()
     found = [json.loads(line) for line in lines]
     assert [each["step"] for each in found] == [4, 8, STEPS]
-    assert all(each["linear_probe"][0]["num_images"] == 96 for each in found)
+    rows = [{row["metric"]: row for row in each["scores"]} for each in found]
+    assert all(each["lp_acc1"]["n"] == 96 for each in rows)
     last = json.loads((unbroken / "evaluation.json").read_text())
-    assert found[-1]["retrieval"] == last["retrieval"]
-    assert found[0]["retrieval"] != last["retrieval"]
+    of_pairs = [
+        [row for row in each["scores"] if row["task"] == "zeroshot_retrieval"]
+        for each in (found[0], found[-1], last)
+    ]
+    assert of_pairs[1] == of_pairs[2]
+    assert of_pairs[0] != of_pairs[2]
 
 
 def test_the_same_command_again_says_that_it_is_finished(

@@ -1,19 +1,19 @@
-"""What both tools do around their work: exit status, progress, report."""
+"""Progress and report of the programs that make captions, and how they end."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from pipeline.selection import Dataset
+from tools import program
 from tools.captioning.engine import Backend, import_vllm
 from tools.captioning.output import CaptionFile
 from tools.captioning.rounds import Captioner, caption_all
@@ -21,31 +21,24 @@ from tools.captioning.rounds import Captioner, caption_all
 _SECONDS_BETWEEN_LINES = 60
 
 
-def run_program(work: Callable[[], dict[str, Any]]) -> int:
-    """Do a tool's work; print its result as JSON, or its error.
+def run_program(
+    work: Callable[[list[str]], Mapping[str, Any] | None], argv: Sequence[str] | None = None
+) -> int:
+    """Run a program of captions; work that was stopped is taken up by the same command.
 
     Returns:
-        The exit status: 0 done, 1 failed, 2 wrong use, 130 interrupted.
+        The exit status.
     """
-    try:
-        result = work()
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except torch.OutOfMemoryError as error:
-        print(
-            f"failed: {error}\ntake a smaller --batch-size; the same command goes on",
-            file=sys.stderr,
-        )
-        return 1
-    except (OSError, RuntimeError) as error:
-        print(f"failed: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
-        return 130
-    print(json.dumps(result))
-    return 0
+
+    def explained(words: list[str]) -> Mapping[str, Any] | None:
+        try:
+            return work(words)
+        except torch.OutOfMemoryError as error:
+            raise RuntimeError(
+                f"{error}\ntake a smaller --batch-size; the same command resumes"
+            ) from error
+
+    return program.run(explained, argv, stopped="stopped; the same command resumes here")
 
 
 def caption_dataset(

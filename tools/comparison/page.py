@@ -108,7 +108,9 @@ def _headlines(tables: Sequence[Table]) -> list[Headline]:
             best = max(each.rows, key=lambda row: row.cells[name].spread.mean)
             cell = best.cells[name]
             against = f"chance {percent(cell.chance)}"
-            if cell.difference is not None and cell.difference.interval:
+            if not cell.is_above_chance:
+                against = f"not above chance, {percent(cell.chance)}"
+            elif cell.difference is not None and cell.difference.interval:
                 sure = "beyond" if cell.difference.is_not_zero else "within"
                 against = (
                     f"{signed_points(cell.difference.mean)} to {each.baseline}, {sure} the spread"
@@ -227,7 +229,8 @@ def _costs(each: Table) -> Markup:
     ]
     note = (
         "Of one run, means over seeds. Operations are counted from shapes, without the mask, the "
-        "loss and the optimiser. Operations a point: for each percentage point above chance."
+        "loss and the optimiser. Operations a point: for each percentage point above chance; a "
+        "dash where a score is not above chance."
     )
     return join(
         [

@@ -3,8 +3,8 @@
 Two forms. At equal samples all variants see as many pairs as the first one, the baseline, whatever
 their recipes say; of several stages the first takes what the later ones leave. At equal
 compute they see as many as cost the baseline's floating point operations (tools/benchmarks/
-train_flops.py), in whole steps; the warm-up keeps its share of the run. A seed fixes weights, order
-and draws, so runs of one seed differ in nothing but the variant and can be compared in pairs.
+recipe_costs.py), in whole steps; the warm-up keeps its share of the run. A seed fixes weights,
+order and draws, so runs of one seed differ in nothing but the variant and can be compared in pairs.
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ from functools import cache
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from pipeline.caption_mix import parse_weights, text_counts
 from recipes import find_recipe
-from tools.benchmarks.train_flops import Work, step_flops
+from tools.benchmarks.recipe_costs import stage_costs
 from tools.benchmarks.train_lengths import captions_of
 from tools.comparison.variants import Variant
 from training.command_line import parse
 from training.config import TrainConfig
-from training.stages import architecture, stages_of
+from training.stages import stages_of
 
 Form: TypeAlias = Literal["samples", "compute"]
 _NAME = re.compile(r"[\w.-]+")
@@ -129,31 +128,11 @@ def make_plan(
 
 def flops_of(config: TrainConfig) -> list[tuple[int, float]]:
     """(pairs, operations a pair) of every stage, with captions as long as the data's own."""
-    found = []
-    for stage in stages_of(config):
-        model, batch = architecture(stage.config), stage.config.batch_size
-        num_patches = model.vision.num_patches
-        visible = stage.config.mask.build().num_visible(batch, num_patches)
-        if visible is None:  # what a threshold leaves is known on average
-            visible = round(batch * num_patches * (1 - stage.config.mask.mask_ratio))
-        kept, rest = divmod(visible, batch)
-        work = Work(
-            image_tokens=[kept + 2] * rest + [kept + 1] * (batch - rest),
-            embedded_patches=visible,
-            text_tokens=_captions(
-                stage.config.data.train_references, batch, model.text.context_length
-            )
-            * _texts_of_a_pair(stage.config),
-            pooled_only=True,
-        )
-        found.append((stage.config.num_steps * batch, step_flops(model, work) / batch))
-    return found
+    return stage_costs(config, _own_lengths)
 
 
-def _texts_of_a_pair(config: TrainConfig) -> int:
-    if not config.data.every_text:
-        return 1
-    return sum(text_counts(parse_weights(config.data.captions)))
+def _own_lengths(config: TrainConfig, context_length: int) -> tuple[int, ...]:
+    return _captions(config.data.train_references, config.batch_size, context_length)
 
 
 @cache

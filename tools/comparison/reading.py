@@ -1,14 +1,16 @@
 """Sentences that follow from a comparison's numbers by rule.
 
-A variant differs from the baseline where the 95% interval of the mean of its paired differences
-(Student's t over seeds) leaves out zero. What does not is not called equal: the interval says how
-large a difference would have gone unnoticed.
+Where no variant is above chance, that is the first sentence: differences between guesses mean
+nothing. A variant differs from the baseline where the 95% interval of the mean of its paired
+differences (Student's t over seeds) leaves out zero. What does not is not called equal: the
+interval says how large a difference would have gone unnoticed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from evaluation.page.numbers import percent
 from tools.comparison.results import Cell, Row, Table
 
 TITLES = {"samples": "equal samples", "compute": "equal compute"}
@@ -20,7 +22,7 @@ def reading(tables: Sequence[Table]) -> list[str]:
     Args:
         tables: those of all forms.
     """
-    sentences = [line for table in tables for line in _of_table(table)]
+    sentences = [*_at_chance(tables), *(line for table in tables for line in _of_table(table))]
     compared = [
         cell
         for table in tables
@@ -42,6 +44,26 @@ def interval_words(cell: Cell) -> str:
     """The 95% interval of a difference in points; "" where there is none."""
     interval = cell.difference.interval if cell.difference else None
     return f"{signed_points(interval[0])} to {signed_points(interval[1])}" if interval else ""
+
+
+def _at_chance(tables: Sequence[Table]) -> list[str]:
+    """Scores in which no variant is above chance: one sentence if that is so in all of them."""
+    scores = [(table, name) for table in tables for name in table.main_scores]
+    guessed = [
+        (table, name)
+        for table, name in scores
+        if not any(row.cells[name].is_above_chance for row in table.rows)
+    ]
+    if guessed and len(guessed) == len(scores):
+        return [
+            "No variant is above chance: these runs are too short, or the data too few, to tell "
+            "variants apart."
+        ]
+    return [
+        f"At {TITLES[table.form]}, {name}: no variant is above chance "
+        f"({percent(table.rows[0].cells[name].chance)})."
+        for table, name in guessed
+    ]
 
 
 def _of_table(table: Table) -> list[str]:

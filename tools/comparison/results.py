@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +11,11 @@ from typing import Any
 
 from tools.comparison.plan import Form, Plan
 from tools.comparison.runs import FinishedRun
-from tools.comparison.scores import Score
+from tools.comparison.scores import Figure
 from tools.comparison.statistics import Spread, paired
+
+_ERRORS = 1.96
+"""A score above chance exceeds it by so many standard errors of guessing, or more."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,13 +28,28 @@ class Cell:
     """To the baseline, over the seeds that both have; None for the baseline itself."""
     chance: float
     """What guessing gives."""
+    n: int
+    """Held-out questions that the shares are of; 0 where a record does not say."""
     is_main: bool
-    """As `Score.is_main`."""
+    """As `Figure.is_main`."""
+
+    @property
+    def is_above_chance(self) -> bool:
+        """Whether the mean lies further above chance than guessing would with these questions.
+
+        By 1.96 standard errors of guessing, where the number of questions is known, and, of several
+        seeds, by their 95% interval.
+        """
+        error = math.sqrt(self.chance * (1 - self.chance) / (self.n or math.inf))
+        interval = self.spread.interval
+        by_seeds = interval is None or interval[0] > self.chance
+        return by_seeds and self.spread.mean > self.chance + _ERRORS * error
 
     def flops_a_point(self, flops: float) -> float | None:
-        """Operations of a run for each percentage point above chance; None if it is not above."""
-        points = 100 * (self.spread.mean - self.chance)
-        return flops / points if points > 0 else None
+        """Operations of a run for each percentage point above chance; None at chance."""
+        if not self.is_above_chance:
+            return None
+        return flops / (100 * (self.spread.mean - self.chance))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,7 +155,7 @@ def _row(variant: str, seeds: dict[int, FinishedRun], baseline: dict[int, Finish
 
 def _cell(
     name: str,
-    score: Score,
+    score: Figure,
     runs: Sequence[FinishedRun],
     pairs: Sequence[tuple[FinishedRun, FinishedRun]],
 ) -> Cell:
@@ -148,6 +167,7 @@ def _cell(
         spread=Spread(values=tuple(run.scores[name].value for run in runs)),
         difference=difference if pairs else None,
         chance=score.chance,
+        n=score.n,
         is_main=score.is_main,
     )
 
@@ -167,6 +187,7 @@ def _row_json(row: Row) -> dict[str, Any]:
                 "mean": cell.spread.mean,
                 "deviation": _or_none(cell.spread.deviation),
                 "chance": cell.chance,
+                "above_chance": cell.is_above_chance,
                 "difference": cell.difference
                 and {
                     "values": cell.difference.values,
@@ -182,4 +203,4 @@ def _row_json(row: Row) -> dict[str, Any]:
 
 
 def _or_none(value: float) -> float | None:
-    return value if value == value else None
+    return None if math.isnan(value) else value

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from evaluation.report.series import trend
 from tools.comparison.plan import PlannedRun, flops_of
-from tools.comparison.scores import Score, scores_of
+from tools.comparison.scores import Figure, figures_of
 from training.config import to_json
 from training.config_differences import differences
 from training.metrics import read_records
@@ -57,7 +57,7 @@ class FinishedRun:
 
     run: PlannedRun
     """As it was planned."""
-    scores: dict[str, Score]
+    scores: dict[str, Figure]
     """By name, such as "top-1"."""
     seconds: float
     """Time in steps, waiting for data included; without start, evaluation and report."""
@@ -143,7 +143,7 @@ def read_run(run: PlannedRun) -> FinishedRun:
     on_the_way = {name: curve(*points) for name, points in _scores_on_the_way(folder).items()}
     return FinishedRun(
         run=run,
-        scores=scores_of(json.loads(folder.evaluation.read_text("utf-8"))),
+        scores=figures_of(json.loads(folder.evaluation.read_text("utf-8"))),
         seconds=float(step_s.sum()),
         curves={LOSS: curve(*at_loss), **on_the_way},
     )
@@ -154,7 +154,7 @@ def _scores_on_the_way(folder: RunFolder) -> dict[str, tuple[Floats, Floats]]:
     if not folder.evaluations.is_file():
         return {}
     lines = folder.evaluations.read_text("utf-8").splitlines()
-    times = [(each["samples"], scores_of(each)) for each in map(json.loads, lines)]
+    times = [(each["samples"], figures_of(each)) for each in map(json.loads, lines)]
     if len(times) < 2:
         return {}
     samples = np.array([seen for seen, _ in times], dtype=np.float64)

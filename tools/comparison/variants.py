@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shlex
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from pipeline.masking import MaskConfig
-from recipes import find_recipe
+from recipes import RECIPES, find_recipe
 from recipes.clip import clip
 from training.config import to_json
 from training.config_differences import differences
@@ -64,6 +65,23 @@ def find_variant(name: str, base: str) -> Variant:
     return Variant(name=name, recipe=base, words=(*mask_words(config.mask, own), *more))
 
 
+def choose_variants(names: Sequence[str], path: Path | None, base: str) -> list[Variant]:
+    """The variants that a person names, in their order, and after them the rest of the file's.
+
+    Args:
+        names: recipes, `fill-03`, `fill-05`, or tables of the file; the first is the baseline.
+        path: TOML file of further variants, as for `read_variants`.
+        base: as for `find_variant`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a name is neither a recipe's nor a table's, or as for the other two functions.
+    """
+    own = {each.name: each for each in read_variants(path, base)} if path else {}
+    chosen = [own[name] if name in own else find_variant(name, base) for name in names]
+    return [*chosen, *(each for name, each in own.items() if name not in names)]
+
+
 def read_variants(path: Path, base: str) -> list[Variant]:
     """Variants from a TOML file: a table each, with `like` (a name) and `words` (more words).
 
@@ -77,7 +95,7 @@ def read_variants(path: Path, base: str) -> list[Variant]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no TOML, or a table has other keys or values.
+        ValueError: it is no TOML, a table has other keys or values, or the name of a recipe.
     """
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -85,6 +103,8 @@ def read_variants(path: Path, base: str) -> list[Variant]:
         raise ValueError(f"{path} is no TOML file: {error}") from error
     found = []
     for name, content in tables.items():
+        if name in RECIPES or name in _FILLED:
+            raise ValueError(f"{path}: [{name}] is the name of a variant already: choose another")
         like, words = _checked(path, name, content)
         known = find_variant(like, base)
         found.append(

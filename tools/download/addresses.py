@@ -83,10 +83,6 @@ def parse_url(url: str) -> URL:
 def follow(url: URL, location: str) -> URL:
     """The target of a redirect.
 
-    Args:
-        url: what was asked for.
-        location: the Location header, relative or absolute.
-
     Raises:
         RefusedError: as `parse_url`.
     """
@@ -116,13 +112,7 @@ def _ascii_host(name: str) -> str:
 
 
 def may_connect(address: Address, port: int, allowed: Sequence[Network]) -> bool:
-    """Whether an address and port may be connected to.
-
-    Args:
-        address: the very address of the connection.
-        port: 1 to 65535.
-        allowed: networks that are exempt from the refusal, with every port.
-    """
+    """Whether an address and port may be connected to."""
     web_port = port in (80, 81, 443) or 8000 <= port <= 8999
     return _is_in(address, allowed) or (web_port and is_public(address))
 

@@ -47,30 +47,22 @@ _RESERVING = frozenset({"noai", "noimageai", "noml", "noindex", "noimageindex", 
 # Directives whose own value follows a colon; before any other colon stands a robot's name.
 _WITH_VALUE = {"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"}
 
-Lookup = Callable[[str], list[Any]]
-"""A host's addresses in the form of `socket.getaddrinfo`."""
+Lookup = Callable[[str], list[Any]]  # A host's addresses in the form of `socket.getaddrinfo`
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FetchLimits:
     """What one fetch may take, and how the downloader names itself."""
 
-    timeout_s: float
-    """Seconds that one wait on the network may take."""
-    deadline_s: float
-    """Seconds that one try may take, redirects included."""
-    max_bytes: int
-    """Bytes of content at most, both as sent and unpacked."""
-    retries: int
-    """Further tries after a failure that may pass."""
-    user_agent: str
-    """What the downloader calls itself."""
-    respect_opt_out: bool
-    """Leave out what its server's headers reserve."""
+    timeout_s: float  # Seconds that one wait on the network may take
+    deadline_s: float  # Seconds that one try may take, redirects included
+    max_bytes: int  # Bytes of content at most, both as sent and unpacked
+    retries: int  # Further tries after a failure that may pass
+    user_agent: str  # What the downloader calls itself
+    respect_opt_out: bool  # Leave out what its server's headers reserve
     allow_addresses: tuple[str, ...] = ()
     """Networks (CIDR) that may be fetched from although they are not public."""
-    connections: int = 64
-    """Fetches at the same time."""
+    connections: int = 64  # Fetches at the same time
     per_host: int = 32
     """Fetches from one host at the same time; hosts in `allow_addresses` are exempt."""
 
@@ -174,8 +166,7 @@ class Fetcher:
         lookup: Lookup = system_lookup,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self.limits = limits
-        """What one fetch may take."""
+        self.limits = limits  # What one fetch may take
         self._sleep = sleep
         self._lookup = lookup
         self._allowed = tuple(ip_network(network) for network in limits.allow_addresses)
@@ -198,12 +189,7 @@ class Fetcher:
         return asyncio.run_coroutine_threadsafe(self._fetch(url), self._loop).result()
 
     def start(self, url: str, done: Callable[[bytes | Exception], None]) -> None:
-        """Fetch a URL while the caller does something else.
-
-        Args:
-            url: what to fetch.
-            done: called on the loop's thread with the content, or with what `fetch` raises.
-        """
+        """Fetch a URL while the caller does something else."""
 
         async def report() -> None:
             try:
@@ -331,22 +317,13 @@ class Fetcher:
 
 
 def agent_token(user_agent: str) -> str:
-    """The name by which a header can address a downloader, in lower case.
-
-    Args:
-        user_agent: a whole User-Agent; the product after `compatible;`, else the first one.
-    """
+    """The name by which a header can address a downloader, in lower case."""
     found = re.search(r"compatible;\s*([\w-]+)", user_agent) or re.match(r"\s*([\w-]+)", user_agent)
     return found.group(1).lower() if found else ""
 
 
 def opts_out(headers: Any, agent: str) -> bool:
-    """Whether the headers of an answer reserve its content (X-Robots-Tag, TDM-Reservation).
-
-    Args:
-        headers: of the answer, names in any case, names repeated.
-        agent: the downloader's name from `agent_token`.
-    """
+    """Whether the headers of an answer reserve its content (X-Robots-Tag, TDM-Reservation)."""
     names = {"x-robots-tag": [], "tdm-reservation": []}
     for name, value in headers.items():
         names.get(name.lower(), []).append(value)

@@ -23,6 +23,7 @@ from typing import Any, cast
 import fsspec.core
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow.dataset import Dataset, dataset
 
 from pipeline.indexing.tar_walk import walk_tar
 from tools.download.causes import classify
@@ -39,22 +40,14 @@ Files = tuple[tuple[int, str], ...]
 class ShardState:
     """A shard that was checked."""
 
-    shard_id: int
-    """Number of the shard."""
-    files: Files
-    """As they were when it was checked."""
-    problem: str | None
-    """What is wrong with it; None: it is done."""
-    num_rows: int = 0
-    """Rows of the table in it, failures too."""
-    num_successes: int = 0
-    """Pictures in it."""
-    failures: dict[str, int] = field(default_factory=dict)
-    """Failed rows by cause."""
-    start_time: float = 0.0
-    """When its download began, in seconds since the epoch."""
-    end_time: float = 0.0
-    """When it ended, in seconds since the epoch."""
+    shard_id: int  # Number of the shard
+    files: Files  # As they were when it was checked
+    problem: str | None  # What is wrong with it; None: it is done
+    num_rows: int = 0  # Rows of the table in it, failures too
+    num_successes: int = 0  # Pictures in it
+    failures: dict[str, int] = field(default_factory=dict)  # Failed rows by cause
+    start_time: float = 0.0  # When its download began, in seconds since the epoch
+    end_time: float = 0.0  # When it ended, in seconds since the epoch
 
     @property
     def tar_bytes(self) -> int:
@@ -66,12 +59,9 @@ class ShardState:
 class ShardPlace:
     """Where the rows of a shard lie in the table."""
 
-    part: Path
-    """Parquet part of the table."""
-    first: int
-    """Place in the part of the shard's first row."""
-    num_rows: int
-    """Rows in the shard; the last shard of a part may be a short one."""
+    part: Path  # Parquet part of the table
+    first: int  # Place in the part of the shard's first row
+    num_rows: int  # Rows in the shard; the last shard of a part may be a short one
 
 
 class ShardBook:
@@ -83,9 +73,6 @@ class ShardBook:
 
     def __init__(self, folder: Path) -> None:
         """Read the plan of a download.
-
-        Args:
-            folder: holds job.json.
 
         Raises:
             FileNotFoundError: no download was begun there.
@@ -166,10 +153,10 @@ class ShardBook:
             self._files.rm(f"{self._root}/_tmp", recursive=True)
         return moved
 
-    def metadata_files(self) -> list[str]:
-        """Places of the metadata of shards that are done, for fsspec."""
+    def metadata(self) -> Dataset:
+        """The metadata of all shards that are done, one row for each of their rows of the table."""
         places = [f"{self._root}/{shard_file(number, '.parquet')}" for number in self.finished]
-        return [str(self._files.unstrip_protocol(place)) for place in places]
+        return dataset(places, filesystem=self._files, format="parquet")
 
     def outcomes(self, number: int, columns: Sequence[str]) -> pa.Table:
         """The metadata of a shard, one row for each of its rows of the table."""
@@ -277,12 +264,7 @@ class ShardBook:
 
 
 def plan_shards(table: Path, samples_per_shard: int) -> dict[int, ShardPlace]:
-    """Which rows img2dataset puts into which shard: it begins a new one with every part.
-
-    Args:
-        table: folder of parquet parts, taken in the order of their names.
-        samples_per_shard: most rows in a shard.
-    """
+    """Which rows img2dataset puts into which shard: it begins a new one with every part."""
     plan: dict[int, ShardPlace] = {}
     for part in sorted(table.glob("*.parquet")):
         num_rows = pq.read_metadata(part).num_rows
@@ -302,12 +284,7 @@ def is_complete(folder: Path) -> bool:
 def read_outcomes(
     folder: Path, columns: Sequence[str] = ("row_id", "url", "caption", "status", "error_message")
 ) -> Iterator[pa.Table]:
-    """What became of each row: the metadata of the shards that are done, one table a shard.
-
-    Args:
-        folder: folder of a download, holding job.json.
-        columns: columns of the metadata.
-    """
+    """What became of each row: the metadata of the shards that are done, one table a shard."""
     book = ShardBook(folder)
     book.refresh()
     for number in book.finished:

@@ -31,29 +31,13 @@ def option(
     least: float | None = None,
     choices: tuple[str, ...] | None = None,
 ) -> Any:
-    """A field of a dataclass that a flag sets.
-
-    Args:
-        default: also tells the kind of flag: False or True make a switch, () a repeatable one.
-        text: what the flag does, with its unit; an empty one makes no flag.
-        flag: its name; by default the field's.
-        metavar: placeholder of its value.
-        least: smallest value allowed.
-        choices: all values allowed.
-    """
+    """A field of a dataclass that a flag sets."""
     about = {"text": text, "flag": flag, "metavar": metavar, "least": least, "choices": choices}
     return field(default=default, metadata=about)
 
 
 def add_options(parser: Any, kind: type, *, names: Iterable[str] = (), unset: bool = False) -> None:
-    """Add the flags of a dataclass to a parser or a group of one.
-
-    Args:
-        parser: takes `add_argument`.
-        kind: the dataclass.
-        names: only these fields; all by default.
-        unset: a flag that is not given is None instead of its default.
-    """
+    """Add the flags of a dataclass to a parser or a group of one."""
     hints = get_type_hints(kind)
     for each in fields(kind):
         about = each.metadata
@@ -99,10 +83,8 @@ def check_options(values: Any) -> None:
 class Job:
     """Everything that the shards of a download depend on."""
 
-    table: str
-    """Folder of parquet parts with the columns row_id, url and caption."""
-    shards: str
-    """Folder or fsspec URL that the shards are written to."""
+    table: str  # Folder of parquet parts with the columns row_id, url and caption
+    shards: str  # Folder or fsspec URL that the shards are written to
     extra_columns: tuple[str, ...] = ()
     """Further columns of the table that go into the shards' parquet."""
     image_size: int = option(

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
-import fsspec
 
 from tools.download.causes import Cause
 from tools.download.finished import ShardBook
@@ -69,13 +68,10 @@ def outcomes(passes: list[Pass]) -> Iterator[duckdb.DuckDBPyConnection]:
         database.execute("SET memory_limit = '2GB'; SET preserve_insertion_order = false")
         parts, later = [], ""
         for number, each in reversed(list(enumerate(passes))):
-            files = each.book.metadata_files()
-            if not files:
+            if not each.book.finished:
                 continue
-            if not files[0].startswith("file://"):
-                database.register_filesystem(fsspec.filesystem(files[0].partition(":")[0]))
-            listed = ", ".join(f"'{name.removeprefix('file://')}'" for name in files)
-            read = f"FROM read_parquet([{listed}])"
+            read = f"FROM pass{number}"
+            database.register(f"pass{number}", each.book.metadata())
             # A row counts as the last pass that tried it left it.
             others = f" WHERE row_id NOT IN ({later})" if later else ""
             parts.append(f"SELECT {number} AS pass, {names} {read}{others}")

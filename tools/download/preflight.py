@@ -32,13 +32,7 @@ _NO_HOST = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
 
 
 def needed_bytes(num_rows: int, job: Job, success: float) -> int:
-    """Bytes that the shards of so many rows take.
-
-    Args:
-        num_rows: rows still to do.
-        job: its image size and quality matter.
-        success: share of the rows that become pictures.
-    """
+    """Bytes that the shards of so many rows take."""
     area = (min(job.image_size, _LARGEST_SIZE) / _SAMPLE_SIZE) ** 2
     quality = float(np.interp(job.encode_quality, _QUALITIES, _QUALITY_FACTORS))
     return round(num_rows * (success * _SAMPLE_BYTES * area * quality + _ROW_BYTES))
@@ -100,11 +94,6 @@ def probe_resolver(
     hosts: list[str], *, seconds: float = _PROBE_S, look_up: Any = socket.getaddrinfo
 ) -> tuple[str, str, str]:
     """Ask for many hosts at once and measure; over when the time is, whatever hangs.
-
-    Args:
-        hosts: names.
-        seconds: most time to take.
-        look_up: `socket.getaddrinfo`, or a stand-in.
 
     Returns:
         A line to print, and the warning and the problem that follow, or nothing.

@@ -61,13 +61,7 @@ def without_unused_imports() -> Iterator[None]:
 
 
 def begin_worker(folder: str, log: str, counts: Any) -> None:
-    """Prepare a worker process: it ends with its parent, however that ends.
-
-    Args:
-        folder: of the download; a shared lock in it tells the next start that this worker lives.
-        log: file that takes what img2dataset and the codecs print.
-        counts: shared integers for `tools.download.worker.counts`.
-    """
+    """Prepare a worker process: it ends with its parent, however that ends."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

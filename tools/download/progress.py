@@ -32,13 +32,7 @@ class Progress:
     """What is done, how fast it goes and what fails."""
 
     def __init__(self, num_rows: int, num_done: int, stream: TextIO | None = None) -> None:
-        """Begin a display.
-
-        Args:
-            num_rows: rows of the whole table.
-            num_done: rows that were done before; the rate is of those to come.
-            stream: where it goes; standard error by default.
-        """
+        """Begin a display."""
         self._stream = stream or sys.stderr
         live = self._stream.isatty()
         interval_s = 0.5 if live else _LINE_S
@@ -56,13 +50,7 @@ class Progress:
         )
 
     def show(self, rows: int, stored: int, causes: Counter[str]) -> None:
-        """Say how far it is, if it is time for that.
-
-        Args:
-            rows: rows tried.
-            stored: pictures stored.
-            causes: failed rows by cause; the three commonest are shown.
-        """
+        """Say how far it is, if it is time for that."""
         parts = [f"{100 * stored / max(1, rows):.1f}% stored"]
         parts += [f"{count:,} {cause}" for cause, count in causes.most_common(3)]
         self._bar.set_postfix_str("; ".join(parts), refresh=False)

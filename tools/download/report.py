@@ -159,9 +159,6 @@ def _histogram(counted: list[tuple[int, int]]) -> list[int]:
 def throughput(spans: Sequence[tuple[float, float, int]]) -> dict[str, Any]:
     """Pictures a second over the time that something ran; pauses between runs are left out.
 
-    Args:
-        spans: (start, end, pictures) of each shard, in seconds since the epoch.
-
     Returns:
         `seconds` (time that something ran), `edges_s` and `pictures_per_s` between them.
     """

@@ -66,22 +66,15 @@ class Limits:
 class Outcome:
     """A complete download."""
 
-    num_rows: int
-    """Rows of the table; each is in a shard that is done."""
-    num_successes: int
-    """Pictures stored."""
-    num_shards: int
-    """Shards."""
-    failures: dict[str, int]
-    """Failed rows by cause."""
-    num_starts: int
-    """Rounds of img2dataset in this call; 0: everything was done before."""
+    num_rows: int  # Rows of the table; each is in a shard that is done
+    num_successes: int  # Pictures stored
+    num_shards: int  # Shards
+    failures: dict[str, int]  # Failed rows by cause
+    num_starts: int  # Rounds of img2dataset in this call; 0: everything was done before
     num_quarantined: int
     """Inconsistent shards that this call moved to quarantine and had done again."""
-    num_lost_workers: int
-    """Worker processes that something killed during this call."""
-    seconds: float
-    """Wall time of this call."""
+    num_lost_workers: int  # Worker processes that something killed during this call
+    seconds: float  # Wall time of this call
 
     def to_json(self) -> dict[str, Any]:
         """The fields by name."""

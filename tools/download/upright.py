@@ -32,21 +32,13 @@ class UprightResizer:
 
     image_size: int
     """Pixels of the short side; larger pictures are made smaller, no picture is made larger."""
-    encode_quality: int
-    """JPEG quality, 1 to 100."""
-    min_image_size: int
-    """Pixels that the short side must have."""
-    max_aspect_ratio: float
-    """Long side divided by short side, at most."""
-    max_pixels: int
-    """Pixels by the header, at most."""
+    encode_quality: int  # JPEG quality, 1 to 100
+    min_image_size: int  # Pixels that the short side must have
+    max_aspect_ratio: float  # Long side divided by short side, at most
+    max_pixels: int  # Pixels by the header, at most
 
     def __call__(self, img_stream: BytesIO, blurring_bbox_list: object = None) -> Resized:
         """Decode, resize and encode one picture; never raises.
-
-        Args:
-            img_stream: the file as it was downloaded.
-            blurring_bbox_list: img2dataset's boxes to blur; None, as no table here has any.
 
         Returns:
             The JPEG, its width and height, the upright width and height before resizing, and None;

@@ -56,8 +56,7 @@ class StrictWriter:
     ) -> None:
         files, root = fsspec.core.url_to_fs(folder)
         name = f"{shard:0{digits}d}"
-        self.failure: Exception | None = None
-        """What went wrong first."""
+        self.failure: Exception | None = None  # What went wrong first
         self._file = files.open(f"{root}/{name}.tar", "wb")
         self._tar = tarfile.TarFile(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)
         self._rows = _writer.BufferedParquetWriter(f"{folder}/{name}.parquet", schema, 100)
@@ -145,16 +144,11 @@ class TesseraDownloader(_downloader.Downloader):
 
     def __init__(self, *, limits: FetchLimits, resizer: UprightResizer, **options: Any) -> None:
         super().__init__(resizer=resizer, **options)
-        self.limits = limits
-        """What one fetch may take."""
+        self.limits = limits  # What one fetch may take
         self._shard_writer: StrictWriter | None = None
 
     def download_shard(self, row: tuple[int, str]) -> None:
-        """Download the rows of one shard and write them.
-
-        Args:
-            row: number of the shard, and place of its Arrow file with the column row_id.
-        """
+        """Download the rows of one shard and write them."""
         files, path = fsspec.core.url_to_fs(row[1])
         with files.open(path, "rb") as file:
             row_ids = pa.ipc.open_file(file).read_all()["row_id"].to_pylist()

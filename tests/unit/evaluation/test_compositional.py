@@ -14,7 +14,6 @@ from evaluation.compositional import (
     score_winoground,
 )
 from evaluation.records import records
-from evaluation.suite import Outcome
 from tests.compositional_sets import write_sugarcrepe, write_winoground
 
 
@@ -68,20 +67,26 @@ def test_sugarcrepe_averages_are_recomputed_from_the_files() -> None:
     right = [1, 1, 1, 0, 1, 0, 0, 0]
     similarity = torch.tensor([[0.5, 0.4 if hit else 0.5] for hit in right])
     result = score_sugarcrepe(similarity, kinds, "test")
-    assert result.accuracies == {"add_att": 0.75, "add_obj": 0.5, "swap_att": 0.0}
-    assert result.counts == {"add_att": 4, "add_obj": 2, "swap_att": 2}
-    assert result.categories == {"add": 0.625, "swap": 0.0}
-    assert result.macro == pytest.approx(1.25 / 3)
-    assert result.micro == pytest.approx(0.5)
+    found = {(row.dataset, row.metric): (row.value, row.n) for row in result}
+    assert found == {
+        ("test/add_att", "acc"): (0.75, 4),
+        ("test/add_obj", "acc"): (0.5, 2),
+        ("test/swap_att", "acc"): (0.0, 2),
+        ("test", "acc_add"): (0.625, 6),
+        ("test", "acc_swap"): (0.0, 2),
+        ("test", "acc_macro"): (pytest.approx(1.25 / 3), 8),
+        ("test", "acc_micro"): (0.5, 8),
+    }
+    assert {row.chance for row in result} == {0.5}
 
 
 def test_several_sugarcrepe_folders_keep_their_names() -> None:
     results = [
         score_sugarcrepe(torch.tensor([[0.5, 0.4]]), ["add_att"], name) for name in ("one", "two")
     ]
-    both = records(Outcome(sugarcrepe=results), "model", "")
+    both = records([*results[0], *results[1]], "model", "")
     assert [each["dataset"] for each in both] == ["one/add_att", "one", "two/add_att", "two"]
-    alone = records(Outcome(sugarcrepe=results[:1]), "model", "")
+    alone = records(results[0], "model", "")
     assert [each["dataset"] for each in alone] == ["sugar_crepe/add_att", "sugar_crepe"]
 
 
@@ -96,12 +101,16 @@ def test_winoground_scores_are_the_definition() -> None:
         ]
     )
     result = score_winoground(similarity, "test")
-    assert (result.text_score, result.image_score, result.group_score) == (0.5, 0.5, 0.25)
+    assert {row.metric: row.value for row in result} == {
+        "text_acc": 0.5,
+        "image_acc": 0.5,
+        "acc": 0.25,
+    }
 
 
 def test_guessing_gives_the_winoground_chance() -> None:
     similarity = torch.rand(20_000, 2, 2, generator=torch.Generator().manual_seed(0))
     result = score_winoground(similarity, "test")
-    assert result.text_score == pytest.approx(1 / 4, abs=0.01)
-    assert result.image_score == pytest.approx(1 / 4, abs=0.01)
-    assert result.group_score == pytest.approx(1 / 6, abs=0.01)
+    assert [row.chance for row in result] == pytest.approx([1 / 4, 1 / 4, 1 / 6])
+    for row in result:
+        assert row.value == pytest.approx(row.chance, abs=0.01)

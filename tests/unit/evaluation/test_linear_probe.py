@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from evaluation import linear_probe
 from evaluation.linear_probe import Split, choose_weight_decay, few_shot, fit, probe
+from evaluation.scores import LINEAR_PROBE, of_task
 
 
 def clusters(per_class: int, seed: int, num_classes: int = 6, dim: int = 20) -> Split:
@@ -69,18 +70,21 @@ def test_the_weight_decay_is_the_one_that_generalises() -> None:
 
 def test_a_probe_learns_and_says_what_it_did() -> None:
     result = probe(clusters(40, 0), clusters(50, 1), 6, names=("train", "test"))
-    assert (result.num_train, result.num_images, result.num_classes) == (240, 300, 6)
-    assert (result.train, result.dataset) == ("train", "test")
-    assert 0.6 < result.acc1 < 1
-    assert result.acc1 == pytest.approx(result.mean_per_class_recall)
-    assert result.acc5 > result.acc1
+    (rows,) = of_task(result, LINEAR_PROBE)
+    acc1 = rows["lp_acc1"]
+    assert (rows["weight_decay"].n, acc1.n, acc1.chance) == (240, 300, 1 / 6)
+    assert (rows.train, rows.dataset) == ("train", "test")
+    assert 0.6 < acc1.value < 1
+    assert acc1.value == pytest.approx(rows["lp_mean_per_class_recall"].value)
+    assert rows["lp_acc5"].value > acc1.value
 
 
 def test_more_shots_are_better_and_every_seed_draws_others() -> None:
     train, test = clusters(40, 0), clusters(100, 1)
     one, many = (few_shot(train, test, 6, shots, 3) for shots in (1, 16))
-    assert len(set(one.acc1)) > 1
-    assert max(one.acc1) < min(many.acc1)
+    assert [len(each) for each in (one, many)] == [3, 3]
+    assert len({row.value for row in one}) > 1
+    assert max(row.value for row in one) < min(row.value for row in many)
     assert one == few_shot(train, test, 6, 1, 3)
 
 

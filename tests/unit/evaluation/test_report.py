@@ -16,22 +16,17 @@ from evaluation.page.charts import Frame, Line, axis, line_chart
 from evaluation.page.markup import escape, shorten, tag
 from evaluation.page.numbers import decimal, duration, percent, tick_labels, ticks
 from evaluation.report import (
-    FewShotResult,
     GalleryItem,
-    LinearProbeResult,
     ReportData,
     RetrievalExample,
-    RetrievalScores,
     StepSeries,
-    SugarCrepeResult,
-    WinogroundResult,
-    ZeroShotResult,
     render_report,
     write_report,
 )
 from evaluation.report.pictures import cells_path, data_uri
 from evaluation.report.series import data_wait, pairs_per_s, shown_range, thin, trend
 from evaluation.report.summary import against_chance, headlines, summary
+from evaluation.scores import LINEAR_PROBE, RETRIEVAL, SUGARCREPE, WINOGROUND, ZERO_SHOT, Score
 from tests.chromium import Browser
 
 SCRIPT = "<script>alert(1)</script>"
@@ -113,6 +108,31 @@ def steps(loss: np.ndarray | None = None, num_steps: int = 100) -> StepSeries:
     )
 
 
+def row(dataset: str, task: str, metric: str, value: float, chance: float | None, n: int) -> Score:
+    return Score(dataset=dataset, task=task, metric=metric, value=value, chance=chance, n=n)
+
+
+def labelled(dataset: str) -> list[Score]:
+    return [
+        row(dataset, ZERO_SHOT, metric, value, chance, 500)
+        for metric, value, chance in (
+            ("acc1", 0.42, 0.1),
+            ("acc5", 0.81, 0.5),
+            ("mean_per_class_recall", 0.4, 0.1),
+            ("num_prompts", 80, None),
+        )
+    ]
+
+
+def pairs(dataset: str) -> list[Score]:
+    recalls = {1: (0.11, 0.1, 0.002), 5: (0.33, 0.3, 0.01), 10: (0.55, 0.5, 0.02)}
+    return [
+        row(dataset, RETRIEVAL, f"{direction}_retrieval_recall@{k}", value, chance, 500)
+        for k, (image, text, chance) in recalls.items()
+        for direction, value in (("image", image), ("text", text))
+    ]
+
+
 def full(caption: str = "a photo of a dog") -> ReportData:
     pictures = [(picture(seed=k), 0.3 - k / 100, k == 2) for k in range(5)]
     texts = [(f"text {k} {caption}", 0.3 - k / 100, False) for k in range(5)]
@@ -139,27 +159,7 @@ def full(caption: str = "a photo of a dog") -> ReportData:
                 kind="image_to_text", query_image=picture(), results=texts, answer=caption
             ),
         ],
-        zero_shot=[
-            ZeroShotResult(
-                dataset="shapes-dev",
-                num_classes=10,
-                num_images=500,
-                acc1=0.42,
-                acc5=0.81,
-                mean_per_class_recall=0.4,
-                chance=0.1,
-            )
-        ],
-        retrieval_scores=[
-            RetrievalScores(
-                dataset="shapes-dev",
-                num_images=500,
-                num_texts=500,
-                image_to_text={1: 0.1, 5: 0.3, 10: 0.5},
-                text_to_image={1: 0.11, 5: 0.33, 10: 0.55},
-                chance={"text_to_image": {1: 0.002, 5: 0.01, 10: 0.02}},
-            )
-        ],
+        scores=[*labelled("shapes-dev"), *pairs("shapes-dev")],
         confusions=[("square", "diamond", 4), ("disc", "ring", 9)],
     )
 
@@ -206,8 +206,7 @@ def test_text_from_outside_stays_text_wherever_it_appears() -> None:
         gallery=[item],
         confusions=[(SCRIPT, SCRIPT, 1)],
         steps=dataclasses.replace(data.steps, evaluations=[(1, f'"{SCRIPT}', 0.1)]),
-        zero_shot=[dataclasses.replace(data.zero_shot[0], dataset=SCRIPT)],
-        retrieval_scores=[dataclasses.replace(data.retrieval_scores[0], dataset=SCRIPT)],
+        scores=[dataclasses.replace(score, dataset=SCRIPT) for score in with_probes().scores],
     )
     html = render_report(hostile)
     page = Page(html)
@@ -471,33 +470,36 @@ def test_markup_escapes_text_once() -> None:
 
 
 def with_probes() -> ReportData:
-    probe = LinearProbeResult(
-        dataset="flowers",
-        train="flowers-train",
-        num_classes=10,
-        num_train=1234,
-        num_images=321,
-        acc1=0.456,
-        acc5=0.9,
-        mean_per_class_recall=0.4,
-        weight_decay=0.01,
-        chance=0.1,
-    )
-    few = FewShotResult(dataset="pets", shots=4, num_images=99, acc1=(0.2, 0.3, 0.4), chance=0.1)
-    sugar = SugarCrepeResult(
-        dataset="crepe",
-        accuracies={"add_att": 0.61, "replace_obj": 0.87},
-        counts={"add_att": 692, "replace_obj": 1652},
-        categories={"add": 0.61, "replace": 0.87},
-        macro=0.74,
-        micro=0.793,
-    )
-    ground = WinogroundResult(
-        dataset="wino", num_examples=400, text_score=0.31, image_score=0.11, group_score=0.08
-    )
-    return dataclasses.replace(
-        full(), linear_probe=[probe], few_shot=[few], sugarcrepe=[sugar], winoground=[ground]
-    )
+    chance = 0.1
+    probe = [
+        row("flowers", LINEAR_PROBE, "lp_acc1", 0.456, chance, 321),
+        row("flowers", LINEAR_PROBE, "lp_acc5", 0.9, 0.5, 321),
+        row("flowers", LINEAR_PROBE, "lp_mean_per_class_recall", 0.4, chance, 321),
+        row("flowers", LINEAR_PROBE, "weight_decay", 0.01, None, 1234),
+    ]
+    few = [row("pets", LINEAR_PROBE, "lp_acc1_4_shot", draw, 0.1, 99) for draw in (0.2, 0.3, 0.4)]
+    sugar = [
+        row(place, SUGARCREPE, metric, value, 0.5, n)
+        for place, metric, value, n in (
+            ("crepe/add_att", "acc", 0.61, 692),
+            ("crepe/replace_obj", "acc", 0.87, 1652),
+            ("crepe", "acc_add", 0.61, 692),
+            ("crepe", "acc_replace", 0.87, 1652),
+            ("crepe", "acc_macro", 0.74, 2344),
+            ("crepe", "acc_micro", 0.793, 2344),
+        )
+    ]
+    ground = [
+        row("wino", WINOGROUND, metric, value, guess, 400)
+        for metric, value, guess in (
+            ("text_acc", 0.31, 1 / 4),
+            ("image_acc", 0.11, 1 / 4),
+            ("acc", 0.08, 1 / 6),
+        )
+    ]
+    trained = [dataclasses.replace(score, train="flowers-train") for score in probe]
+    data = full()
+    return dataclasses.replace(data, scores=[*data.scores, *trained, *few, *sugar, *ground])
 
 
 def test_probes_and_compositional_scores_have_their_tables() -> None:

@@ -13,9 +13,19 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from evaluation import retrieval
 from evaluation.labelled import read_prompts
 from evaluation.retrieval import score_retrieval
+from evaluation.scores import RETRIEVAL, ZERO_SHOT, Score, of_task
 from evaluation.zero_shot import accuracies, score_zero_shot
 
 ROOT = Path(__file__).resolve().parents[3]
+
+
+def recalls(scores: list[Score], direction: str) -> dict[int, Score]:
+    (rows,) = of_task(scores, RETRIEVAL)
+    return rows.recalls(direction)
+
+
+def values(scores: list[Score], direction: str) -> dict[int, float]:
+    return {k: recall.value for k, recall in recalls(scores, direction).items()}
 
 
 def features(count: int, seed: int) -> torch.Tensor:
@@ -40,10 +50,11 @@ def test_recalls_are_the_definition() -> None:
     scores = score_retrieval(images, texts, image_of_text, "test")
     own = [set(np.flatnonzero(image_of_text == i).tolist()) for i in range(700)]
     for k in (1, 5, 10):
-        assert scores.image_to_text[k] == pytest.approx(slow_recall(images, texts, own, k))
-        wanted = [{int(i)} for i in image_of_text]
-        assert scores.text_to_image[k] == pytest.approx(slow_recall(texts, images, wanted, k))
-    assert 0.2 < scores.text_to_image[1] < 0.9, "neither trivial nor hopeless"
+        expected = slow_recall(images, texts, own, k)
+        assert values(scores, "image_to_text")[k] == pytest.approx(expected)
+        expected = slow_recall(texts, images, [{int(i)} for i in image_of_text], k)
+        assert values(scores, "text_to_image")[k] == pytest.approx(expected)
+    assert 0.2 < values(scores, "text_to_image")[1] < 0.9, "neither trivial nor hopeless"
 
 
 def test_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,14 +69,14 @@ def test_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_image_without_a_text_finds_nothing() -> None:
     scores = score_retrieval(torch.eye(4), torch.eye(4)[:2], np.array([0, 1]), "test")
-    assert set(scores.image_to_text.values()) == {0.5}
-    assert scores.chance["image_to_text"][5] == 0.5
+    assert set(values(scores, "image_to_text").values()) == {0.5}
+    assert recalls(scores, "image_to_text")[5].chance == 0.5
 
 
 def test_features_that_are_no_numbers_score_nothing() -> None:
     broken = torch.full((50, 16), torch.nan)
     scores = score_retrieval(broken, broken, np.arange(50), "test")
-    assert scores.image_to_text[10] == scores.text_to_image[10] == 0
+    assert values(scores, "image_to_text")[10] == values(scores, "text_to_image")[10] == 0
 
 
 def test_memory_of_a_large_search_is_bounded() -> None:
@@ -91,14 +102,14 @@ def test_guessing_reaches_the_chance_that_is_stated() -> None:
         for s in range(12)
     ]
     for name in ("image_to_text", "text_to_image"):
-        mean = np.mean([getattr(scores, name)[10] for scores in found])
-        assert mean == pytest.approx(found[0].chance[name][10], rel=0.25)
+        mean = np.mean([values(scores, name)[10] for scores in found])
+        assert mean == pytest.approx(recalls(found[0], name)[10].chance, rel=0.25)
 
 
 def test_collapsed_features_score_nothing() -> None:
     same = F.normalize(torch.ones(50, 16), dim=1)
     scores = score_retrieval(same, same, np.arange(50), "test")
-    assert scores.image_to_text[10] == scores.text_to_image[10] == 0
+    assert values(scores, "image_to_text")[10] == values(scores, "text_to_image")[10] == 0
 
 
 def test_accuracies_are_the_definition() -> None:
@@ -106,10 +117,12 @@ def test_accuracies_are_the_definition() -> None:
     scores = torch.tensor([[9.0, 1, 0, 2, 3, 4, 5], [1.0, 2, 3, 4, 5, 6, 0], clear, clear])
     labels = torch.tensor([0, 0, 1, 2])
     run = score_zero_shot(scores, torch.eye(7), labels, list("abcdefg"), "test")
-    assert run.result.acc1 == pytest.approx(2 / 4)
-    assert run.result.acc5 == pytest.approx(3 / 4)
-    assert run.result.mean_per_class_recall == pytest.approx((0.5 + 1 + 0) / 3)
-    assert run.result.chance == pytest.approx(1 / 7)
+    (rows,) = of_task(run.scores, ZERO_SHOT)
+    assert rows["acc1"].value == pytest.approx(2 / 4)
+    assert rows["acc5"].value == pytest.approx(3 / 4)
+    assert rows["mean_per_class_recall"].value == pytest.approx((0.5 + 1 + 0) / 3)
+    assert [rows[m].chance for m in ("acc1", "acc5")] == pytest.approx([1 / 7, 5 / 7])
+    assert rows["acc1"].n == 4
     assert sorted(run.confusions) == [("a", "f", 1), ("c", "b", 1)]
 
 

@@ -48,26 +48,16 @@ _NOT_TABLES = {
 class TableFormat:
     """How the rows of a table are read."""
 
-    layout: str
-    """`tsv` (split at a separator, no quoting), `csv` (quoted), `jsonl` or `parquet`."""
-    columns: tuple[str, ...]
-    """All columns; `0`, `1` … where the table has no names."""
-    url_column: str
-    """Which of them is the URL."""
-    caption_column: str
-    """Which of them is the caption."""
-    gzipped: bool = False
-    """The text is packed with gzip."""
-    encoding: str = "utf-8"
-    """Of the text."""
-    separator: str = ""
-    """Between the columns of a tsv or csv."""
-    line_end: str = "\n"
-    """Character that ends a line."""
-    header: bool = False
-    """The first row names the columns."""
-    notes: tuple[str, ...] = ()
-    """What a person should know about the choice."""
+    layout: str  # `tsv` (split at a separator, no quoting), `csv` (quoted), `jsonl` or `parquet`
+    columns: tuple[str, ...]  # All columns; `0`, `1` … where the table has no names
+    url_column: str  # Which of them is the URL
+    caption_column: str  # Which of them is the caption
+    gzipped: bool = False  # The text is packed with gzip
+    encoding: str = "utf-8"  # Of the text
+    separator: str = ""  # Between the columns of a tsv or csv
+    line_end: str = "\n"  # Character that ends a line
+    header: bool = False  # The first row names the columns
+    notes: tuple[str, ...] = ()  # What a person should know about the choice
 
     @property
     def is_parquet(self) -> bool:
@@ -121,14 +111,6 @@ def detect_format(
     encoding: str | None = None,
 ) -> TableFormat:
     """Find out how a table is to be read, from its first rows.
-
-    Args:
-        path: a local file.
-        layout: one of `LAYOUTS`, to overrule what is found.
-        url_column: name of the URL's column, or its number from 0 in a text table.
-        caption_column: the same for the caption.
-        delimiter: between columns; see `separator_named`.
-        encoding: of the text, as Python names it.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -201,10 +183,6 @@ def csv_records(
     lines: Iterator[str], separator: str
 ) -> Iterator[tuple[list[str], tuple[str, ...]]]:
     """Records of a CSV; a bad quote costs its own line and no other.
-
-    Args:
-        lines: without their line ends.
-        separator: between fields.
 
     Yields:
         Fields, and the mark `bad_quote` where a line was taken as it stands.

@@ -23,10 +23,11 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow.dataset import dataset
 
 from pipeline.durable import sync_folder, write_text
 from tools.download.table.layout import TableFormat, detect_format
-from tools.download.table.rows import BASE_SCHEMA, Tally, read_batches
+from tools.download.table.rows import BASE_SCHEMA, DROPPED, Tally, read_batches
 from tools.download.table.source import (
     SourceFile,
     combined_sha256,
@@ -46,9 +47,11 @@ _TAKEN_NAMES = {
 }
 _READING = ("layout", "url_column", "caption_column", "delimiter", "encoding")
 _OPTIONS = (*_READING, "limit", "rows_per_host")
-HOST = r"""lower(regexp_extract(url,
+HOST = (
+    r"""lower(regexp_extract(url,
     '^(?:[A-Za-z][A-Za-z0-9+.\-]*:)?//(?:[^/?#@]*@)?(\[[^\]]*\]|[^/?#:]*)', 1))"""
-"""SQL: the host of a URL, empty where it has none."""
+    """"""  # SQL: the host of a URL, empty where it has none
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,37 +59,28 @@ class TableSummary:
     """What a table was made from and what is in it; the content of table.json."""
 
     version: int = _VERSION
-    pass_number: int = 0
-    """0 for the first pass, 1 for the first retry, and so on."""
-    source: str
-    """As it was given."""
+    pass_number: int = 0  # 0 for the first pass, 1 for the first retry, and so on
+    source: str  # As it was given
     source_files: tuple[SourceFile, ...]
-    source_sha256: str
-    """SHA-256 (hex) of the file, or over those of all files."""
+    source_sha256: str  # SHA-256 (hex) of the file, or over those of all files
     source_bytes: int
-    options: dict[str, Any]
-    """What decides the result apart from the source."""
-    format: str
-    """How the rows were read, in words."""
+    options: dict[str, Any]  # What decides the result apart from the source
+    format: str  # How the rows were read, in words
     format_notes: tuple[str, ...]
     columns: tuple[str, ...]
     extra_columns: dict[str, str]
     """Further columns carried along: name in the parts to name in the source."""
     ignored_columns: tuple[str, ...]
-    num_source_rows: int
-    """Data rows of the source, bad ones too."""
-    num_rows: int
-    """Rows of the table: what will be tried."""
+    num_source_rows: int  # Data rows of the source, bad ones too
+    num_rows: int  # Rows of the table: what will be tried
     part_rows: tuple[int, ...]
     repairs: dict[str, int]
     oddities: dict[str, int]
     dropped: dict[str, int]
-    examples: dict[str, list[int]]
-    """Row ids of the first of each finding."""
+    examples: dict[str, list[int]]  # Row ids of the first of each finding
     num_hosts: int
     top_hosts: tuple[tuple[str, int], ...]
-    first_rows: tuple[tuple[str, str], ...]
-    """URL and caption of the first good rows of the source."""
+    first_rows: tuple[tuple[str, str], ...]  # URL and caption of the first good rows of the source
     warnings: tuple[str, ...] = ()
 
     def describe(self) -> list[str]:
@@ -196,7 +190,7 @@ def prepare_table(source: str, folder: Path, **options: Any) -> TableSummary:
                     writer.write_batch(batch)
         if not all(file.untouched() for file in described):
             raise OSError(f"{source} changed while it was read: start again when it is complete")
-        made = _order(f"read_parquet('{partial / 'rows'}')", partial, tally, options)
+        made = _order([partial / "rows"], partial, tally, options)
         (partial / "rows").unlink()
         summary = TableSummary(
             source=source,
@@ -222,12 +216,6 @@ def write_retry_table(
 ) -> TableSummary:
     """Write rows of a first pass as the table of a further one.
 
-    Args:
-        first: folder of the first table.
-        row_ids: which of its rows.
-        folder: to make.
-        pass_number: from 1.
-
     Raises:
         ValueError: the first table is not there, or lacks some of the rows.
     """
@@ -235,11 +223,9 @@ def write_retry_table(
     if summary is None:
         raise ValueError(f"{first} holds no table: put back the table of the first pass")
     options = {**summary.options, "seed": summary.options["seed"] + pass_number}
-    wanted = pa.table({"row_id": row_ids})
+    parts, wanted = sorted(first.glob("part-*")), pa.table({"row_id": row_ids})
     with _partial_folder(folder) as partial:
-        parts = f"read_parquet('{first}/part-*.parquet')"
-        rows = f"(FROM {parts} SEMI JOIN wanted USING (row_id))"
-        made = _order(rows, partial, Tally(), options | {"rows_per_host": None}, wanted=wanted)
+        made = _order(parts, partial, Tally(), options | {"rows_per_host": None}, wanted)
         if made["num_rows"] != len(row_ids):
             raise ValueError(
                 f"{first} holds {made['num_rows']} of the {len(row_ids)} rows that failed: it is "
@@ -252,14 +238,19 @@ def write_retry_table(
 
 
 def _order(
-    rows: str, folder: Path, tally: Tally, options: dict[str, Any], **tables: pa.Table
+    files: list[Path],
+    folder: Path,
+    tally: Tally,
+    options: dict[str, Any],
+    wanted: pa.Table | None = None,
 ) -> dict[str, Any]:
     """Drop repeated URLs, write the parts in their order; returns what the summary says of them."""
     with duckdb.connect(config={"temp_directory": str(folder / "spill")}) as database:
         database.execute("SET memory_limit = '2GB'; SET preserve_insertion_order = false")
-        for name, table in tables.items():
-            database.register(name, table)
-        database.execute(f"CREATE VIEW rows AS SELECT *, {HOST} AS host FROM {rows}")  # noqa: S608
+        database.register("files", dataset([str(path) for path in files], format="parquet"))
+        database.register("wanted", pa.table({"row_id": [0]}) if wanted is None else wanted)
+        chosen = "" if wanted is None else "SEMI JOIN wanted USING (row_id)"
+        database.execute(f"CREATE VIEW rows AS SELECT *, {HOST} AS host FROM files {chosen}")  # noqa: S608
         database.execute(
             """CREATE TABLE left_out AS SELECT row_id,
                 if(same, 'duplicate_url', 'duplicate_url_other_caption') AS why
@@ -387,11 +378,7 @@ def _check_result(table: TableSummary) -> Iterator[str]:
     counts = ", ".join(f"{count} {name}" for name, count in table.dropped.items()) or "no rows"
     if not table.num_rows:
         raise ValueError(f"{table.source} holds no usable row: {counts}")
-    lost = sum(
-        count
-        for why, count in table.dropped.items()
-        if why not in ("duplicate_url", "over_host_limit")
-    )
+    lost = sum(table.dropped.get(why, 0) for why in DROPPED)
     if lost * 2 > table.num_source_rows:
         raise RuntimeError(
             f"{lost} of {table.num_source_rows} rows of {table.source} cannot be used ({counts}): "
@@ -410,7 +397,7 @@ def _check_result(table: TableSummary) -> Iterator[str]:
             f"{table.source_bytes} bytes where the official file has {CC12M_ROWS} and {CC12M_BYTES}"
         )
     if lost * 100 > table.num_source_rows:
-        yield (f"{lost} of {table.num_source_rows} rows lack a URL or a caption, or repeat a URL")
+        yield f"{lost} of {table.num_source_rows} rows lack a URL or a caption, or are too long"
     if table.repairs.get("several_captions"):
         yield (
             f"{table.repairs['several_captions']} cells hold a list of captions: the first of each "

@@ -44,7 +44,7 @@ _EXAMPLES = 3
 _WHOLE_URL = re.compile(r"\s*https?://\S+\s*")
 _LIST = re.compile(r"\s*\[\s*['\"].*\]\s*", re.DOTALL)
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_DROPPED = frozenset({"empty_line", "not_json", "missing_url", "missing_caption", "text_too_long"})
+DROPPED = frozenset({"empty_line", "not_json", "missing_url", "missing_caption", "text_too_long"})
 _KEPT = frozenset({"extra_tabs", "line_break_in_caption"})
 
 
@@ -52,16 +52,14 @@ class Tally:
     """What was found in the rows; see the module's text for the names."""
 
     def __init__(self) -> None:
-        self.num_rows = 0
-        """Rows of the source, bad ones too."""
+        self.num_rows = 0  # Rows of the source, bad ones too
         self.counts: dict[str, Counter[str]] = defaultdict(Counter)
         """Rows by finding, under `repairs`, `oddities` and `dropped`."""
-        self.examples: dict[str, list[int]] = {}
-        """Row ids of the first of each finding."""
+        self.examples: dict[str, list[int]] = {}  # Row ids of the first of each finding
 
     def note(self, name: str, row_ids: Sequence[int], num: int = 1, kind: str = "repairs") -> None:
         """Count `num` rows under a name, of which `row_ids` are the first."""
-        kind = "dropped" if name in _DROPPED else "oddities" if name in _KEPT else kind
+        kind = "dropped" if name in DROPPED else "oddities" if name in _KEPT else kind
         self.counts[kind][name] += num
         known = self.examples.setdefault(name, [])
         known += row_ids[: _EXAMPLES - len(known)]
@@ -84,13 +82,6 @@ def read_batches(
     limit: int | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """Read a file in order; rows get the ids from `tally.num_rows` on.
-
-    Args:
-        path: a local file.
-        table: how it is read.
-        tally: counts to add to.
-        extras: further columns of a parquet table to carry along, by their names in it.
-        limit: rows of the source at most, over all files of a tally.
 
     Yields:
         row_id int64, url string, caption string, and the further columns.
@@ -144,7 +135,7 @@ def _clean(raw: Raw, row_id: int, tally: Tally) -> tuple[str, str] | None:
         marks.append("url_spaces")
     if "\n" in caption or "\r" in caption:
         marks.append("line_break_in_caption")
-    why = next((mark for mark in marks if mark in _DROPPED), None)
+    why = next((mark for mark in marks if mark in DROPPED), None)
     if why is None and max(len(url.encode()), len(caption.encode())) > MAX_TEXT_BYTES:
         why = "text_too_long"
     if why is None and not (url and caption.strip()):

@@ -53,11 +53,6 @@ def is_remote(source: str) -> bool:
 def local_files(source: str, copies: Path) -> list[Path]:
     """Local files of a source, in the order in which they are read.
 
-    Args:
-        source: a file, a folder, or a URL of either (a folder not over http). Of a folder, all
-            tables under it count, as in a data set of the Hugging Face hub.
-        copies: folder for what is fetched.
-
     Raises:
         FileNotFoundError: it does not exist or holds no table.
         ValueError: the kind of URL needs a package that is not installed.

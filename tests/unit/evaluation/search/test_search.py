@@ -4,17 +4,20 @@ import http.client
 import io
 import json
 import shutil
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 
 from evaluation.encoder import Encoder
+from evaluation.image_sets import decode
 from evaluation.search.engine import Search, open_search
 from evaluation.search.page import thumbnail
 from evaluation.search.pictures import open_pictures
@@ -234,3 +237,21 @@ def test_the_tool_answers_in_the_terminal(
     assert run(run_folder, place, "--image", str(tmp_path / "no.jpg"))[0] == 2
     with pytest.raises(SystemExit, match="2"):
         run(run_folder, place, "--query", "a", "--image", place)
+    with socket.create_server((ADDRESS, 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(sys, "argv", ["search.py", run_folder, place, "--port", str(port)])
+        assert tool.main() == 1
+    said = capsys.readouterr().err
+    assert f"failed: port {port} of this machine cannot be used (Address already in use)" in said
+
+
+def test_no_message_holds_a_memory_address_or_a_tuple(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"no picture")
+    with pytest.raises(OSError, match=r"no picture of a known format$"):
+        thumbnail(b"no picture")
+    pictures = open_pictures(str(tmp_path)).open()
+    said = decode(pictures.read(np.array([0]))[0], lambda image: torch.zeros(1))
+    assert said == "it is no picture of a known format (JPEG, PNG, WEBP, BMP, TIFF)"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"nor pictures \(\.jpg, \.jpeg, "):
+        open_pictures(str(tmp_path / "empty"))

@@ -103,7 +103,7 @@ def test_lists_and_tables_by_key_are_refused_and_by_source_and_key_work(
     wanted.write_text("cc3m:000000001\n")
     chosen = choose(dataset, Criteria(listed=str(wanted), on="source_key"))
     assert chosen.rows[""].tolist() == [5]
-    assert choose(dataset, Criteria(where="source == 'cc12m'")).rows[""].tolist() == [0, 1, 2, 3]
+    assert choose(dataset, Criteria(where=("source == 'cc12m'",))).rows[""].tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("way", ["plain", "named", "option"])

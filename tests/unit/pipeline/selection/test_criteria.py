@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.index import Index
-from pipeline.selection import columns, open_dataset, write_selection
-from pipeline.selection.columns import Columns, domains
+from pipeline.index import Index, open_index
+from pipeline.selection import open_dataset, write_selection
 from pipeline.selection.criteria import Chosen, Criteria, choose
-from pipeline.selection.values import Numbers
+from pipeline.selection.sql import open_samples
+from tests.unit.pipeline.selection.conftest import add_column
 
 
-def kept(index: Index, name: str = "", **criteria: object) -> list[int]:
+def kept(index: Index, name: str = "", **criteria: Any) -> list[int]:
     return chosen(index, **criteria).rows[name].tolist()
 
 
-def chosen(index: Index, **criteria: object) -> Chosen:
-    return choose(open_dataset(index.directory), Criteria(**criteria))  # pyright: ignore[reportArgumentType]
+def chosen(index: Index, where: str | tuple[str, ...] = (), **criteria: Any) -> Chosen:
+    criteria["where"] = (where,) if isinstance(where, str) else where
+    return choose(open_dataset(index.directory), Criteria(**criteria))
 
 
 def value(index: Index, name: str, row: int) -> object:
-    found = Columns(index, "caption").read(name, np.array([row]))
-    if isinstance(found, Numbers):
-        return found.data[0].item()
-    return found[0].as_py()  # pyright: ignore[reportIndexIssue]
+    with open_samples(index) as samples:
+        return samples.values(name, np.array([row]))[0].as_py()
 
 
 def test_every_column_says_what_it_should(index: Index) -> None:
@@ -45,16 +45,13 @@ def test_every_column_says_what_it_should(index: Index) -> None:
         "url": "https://WWW.Five.example:8080/5.jpg?size=large",
         "sha256": index.column("sha256")[5].as_py(),
     }  # fmt: skip
-    assert set(Columns(index, "caption").kinds) == set(expected)
+    with open_samples(index) as samples:
+        assert set(samples.kinds) == set(expected)
     assert {name: value(index, name, 5) for name in expected} == expected
 
 
-@pytest.mark.parametrize("chunk_rows", [1, 7, 96, 10_000])
-def test_conditions_are_applied_in_chunks_of_any_size(
-    index: Index, chunk_rows: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(columns, "CHUNK_ROWS", chunk_rows)
-    found = chosen(index, where="score > 0.03 and domain != 'five.example' and label in (1, 2)")
+def test_each_condition_is_counted_and_shown(index: Index) -> None:
+    found = chosen(index, where=("score > 0.03", "domain != 'five.example'", "label in (1, 2)"))
     expected = [n for n in range(96) if n > 3 and n != 7 and n % 5 and n % 6 in (1, 2)]
     assert found.rows[""].tolist() == expected
     score, domain, label = found.steps
@@ -71,7 +68,7 @@ def test_conditions_are_applied_in_chunks_of_any_size(
 def test_it_can_start_from_a_selection(index: Index) -> None:
     write_selection(index, "low", np.arange(10), {})
     dataset = open_dataset(f"{index.directory}@low")
-    assert choose(dataset, Criteria(where="label == 1")).rows[""].tolist() == [1, 7]
+    assert choose(dataset, Criteria(where=("label == 1",))).rows[""].tolist() == [1, 7]
 
 
 def test_repeats_are_looked_for_among_what_is_left(index: Index) -> None:
@@ -115,9 +112,9 @@ def test_a_split_by_content_keeps_copies_together(index: Index) -> None:
 
 def test_a_split_by_what_is_missing_is_refused(index: Index) -> None:
     criteria = {"split_by": "url", "split_into": ("a=0.5", "b=0.5")}
-    with pytest.raises(ValueError, match=r"1 samples have no 'url'.*not missing\(url\)"):
+    with pytest.raises(ValueError, match=r"1 samples have no 'url'.*url IS NOT NULL"):
         chosen(index, **criteria)
-    parts = chosen(index, where="not missing(url)", **criteria).rows
+    parts = chosen(index, where="url IS NOT NULL", **criteria).rows
     assert sum(map(len, parts.values())) == 95
 
 
@@ -155,7 +152,7 @@ def test_a_joined_table(index: Index, tmp_path: Path) -> None:
         width=rows,
         nested=[[row] for row in rows],
     )
-    found = chosen(index, where="language == 'en' and clip_score > 3", join=joined, on="key")
+    found = chosen(index, where=("language == 'en' and clip_score > 3",), join=joined, on="key")
     assert found.rows[""].tolist() == list(range(33, 96, 6))
     assert found.joined is not None
     assert (found.joined.num_rows, found.joined.num_matched, found.joined.num_repeated) == (
@@ -171,7 +168,7 @@ def test_a_joined_table(index: Index, tmp_path: Path) -> None:
     assert kept(index, where="missing(language)", join=joined, on="key") == [
         row for row in range(96) if row % 3
     ]
-    with pytest.raises(ValueError, match="no column 'nested'"):
+    with pytest.raises(ValueError, match='"nested" not found'):
         chosen(index, where="nested == 3", join=joined, on="key")
 
 
@@ -191,7 +188,7 @@ def test_samples_of_one_url_share_its_row_and_missing_ones_match_nothing(
 @pytest.mark.parametrize(
     ("criteria", "message"),
     [
-        ({"where": "widht > 3"}, "did you mean width"),
+        ({"where": "widht > 3"}, '"widht" not found'),
         ({"where": "width > 1000"}, "nothing is kept[\\s\\S]*96 by width > 1000"),
         ({"unique": ("nothing",)}, "no column 'nothing'"),
         ({"unique": ("score",)}, "'score' cannot be used"),
@@ -215,8 +212,11 @@ def test_wrong_tables_are_refused(index: Index, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no table"):
         chosen(index, join=str(tmp_path / "t.parquet"), on="key")
     (tmp_path / "t.csv").write_text("key,score\n1,2\n")
-    with pytest.raises(ValueError, match="no parquet file"):
+    with pytest.raises(ValueError, match=r"no 'key' of .* is one of the index.*'1'"):
         chosen(index, join=str(tmp_path / "t.csv"), on="key")
+    (tmp_path / "t.parquet").write_text("no table")
+    with pytest.raises(ValueError, match="no parquet file"):
+        chosen(index, join=str(tmp_path / "t.parquet"), on="key")
     joined = table(tmp_path / "t.parquet", key=["5"], x=[1])
     with pytest.raises(ValueError, match=r"no 'key' of .* is one of the index.*'5'"):
         chosen(index, where="x == 1", join=joined, on="key")
@@ -241,5 +241,8 @@ def test_wrong_tables_are_refused(index: Index, tmp_path: Path) -> None:
         (None, None),
     ],
 )
-def test_domains(url: str | None, domain: str | None) -> None:
-    assert domains(pa.array([url], pa.large_string())).to_pylist() == [domain]
+def test_domains(index: Index, url: str | None, domain: str | None, tmp_path: Path) -> None:
+    (index.directory / "columns" / "url.arrow").unlink()
+    urls = pa.array([url or ""] * 96, pa.large_string())
+    add_column(index.directory, "url", urls)
+    assert value(open_index(index.directory), "domain", 3) == domain

@@ -10,9 +10,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 
-from pipeline.selection.hashing import hash_values
-from pipeline.selection.split import parse_parts, part_numbers
-from pipeline.selection.values import numbers
+from pipeline.selection.split import hash_values, parse_parts, part_numbers
 
 PARTS = parse_parts(["train=0.99", "heldout=0.01"])
 
@@ -59,9 +57,9 @@ def test_a_larger_heldout_part_contains_the_smaller() -> None:
 
 
 def test_numbers_hash_as_their_digits() -> None:
-    as_numbers = np.array([0, 5, 123456789])
+    as_numbers = pa.array([0, 5, 123456789])
     texts = pa.array(["0", "5", "123456789"], pa.large_string())
-    assert (hash_values(numbers(as_numbers), "join") == hash_values(texts, "join")).all()
+    assert (hash_values(as_numbers, "join") == hash_values(texts, "join")).all()
 
 
 def test_edges_belong_to_the_part_that_begins_there() -> None:

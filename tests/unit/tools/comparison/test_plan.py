@@ -6,8 +6,10 @@ import pytest
 
 from recipes import find_recipe
 from recipes.clip import clip as clip_recipe
+from tools.benchmarks.recipe_costs import recipe_cost
 from tools.comparison.plan import Plan, flops_of, make_plan
 from tools.comparison.variants import Variant, find_variant
+from training.command_line import parse
 
 
 def test_equal_samples_are_equal_and_seeds_pair_the_runs(plan: Plan) -> None:
@@ -34,6 +36,27 @@ def test_a_mask_of_half_the_patches_costs_a_bit_more_than_half(plan: Plan) -> No
     clip, flip, cluster = (run.flops for run in plan.forms["samples"][:3])
     assert 0.5 < flip / clip < 0.6
     assert flip == cluster
+
+
+def test_distillation_and_self_distillation_are_counted(coloured_index: Path) -> None:
+    def costs(*words: str) -> list[float]:
+        given = ["llm2clip-distilled", "--data.train", str(coloured_index), *words]
+        config = parse(given, lambda name: find_recipe(name).build(), "").config
+        return [cost for _, cost in flops_of(config)]
+
+    adapter, trained = costs("--image-side.self-distillation", "0")
+    assert 0 < adapter < 0.15 * trained, "the first stage reads no image"
+    same, kept = costs("--image-side.self-distillation", "1", "--optim.ema-samples", "1000")
+    assert same == adapter
+    assert 1.2 < kept / trained < 1 / 3 + 1, "one more forward pass of the image tower"
+
+
+def test_one_function_counts_for_recipes_and_comparisons(coloured_index: Path) -> None:
+    words = ["flip-50-scaled", "--data.train", str(coloured_index)]
+    config = parse(words, lambda name: find_recipe(name).build(), "").config
+    recipes, own = recipe_cost(config), flops_of(config)
+    assert recipes.pairs == sum(pairs for pairs, _ in own)
+    assert recipes.flops == pytest.approx(sum(pairs * each for pairs, each in own), rel=0.1)
 
 
 def test_the_baselines_runs_serve_both_forms(plan: Plan) -> None:

@@ -11,8 +11,9 @@ from tools.comparison.markdown import markdown
 from tools.comparison.page import write_page
 from tools.comparison.plan import Plan
 from tools.comparison.reading import reading
-from tools.comparison.results import Table, as_json, tables_of
+from tools.comparison.results import Cell, Table, as_json, tables_of
 from tools.comparison.runs import FinishedRun, read_run
+from tools.comparison.statistics import Spread
 
 GAIN = {"clip": 0.0, "flip-50": -0.05, "cluster-rgb-03": 0.01}
 NOISE = {0: 0.00, 1: 0.06, 2: 0.03}
@@ -72,6 +73,56 @@ def test_what_is_said_follows_from_the_intervals(
     assert "and 0.60" in said[2]
     assert said[-1].startswith("2 of 8 comparisons lie beyond the spread of 3 seeds; ")
     assert "0.4 of 8 would by chance alone" in said[-1]
+
+
+def guessing(
+    plan: Plan, finish_run: Callable[..., None], top1: float, recall: float
+) -> list[Table]:
+    """The tables of variants that score as given, a little apart from seed to seed."""
+    found = {}
+    for run in plan.runs:
+        apart = 0.002 * (run.seed - 1)
+        finish_run(run, top1=top1 + apart, recall=recall + apart)
+        found[run.folder] = read_run(run)
+    return tables_of(plan, found)
+
+
+@pytest.mark.parametrize("top1", [0.1, 0.08, 0.103])
+def test_no_cost_of_a_point_is_told_at_chance(
+    top1: float, plan: Plan, finish_run: Callable[..., None]
+) -> None:
+    tables = guessing(plan, finish_run, top1, 0.16 / 3)
+    assert reading(tables)[0].startswith("No variant is above chance")
+    cell = tables[0].rows[0].cells["top-1"]
+    assert cell.flops_a_point(1e12) is None
+    plain = as_json(tables)[0]["variants"]["clip"]["scores"]["top-1"]
+    assert (plain["above_chance"], plain["flops_a_point_above_chance"]) == (False, None)
+    text = markdown(tables, reading(tables), ["python tools/compare.py"])
+    assert text.splitlines()[2].startswith("- No variant is above chance")
+
+
+def test_a_score_at_chance_beside_another_is_named(
+    plan: Plan, finish_run: Callable[..., None]
+) -> None:
+    said = reading(guessing(plan, finish_run, 0.5, 0.16 / 3))
+    assert said[0] == "At equal samples, mean recall: no variant is above chance (5.33%)."
+    assert "At equal compute, mean recall" in said[1]
+
+
+def test_few_questions_do_not_lift_a_score_above_chance() -> None:
+    def above(num_queries: int, *values: float) -> bool:
+        return Cell(
+            spread=Spread(values=values),
+            difference=None,
+            chance=0.1,
+            n=num_queries,
+            is_main=True,
+        ).is_above_chance
+
+    assert not above(100, 0.15)  # 1.7 standard errors of guessing
+    assert above(1000, 0.15)
+    assert above(0, 0.15), "a record from before the number was kept"
+    assert not above(1000, 0.15, 0.2, 0.11), "the seeds lie too far apart"
 
 
 def test_missing_runs_leave_the_rest_comparable(

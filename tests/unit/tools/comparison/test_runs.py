@@ -13,7 +13,7 @@ import pytest
 from tools.comparison import runs as module
 from tools.comparison.plan import Plan, PlannedRun, flops_of
 from tools.comparison.runs import is_finished, make_runs, read_run
-from tools.comparison.scores import scores_of
+from tools.comparison.scores import figures_of
 
 FAKE_TRAIN = """
 import pathlib, sys
@@ -138,14 +138,14 @@ def test_scores_on_the_way_make_curves(
 def test_probes_are_scores_too() -> None:
     probe = {"dataset": "a", "acc1": 0.5, "chance": 0.1}
     sugar = {"dataset": "b", "macro": 0.7, "chance": 0.5}
-    found = scores_of(
+    found = figures_of(
         {"zero_shot": [], "retrieval": [], "linear_probe": [probe], "sugarcrepe": [sugar]}
     )
     assert {name: score.value for name, score in found.items()} == {
         "linear probe": 0.5,
         "SugarCrepe": 0.7,
     }
-    two = scores_of(
+    two = figures_of(
         {"zero_shot": [], "retrieval": [], "linear_probe": [probe, {**probe, "dataset": "c"}]}
     )
     assert list(two) == ["linear probe, a", "linear probe, c"]

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.masking import MaskConfig
 from recipes import find_recipe
-from tools.comparison.variants import find_variant, read_variants
+from tools.comparison.variants import choose_variants, find_variant, read_variants
 from training.command_line import parse
 from training.config import TrainConfig, to_json
 from training.config_differences import differences
@@ -65,3 +65,20 @@ def test_a_file_that_says_something_else_is_refused(text: str, tmp_path: Path) -
     file.write_text(text, "utf-8")
     with pytest.raises(ValueError, match=r"more\.toml"):
         read_variants(file, "demo")
+
+
+def test_variants_of_a_file_can_be_named_and_be_the_baseline(tmp_path: Path) -> None:
+    file = tmp_path / "more.toml"
+    file.write_text('[twice]\nlike = "flip-50"\n[thrice]\nlike = "flip-75"\n', "utf-8")
+
+    def names(*chosen: str) -> list[str]:
+        return [variant.name for variant in choose_variants(chosen, file, "demo")]
+
+    assert names("twice", "clip") == ["twice", "clip", "thrice"]
+    assert names("clip", "thrice", "twice") == ["clip", "thrice", "twice"]
+    assert names() == ["twice", "thrice"]
+    with pytest.raises(ValueError, match="there is no recipe 'fourfold'"):
+        names("fourfold")
+    file.write_text('[clip]\nlike = "flip-50"\n', "utf-8")
+    with pytest.raises(ValueError, match=r"\[clip\] is the name of a variant already"):
+        names("clip")
