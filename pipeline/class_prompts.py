@@ -107,7 +107,7 @@ def imagenet_templates() -> list[str]:
 
 def _names(text: str, where: str) -> list[str]:
     """Class names, one a line; an empty line between others would shift those after it."""
-    found = text.rstrip().splitlines()
+    found = _lines(text.rstrip())
     for number, line in enumerate(found, 1):
         if not line.strip():
             raise ValueError(f"{where}: line {number} is empty, and line k names class k")
@@ -117,12 +117,17 @@ def _names(text: str, where: str) -> list[str]:
 def _templates(text: str, where: str) -> list[str]:
     found = [
         as_template(line, f"{where}, line {number}")
-        for number, line in enumerate(text.splitlines(), 1)
+        for number, line in enumerate(_lines(text), 1)
         if line.strip()
     ]
     if not found:
         raise ValueError(f"{where} holds no template: write one a line, such as a photo of a {{c}}")
     return found
+
+
+def _lines(text: str) -> list[str]:
+    """Lines of a file; unlike `str.splitlines`, odd separators within a name end none."""
+    return text.replace("\r\n", "\n").split("\n")
 
 
 def _known_names(folders: Sequence[str]) -> list[str]:

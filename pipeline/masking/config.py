@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.masking.blind import BlockMask, GridMask, NoMask, RandomMask
-from pipeline.masking.cluster import ClusterMask, ClusterMode
-from pipeline.masking.edge_aware import EdgeAwareMask
-from pipeline.masking.kmeans import KMeansMask
-from pipeline.masking.strategy import MaskStrategy
+if TYPE_CHECKING:
+    from pipeline.masking.strategy import MaskStrategy
+
+ClusterMode = Literal["budget", "threshold", "topk", "fill"]
+"""What decides how much is dropped, as `ClusterMask` explains."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +69,11 @@ class MaskConfig:
         Raises:
             ValueError: a value is out of its range or unknown, or belongs to another kind.
         """
+        from pipeline.masking.blind import BlockMask, GridMask, NoMask, RandomMask
+        from pipeline.masking.cluster import ClusterMask
+        from pipeline.masking.edge_aware import EdgeAwareMask
+        from pipeline.masking.kmeans import KMeansMask
+
         self._check_kind()
         builders: dict[str, Callable[[], MaskStrategy]] = {
             "none": NoMask,

@@ -21,53 +21,51 @@ Once the tables are open, no expression can read a file or reach the network.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from posixpath import basename
 from typing import Any
 
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.index import Index
+from pipeline.selection.columns import sample_columns
+from pipeline.selection.sql_columns import (
+    DERIVED,
+    DOMAIN,
+    WHOLE_NUMBERS,
+    id_text,
+    identifier,
+    kind_of,
+    quoted,
+    stored,
+    without_empties,
+)
+from pipeline.selection.sql_syntax import columns_of, first_line
 from pipeline.tables.parquet import open_parquet
 
 CHUNK_ROWS = 1 << 17
 """Rows that are handed to DuckDB together; bounds the memory, decides nothing."""
 _MEMORY = "600MB"
-_HOST = r"^(?:[A-Za-z][A-Za-z0-9+.\-]*:)?//(?:[^/@?#]*@)?(\[[^\]]*\]|[^/:?#]+)"
 _MACROS = """
 CREATE MACRO matches(value, pattern) AS regexp_matches(value, pattern);
 CREATE MACRO startswith(value, start) AS starts_with(value, start);
 CREATE MACRO endswith(value, ending) AS suffix(value, ending);
 CREATE MACRO missing(value) AS value IS NULL;
 """
-_DERIVED = {
-    "shortest": "least(width, height)",
-    "longest": "greatest(width, height)",
-    "pixels": "width::BIGINT * height",
-    "aspect": "greatest(width, height) / least(width, height)",
-}
-_DOMAIN = (
-    f"nullif(regexp_replace(lower(regexp_extract(url, '{_HOST}', 1)), '^www\\.|\\.$', '', 'g'), '')"
-)
 _READERS = {
     ".parquet": "read_parquet",
     ".json": "read_json",
     ".jsonl": "read_json",
     ".ndjson": "read_json",
 }
-_WHOLE_NUMBERS = re.compile(r"U?(?:TINY|SMALL|BIG|HUGE)?INT(?:EGER)?")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,10 +95,10 @@ class SampleTable:
             ValueError: the index has no such caption source.
         """
         self.index = index
-        self._streamed = _stream_columns(index, caption_source)
-        self._derived = {name: sql for name, sql in _DERIVED.items() if name not in self._streamed}
+        self._streamed = sample_columns(index, caption_source)
+        self._derived = {name: sql for name, sql in DERIVED.items() if name not in self._streamed}
         if "url" in self._streamed and "domain" not in self._streamed:
-            self._derived["domain"] = _DOMAIN
+            self._derived["domain"] = DOMAIN
         self._joined: dict[str, str] = {}
         self._join_on, self._join_path = "", Path()
         self._list_length, self._list_example = 0, ""
@@ -140,19 +138,19 @@ class SampleTable:
             )
             found = self._database.execute("DESCRIBE file").fetchall()
         except duckdb.Error as error:
-            raise ValueError(f"{path} cannot be read as a table ({_first_line(error)})") from None
+            raise ValueError(f"{path} cannot be read as a table ({first_line(error)})") from None
         kinds = {name: kind for name, kind, *_ in found}
         if on not in kinds:
             raise ValueError(f"{path} has no column {on!r}; it has: {', '.join(kinds)}")
         self._join_on, self._join_path = on, path
-        self._joined["joined_on"] = _id_text(path, on, kinds[on])
+        self._joined["joined_on"] = id_text(path, on, kinds[on])
         for name, kind in kinds.items():
-            plain = _identifier(name)
+            plain = identifier(name)
             plain = f"joined_{plain}" if plain in self.kinds else plain
-            if name != on and _kind(kind) and plain not in self._joined:
-                self._joined[plain] = _without_empties(quoted(name), kind)
-                self.kinds[plain] = _kind(kind)
-                if _WHOLE_NUMBERS.fullmatch(kind):
+            if name != on and kind_of(kind) and plain not in self._joined:
+                self._joined[plain] = without_empties(quoted(name), kind)
+                self.kinds[plain] = kind_of(kind)
+                if WHOLE_NUMBERS.fullmatch(kind):
                     self._whole.add(plain)
 
     def load_joined(self, mentioning: Iterable[str]) -> JoinCounts:
@@ -176,7 +174,7 @@ class SampleTable:
                 f"(SELECT {self._joined['joined_on']} AS joined_on FROM file)"
             )
         except duckdb.Error as error:
-            raise ValueError(f"{self._join_path} cannot be read ({_first_line(error)})") from None
+            raise ValueError(f"{self._join_path} cannot be read ({first_line(error)})") from None
         everything = np.arange(self.index.num_samples)
         matched = len(self._rows("WHERE joined_on IS NOT NULL", everything, "joined_on"))
         if not matched:
@@ -221,10 +219,7 @@ class SampleTable:
         Raises:
             ValueError: it is no condition on one row; the message shows where.
         """
-        if not expression.strip():
-            raise ValueError("the expression is empty; write one such as 'shortest >= 200'")
-        tree = self._parsed(expression)
-        named = [words[-1] for words in _values_of(tree, "column_names")]
+        named = columns_of(expression)
         try:
             self._database.register("stream", self._empty())
             select = self._select([f"({expression}\n) AS found"], self._mentioned(expression))
@@ -235,7 +230,7 @@ class SampleTable:
             raise ValueError(self._explained(expression, error)) from None
         if kind != "BOOLEAN":
             raise ValueError(f"{expression!r} is no condition: it gives {kind}; compare it")
-        return [name for name in dict.fromkeys(named) if name in self.kinds]
+        return [name for name in named if name in self.kinds]
 
     def truths(self, expressions: Sequence[str], ids: NDArray[np.int64]) -> NDArray[np.uint8]:
         """What each expression says of each sample.
@@ -258,7 +253,7 @@ class SampleTable:
         try:
             found = self._ask(["row", *flags], ids, names).fetchnumpy()
         except duckdb.Error as error:
-            raise ValueError(f"a condition cannot be computed: {_first_line(error)}") from None
+            raise ValueError(f"a condition cannot be computed: {first_line(error)}") from None
         order = np.argsort(found["row"], kind="stable")
         return np.stack([np.asarray(found[f"c{n}"])[order] for n in range(len(expressions))])
 
@@ -328,9 +323,9 @@ class SampleTable:
         if self._joins(names):
             join = f"LEFT JOIN joined ON joined_on = CAST({quoted(self._join_on)} AS VARCHAR)"
         fields = self._schema(self._base_names(names))
-        stored = ", ".join(["row", *(f"{_stored(each)} AS {quoted(each.name)}" for each in fields)])
+        base = ", ".join(["row", *(f"{stored(each)} AS {quoted(each.name)}" for each in fields)])
         return (
-            f"WITH base AS (SELECT {stored} FROM stream), "  # noqa: S608
+            f"WITH base AS (SELECT {base} FROM stream), "  # noqa: S608
             f"own AS (SELECT {', '.join(['*', *derived])} FROM base), "
             f"samples AS (SELECT * FROM own {join}) "
             f"SELECT {', '.join(columns)} FROM samples"
@@ -360,9 +355,9 @@ class SampleTable:
         self._database.register("stream", self._empty())
         found = self._database.execute(f"DESCRIBE {self._select(['*'], names)}").fetchall()
         kinds = {name: kind for name, kind, *_ in found if name != "row"}
-        self._whole = {name for name, kind in kinds.items() if _WHOLE_NUMBERS.fullmatch(kind)}
+        self._whole = {name for name, kind in kinds.items() if WHOLE_NUMBERS.fullmatch(kind)}
         return {
-            name: "hash" if self._is_hash(name) else _kind(kind) for name, kind in kinds.items()
+            name: "hash" if self._is_hash(name) else kind_of(kind) for name, kind in kinds.items()
         }
 
     def _schema(self, names: Sequence[str]) -> pa.Schema:
@@ -384,19 +379,6 @@ class SampleTable:
     def _empty(self) -> pa.RecordBatchReader:
         return self._stream(list(self._streamed), np.empty(0, dtype=np.int64))
 
-    def _parsed(self, expression: str) -> Any:
-        """The syntax tree of an expression, which must be one expression without subqueries."""
-        statement = f"SELECT 1 FROM samples WHERE ({expression}\n)"  # noqa: S608
-        tree = json.loads(self._one("SELECT json_serialize_sql(?::VARCHAR)", [statement])[0])
-        if tree.get("error"):
-            at = int(tree.get("position", 0)) - statement.index(expression)
-            raise ValueError(_pointed(expression, tree.get("error_message", "it is no SQL"), at))
-        statements = tree["statements"]
-        where = statements[0]["node"].get("where_clause")
-        if len(statements) != 1 or "SUBQUERY" in _values_of(where, "class"):
-            raise ValueError(f"{expression!r}: only one expression without a subquery is taken")
-        return where
-
     def _explained(self, expression: str, error: duckdb.Error) -> str:
         """DuckDB's message in one paragraph, with the columns that there are."""
         message = str(error).split("\n\nLINE", 1)[0].strip()
@@ -414,149 +396,3 @@ def open_samples(index: Index, caption_source: str = "caption") -> Iterator[Samp
             yield table
         finally:
             table.close()
-
-
-Column = Callable[[NDArray[np.int64]], pa.Array]
-
-
-def _stream_columns(index: Index, caption_source: str) -> dict[str, Column]:
-    """What reads each column for some samples."""
-    names = pa.array([basename(record.location) for record in index.shards], pa.large_string())
-    columns: dict[str, Column] = {
-        "key": lambda ids: index.table.column("key").take(pa.array(ids)),
-        "shard": lambda ids: names.take(pa.array(index.shard[ids])),
-        "label": lambda ids: pa.array(index.label[ids], mask=index.label[ids] < 0),
-        "size": lambda ids: pa.array(index.size[ids]),
-        "width": lambda ids: pa.array(index.width[ids]),
-        "height": lambda ids: pa.array(index.height[ids]),
-        **_text_columns(index, caption_source),
-    }
-    if any(index.source_names):
-        sources = pa.array(index.source_names, pa.large_string())
-        columns["source"] = lambda ids: sources.take(pa.array(index.sources_of(ids)))
-        columns["source_key"] = lambda ids: pa.array(index.keys(ids), pa.large_string())
-    for name in index.column_names:
-        columns[name] = partial(_taken, index.column(name))
-    return columns
-
-
-def _taken(array: pa.Array, ids: NDArray[np.int64]) -> pa.Array:
-    return array.take(pa.array(ids))
-
-
-def _text_columns(index: Index, caption_source: str) -> dict[str, Column]:
-    """Columns about the texts of each sample; null where it has none."""
-    table = index.captions(caption_source)
-
-    def first_text(ids: NDArray[np.int64]) -> pa.Array:
-        rows, offsets = table.rows(ids)
-        there = np.diff(offsets) > 0
-        places = np.zeros(len(ids), dtype=np.int64)
-        places[there] = rows[offsets[:-1][there]]
-        return table.text.take(pa.array(places, mask=~there))
-
-    def over_texts(measure: Callable[[NDArray[np.int64]], NDArray], combine: np.ufunc) -> Column:
-        def read(ids: NDArray[np.int64]) -> pa.Array:
-            rows, offsets = table.rows(ids)
-            there = np.diff(offsets) > 0
-            result = np.zeros(len(ids), dtype=np.int64)
-            if there.any():
-                result[there] = combine.reduceat(measure(rows), offsets[:-1][there])
-            return pa.array(result, mask=~there)
-
-        return read
-
-    def characters(rows: NDArray[np.int64]) -> NDArray:
-        lengths = pc.call_function("utf8_length", [table.text.take(pa.array(rows))])
-        return lengths.to_numpy(zero_copy_only=False)
-
-    def tokens(rows: NDArray[np.int64]) -> NDArray:
-        return table.token_offsets[rows + 1] - table.token_offsets[rows]
-
-    return {
-        "num_captions": lambda ids: pa.array(np.diff(table.rows(ids)[1])),
-        "text": first_text,
-        "min_caption_length": over_texts(characters, np.minimum),
-        "max_caption_length": over_texts(characters, np.maximum),
-        "min_num_tokens": over_texts(tokens, np.minimum),
-        "max_num_tokens": over_texts(tokens, np.maximum),
-    }
-
-
-def _stored(field: pa.Field) -> str:
-    """A streamed column as SQL sees it."""
-    name = quoted(field.name)
-    if pa.types.is_fixed_size_binary(field.type):
-        return f"lower(hex({name}))"
-    if pa.types.is_floating(field.type):
-        return f"CASE WHEN isnan({name}) THEN NULL ELSE {name} END"
-    if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
-        return f"nullif({name}, '')"
-    return name
-
-
-def _without_empties(sql: str, kind: str) -> str:
-    """A column of a joined table with NULL for what counts as missing."""
-    if kind == "VARCHAR":
-        return f"nullif({sql}, '')"
-    if kind in ("FLOAT", "DOUBLE"):
-        return f"CASE WHEN isnan({sql}) THEN NULL ELSE {sql} END"
-    return f"lower(hex({sql}))" if kind == "BLOB" else sql
-
-
-def _id_text(path: Path, column: str, kind: str) -> str:
-    """A column of ids of a joined table as text."""
-    name = quoted(column)
-    if kind == "BLOB":
-        # Texts that were kept as bytes are texts; other bytes are hashes.
-        return f"coalesce(try(nullif(decode({name}), '')), lower(hex({name})))"
-    if kind == "VARCHAR" or _WHOLE_NUMBERS.fullmatch(kind):
-        return f"nullif(CAST({name} AS VARCHAR), '')"
-    hint = ", as pandas writes ids where one is missing: write the column as text"
-    raise ValueError(
-        f"{path}: the column {column!r} holds {kind}, not ids"
-        + (hint if kind in ("FLOAT", "DOUBLE") else "")
-    )
-
-
-def _kind(sql_type: str) -> str:
-    """Number, text, hash or condition; empty for what no condition can use."""
-    if sql_type in ("FLOAT", "DOUBLE") or _WHOLE_NUMBERS.fullmatch(sql_type):
-        return "number"
-    if sql_type.startswith("DECIMAL"):
-        return "number"
-    return {"VARCHAR": "text", "BOOLEAN": "condition", "BLOB": "hash", "DATE": "text"}.get(
-        sql_type, "text" if sql_type.startswith("TIMESTAMP") else ""
-    )
-
-
-def _values_of(tree: Any, key: str) -> list[Any]:
-    """Everything that stands under a key in a tree of dicts and lists, in order."""
-    if isinstance(tree, list):
-        return [found for each in tree for found in _values_of(each, key)]
-    if not isinstance(tree, dict):
-        return []
-    own = [tree[key]] if key in tree else []
-    return own + [found for value in tree.values() for found in _values_of(value, key)]
-
-
-def _pointed(expression: str, message: str, at: int) -> str:
-    """A message with a mark under the character that it is about."""
-    at = min(max(at, 0), len(expression))
-    line = " ".join(expression.split("\n"))
-    return f"{message} (at character {at + 1}):\n  {line}\n  {' ' * at}^"
-
-
-def _identifier(name: str) -> str:
-    """A name that needs no quotes in SQL."""
-    plain = "".join(letter if letter.isalnum() else "_" for letter in name)
-    return plain if plain.isidentifier() else f"_{plain}"
-
-
-def quoted(name: str) -> str:
-    """A name as SQL takes it, whatever is in it."""
-    return '"' + name.replace('"', '""') + '"'
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0]

@@ -20,8 +20,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.tables.arrow_cells import BadCell, cells_of, is_binary, is_text
 from pipeline.tables.cells import MAX_TEXT_CHARACTERS
-from pipeline.tables.table import BadRow, Problem, Row, check_columns
+from pipeline.tables.table import BadRow, Row, check_columns
 
 _ROWS_AT_ONCE = 1024
 _BYTES_AT_ONCE = 64 * 1024**2
@@ -107,10 +108,10 @@ class ArrowTable:
             row = row if path == last else 0
             last = path
             suffix = f" of {path.name}" if len(self.files) > 1 else ""
-            cells = [_cells(batch.column(name)) for name in columns]
+            cells = [cells_of(batch.column(name)) for name in columns]
             for values in zip(*cells, strict=True):
                 where = f"row {row}{suffix}"
-                bad = next((each for each in values if isinstance(each, _BadCell)), None)
+                bad = next((each for each in values if isinstance(each, BadCell)), None)
                 if bad:
                     yield BadRow(where, bad.problem, bad.detail)
                 else:
@@ -121,10 +122,10 @@ class ArrowTable:
     def holds_bytes(self, column: str) -> bool:
         """See `ImageTable`."""
         kind = self.schema.field(column).type
-        if _is_text(kind) or (pa.types.is_dictionary(kind) and _is_text(kind.value_type)):
+        if is_text(kind) or (pa.types.is_dictionary(kind) and is_text(kind.value_type)):
             return False
         names = {field.name for field in kind} if pa.types.is_struct(kind) else set()
-        if "bytes" in names or _is_binary(kind):
+        if "bytes" in names or is_binary(kind):
             return True
         raise ValueError(
             f"the column {column!r} holds {kind}, neither paths nor the bytes of image files; "
@@ -135,8 +136,8 @@ class ArrowTable:
         """See `ImageTable`. A struct of bytes and path is a dict, a damaged cell is None."""
         check_columns(self.names, [column], self._place)
         for _, batch in self.batches([column]):
-            yield from (None if isinstance(cell, _BadCell) else cell
-                        for cell in _cells(batch.column(0), limit=None))  # fmt: skip
+            yield from (None if isinstance(cell, BadCell) else cell
+                        for cell in cells_of(batch.column(0), limit=None))  # fmt: skip
 
     def class_names(self, column: str) -> list[str] | None:
         """See `ImageTable`."""
@@ -216,8 +217,8 @@ class SavedDataset(ArrowTable):
 
     def cell(self, row: int, column: str) -> object:
         """One cell, whatever its place; a damaged one is None."""
-        found = _cells(self._mapped.column(column).slice(row, 1).combine_chunks(), limit=None)[0]
-        return None if isinstance(found, _BadCell) else found
+        found = cells_of(self._mapped.column(column).slice(row, 1).combine_chunks(), limit=None)[0]
+        return None if isinstance(found, BadCell) else found
 
     @cached_property
     def _mapped(self) -> pa.Table:
@@ -293,7 +294,7 @@ def id_batches(path: Path, column: str) -> Iterator[pa.Array]:
     """
     for batch in parquet_batches(path, [column]):
         ids = plain_values(batch.column(0), f"{path}, column {column!r}")
-        if _is_binary(ids.type):
+        if is_binary(ids.type):
             try:
                 ids = ids.cast(pa.large_string())
             except pa.ArrowInvalid:
@@ -353,80 +354,6 @@ def _check_claims(path: Path, metadata: Any, wanted: set[str]) -> None:
             f"{path} claims more values than a file of {path.stat().st_size:,} bytes can mean; "
             "such a file is not read"
         )
-
-
-class _BadCell:
-    """A cell that cannot be used."""
-
-    def __init__(self, problem: Problem, detail: str) -> None:
-        self.problem = problem
-        self.detail = detail
-
-
-def _cells(column: pa.Array, limit: int | None = MAX_TEXT_CHARACTERS) -> list[Any]:
-    """The cells of a column as Python has them; equal texts are one object."""
-    kind = column.type
-    if pa.types.is_dictionary(kind):
-        values = _cells(column.dictionary, limit)
-        return [None if place is None else values[place] for place in column.indices.to_pylist()]
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return _list_cells(column, limit)
-    if pa.types.is_struct(kind):
-        fields = {
-            field.name: _cells(column.field(place), limit) for place, field in enumerate(kind)
-        }
-        valid = column.is_valid().to_pylist()
-        return [
-            _struct_cell({name: cells[row] for name, cells in fields.items()})
-            if valid[row]
-            else None
-            for row in range(len(column))
-        ]
-    if _is_text(kind):
-        return _text_cells(column, limit)
-    if pa.types.is_temporal(kind):
-        column = column.cast(pa.string())  # Python's dates end with the year 9999
-    return column.to_pylist()
-
-
-def _struct_cell(fields: dict[str, Any]) -> Any:
-    return next((value for value in fields.values() if isinstance(value, _BadCell)), fields)
-
-
-def _list_cells(column: Any, limit: int | None) -> list[Any]:
-    offsets, valid = column.offsets.to_pylist(), column.is_valid().to_pylist()
-    values = _cells(column.values, limit)
-    found: list[Any] = []
-    for row, is_valid in enumerate(valid):
-        part = values[offsets[row] : offsets[row + 1]] if is_valid else None
-        bad = next((each for each in part or () if isinstance(each, _BadCell)), None)
-        found.append(bad or part)
-    return found
-
-
-def _text_cells(column: pa.Array, limit: int | None) -> list[Any]:
-    raw = column.cast(pa.large_binary() if pa.types.is_large_string(column.type) else pa.binary())
-    return [_text_cell(each, limit) for each in raw.to_pylist()]
-
-
-def _text_cell(raw: bytes | None, limit: int | None) -> Any:
-    if raw is None:
-        return None
-    if limit is not None and len(raw) > 4 * limit:
-        return _BadCell(Problem.TOO_LONG, f"{len(raw):,} bytes exceed the limit of {4 * limit:,}")
-    try:
-        return raw.decode()
-    except UnicodeDecodeError as error:
-        detail = f"a text is not UTF-8: {error.reason} at byte {error.start}"
-        return _BadCell(Problem.ENCODING, detail)
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
 def _data_files(folder: Path, split: str | None) -> tuple[Path, ...]:

@@ -123,6 +123,25 @@ def test_a_run_folder_stands_for_its_newest_checkpoint(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.parametrize("kind", ["hugging-face", "open_clip"])
+def test_folders_with_bin_files_are_exported(kind: str, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    checkpoint, _ = checkpoint_of(clip_config("tessera-demo"), tmp_path / "step_000000010")
+    theirs = tmp_path / "theirs"
+    words: dict[str, Any] = {"checkpoint": checkpoint, "format": kind, "out": theirs}
+    tool.export(tool.Arguments(**words))
+    (weights,) = theirs.glob("*.safetensors")
+    name = "pytorch_model.bin" if kind == "hugging-face" else "open_clip_pytorch_model.bin"
+    torch.save(load_file(weights), theirs / name)
+    weights.unlink()
+
+    out = tmp_path / "back"
+    tool.export(tool.Arguments(checkpoint=theirs, format="open_clip", out=out))
+
+    ours, again = (load_file(f / "open_clip_model.safetensors") for f in (checkpoint, out))
+    assert all(torch.allclose(again[name], value) for name, value in ours.items())
+
+
 def test_other_pixels_in_open_clip_are_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -145,7 +145,9 @@ def _captions(references: tuple[str, ...], batch_size: int, context_length: int)
 def _check(variants: Sequence[Variant], seeds: Sequence[int]) -> None:
     names = [variant.name for variant in variants]
     if len(set(names)) < len(names) or len(set(seeds)) < len(seeds):
-        raise ValueError(f"variants and seeds must differ: {names}, {list(seeds)}")
+        raise ValueError(
+            f"variants and seeds must differ: {', '.join(names)}; {', '.join(map(str, seeds))}"
+        )
     if len(names) < 2 or not seeds:
         raise ValueError("a comparison needs at least two variants and a seed")
     unfit = [name for name in names if not _NAME.fullmatch(name)]

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from evaluation.retrieval import score_retrieval
+from evaluation.scores import RETRIEVAL, of_task
 from model.text_encoders import TextEncoder
 from tools.llm_finetuning.pairs import TextPool
 
@@ -53,9 +54,10 @@ def probe(
         _unit_vectors(encoder, pool.texts([p[side] for p in places]), progress) for side in (0, 1)
     ]
     scores = score_retrieval(sides[0], sides[1], np.arange(len(samples)), "probe")
+    (rows,) = of_task(scores, RETRIEVAL)
     return ProbeScores(
-        first_to_second=scores.image_to_text[1],
-        second_to_first=scores.text_to_image[1],
+        first_to_second=rows.recalls("image_to_text")[1].value,
+        second_to_first=rows.recalls("text_to_image")[1].value,
         num_images=len(samples),
     )
 

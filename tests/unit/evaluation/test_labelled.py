@@ -101,6 +101,13 @@ def test_an_empty_line_shifts_no_names(tmp_path: Path) -> None:
         read_prompts(tmp_path)
 
 
+def test_odd_separators_within_a_name_end_no_line(tmp_path: Path) -> None:
+    (tmp_path / "classnames.txt").write_bytes("cat\u2028like\r\ndog\x85\r\n".encode())
+    (tmp_path / "zeroshot_classification_templates.txt").write_text("a {c}\n", encoding="utf-8")
+    assert read_prompts(tmp_path).class_names[0] == "cat\u2028like"
+    assert len(read_prompts(tmp_path).class_names) == 2
+
+
 def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="neither an index nor a folder of class folders"):
