@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline.printable import print_all
+from pipeline.printable import message_of, print_all
 from recipes import find_recipe, list_recipes
 from training.command_line import Command, parse, unchanged
 
@@ -82,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"\nstopped by {stop}; the same command goes on from here", file=sys.stderr)
         return stop.exit_status
     except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {message_of(error)}", file=sys.stderr)
         return 2
     except (CheckpointError, NonFiniteLossError, RankError, *_MISHAPS) as error:
         logger.debug("where it failed", exc_info=True)

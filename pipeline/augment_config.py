@@ -23,7 +23,8 @@ class AugmentConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a probability, 0 to 1, got {getattr(self, name)}")
         if min(self.jitter) < 0 or self.jitter[3] > 0.5:
-            raise ValueError(f"jitter must not be negative, nor hue above 0.5, got {self.jitter}")
+            got = ", ".join(map(str, self.jitter))
+            raise ValueError(f"jitter must not be negative, nor hue above 0.5, got {got}")
 
     @property
     def active(self) -> bool:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterable
+
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 def printable(text: str) -> str:
@@ -32,3 +35,10 @@ def print_all(lines: Iterable[str]) -> None:
     except BrokenPipeError:
         # The interpreter flushes once more when it ends, into nothing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def message_of(error: BaseException) -> str:
+    """What an exception says, without memory addresses and tuples."""
+    many = len(error.args) > 1 and not isinstance(error, OSError)
+    text = ", ".join(map(str, error.args)) if many else str(error)
+    return _ADDRESS.sub("", text) or type(error).__name__

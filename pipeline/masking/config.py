@@ -111,7 +111,7 @@ class MaskConfig:
         if not all(0 <= share <= 1 for share in shares) or self.embedding_every < 1:
             raise ValueError(
                 f"embedding_first and embedding_last lie between 0 and 1 and embedding_every is at "
-                f"least 1, got {shares} and {self.embedding_every}"
+                f"least 1, got {shares[0]}, {shares[1]} and {self.embedding_every}"
             )
         for name, kinds in owners.items():
             default = type(self).__dataclass_fields__[name].default
