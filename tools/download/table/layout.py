@@ -267,7 +267,7 @@ def _json_rows(path: Path, lines: list[str]) -> tuple[tuple[str, ...], list[list
     return columns, [[_shown(item.get(key)) for key in columns] for item in objects]
 
 
-def is_text(kind: pa.DataType) -> bool:
+def _is_text(kind: pa.DataType) -> bool:
     """Whether a column of this type holds text."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     checks = ("string", "large_string", "string_view", "binary", "large_binary", "null")
@@ -281,7 +281,7 @@ def _parquet_rows(path: Path) -> tuple[tuple[str, ...], list[list[str]]]:
             check_parquet(path, file)
             schema = file.schema_arrow
             twice = {name for name, count in Counter(schema.names).items() if count > 1}
-            names = [f.name for f in schema if is_text(f.type) and f.name not in twice]
+            names = [f.name for f in schema if _is_text(f.type) and f.name not in twice]
             if len(names) < 2:
                 raise ValueError(f"{path} has no two columns of text, for a url and a caption")
             file = pq.ParquetFile(path, read_dictionary=names)
