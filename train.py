@@ -15,39 +15,50 @@ finished, 1 failed, 2 wrong use or missing data, 130 and 143 stopped by Ctrl-C a
 
 from __future__ import annotations
 
+from training.interrupt import Interrupted, StopRequests, end_at_ctrl_c
+
+if __name__ == "__main__":
+    end_at_ctrl_c()  # the imports below take seconds
+
 import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
-try:
-    from tqdm import tqdm
-    from tqdm.contrib.logging import logging_redirect_tqdm
+from pipeline.printable import message_of, print_all
+from recipes import find_recipe, list_recipes
+from training.command_line import Command, parse, unchanged
 
-    from evaluation.records import lines as score_lines
-    from evaluation.suite import Outcome
-    from pipeline import PackedBatch
-    from recipes import find_recipe, list_recipes
-    from training.checkpoint import CheckpointError
-    from training.command_line import Command, parse, unchanged
-    from training.config import TrainConfig
-    from training.distributed import RankError, join_ranks
-    from training.dry_run import DryRun
-    from training.interrupt import Interrupted, StopRequests
-    from training.metrics import NonFiniteLossError, describe
-    from training.opening import open_session
-    from training.report import evaluate_session, report_session
-    from training.run_folder import RunFolder, newest_checkpoint
-    from training.session import Session
-    from training.stages import stages_of
-    from training.terminal import brief, failure, next_commands, set_up_logging
-    from training.timeline import Timeline
-    from training.watch import check_watch
-    from training.watch_steps import DATA, RANKS
-except KeyboardInterrupt:  # they take seconds
-    print("stopped before the start", file=sys.stderr)
-    sys.exit(130)
+if __name__ == "__main__":  # what needs little is answered without waiting for the rest
+    if sys.argv[1:] == ["--list"]:
+        print_all(list_recipes())
+        sys.exit()
+    if "--help" in sys.argv:
+        with suppress(ValueError):  # said by main, with a status
+            parse(sys.argv[1:], lambda name: find_recipe(name).build(), __doc__ or "")
+
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from evaluation.records import lines as score_lines
+from evaluation.suite import Outcome
+from pipeline import PackedBatch
+from training.checkpoint import CheckpointError
+from training.config import TrainConfig
+from training.distributed import RankError, join_ranks
+from training.dry_run import DryRun
+from training.metrics import NonFiniteLossError, describe
+from training.opening import open_session
+from training.report import evaluate_session, report_session
+from training.run_folder import RunFolder, newest_checkpoint
+from training.session import Session
+from training.stages import stages_of
+from training.terminal import brief, failure, next_commands, set_up_logging
+from training.timeline import Timeline
+from training.watch import check_watch
+from training.watch_steps import DATA, RANKS
 
 logger = logging.getLogger("tessera")
 
@@ -71,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"\nstopped by {stop}; the same command goes on from here", file=sys.stderr)
         return stop.exit_status
     except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {message_of(error)}", file=sys.stderr)
         return 2
     except (CheckpointError, NonFiniteLossError, RankError, *_MISHAPS) as error:
         logger.debug("where it failed", exc_info=True)
@@ -81,9 +92,6 @@ def main(argv: Sequence[str]) -> int:
 
 def start(argv: Sequence[str], stops: StopRequests) -> int:
     """Do what the words ask for; returns the exit status."""
-    if list(argv) == ["--list"]:
-        print("\n".join(list_recipes()))
-        return 0
     command = parse(argv, lambda name: find_recipe(name).build(), __doc__ or "")
     if command.dry_run:
         return show(command, argv)

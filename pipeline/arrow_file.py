@@ -60,7 +60,8 @@ def map_batch(
             column = pa.array(np.full(batch.num_rows, value), schema.field(name).type)
             batch = batch.append_column(schema.field(name), column)
     if schema is not None and not batch.schema.equals(schema):
-        raise ValueError(f"{path} has columns {batch.schema.names}, not {schema.names}; {hint}")
+        found, wanted = (", ".join(each.names) for each in (batch.schema, schema))
+        raise ValueError(f"{path} has columns {found}, not {wanted}; {hint}")
     for field, column in zip(batch.schema, batch.columns, strict=True):
         if column.null_count and not field.nullable:
             raise ValueError(f"{path} is damaged (nulls in {field.name}); {hint}")

@@ -8,7 +8,6 @@ Legend: B images, S side in pixels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -16,38 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.augment_config import AugmentConfig
 from pipeline.device_copy import upload
 
 DRAWS_PER_IMAGE = 11
 """Uniform numbers that one image takes: flip, grey, jitter or not, four factors, four for order."""
 _GREY = (0.2989, 0.587, 0.114)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AugmentConfig:
-    """Flips and colour changes; all off unless asked for."""
-
-    flip: float = 0.0
-    """Probability of a mirror image."""
-    jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
-    """Largest change of brightness, contrast and saturation, as factors, and of hue, in turns."""
-    jitter_probability: float = 0.8
-    """Share of the images whose colours are changed, where `jitter` is not zero."""
-    greyscale: float = 0.0
-    """Probability that all colour is taken out."""
-
-    def __post_init__(self) -> None:
-        for name in ("flip", "jitter_probability", "greyscale"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a probability, 0 to 1, got {getattr(self, name)}")
-        if min(self.jitter) < 0 or self.jitter[3] > 0.5:
-            raise ValueError(f"jitter must not be negative, nor hue above 0.5, got {self.jitter}")
-
-    @property
-    def active(self) -> bool:
-        """Whether anything is to be done at all."""
-        jitters = self.jitter_probability > 0 and max(self.jitter) > 0
-        return self.flip > 0 or self.greyscale > 0 or jitters
 
 
 def augment(images: Tensor, uniforms: NDArray[np.float64], config: AugmentConfig) -> Tensor:

@@ -65,9 +65,9 @@ def parse_weights(captions: Sequence[str]) -> tuple[tuple[str, float], ...]:
             raise ValueError(f"captions: {item!r} is not NAME or NAME=WEIGHT") from None
     names = [name for name, _ in pairs]
     if not pairs or len(set(names)) < len(names) or not all(names):
-        raise ValueError(f"captions must name each of its sources once, got {list(captions)}")
+        raise ValueError(f"captions must name each of its sources once, got {' '.join(captions)}")
     if not all(weight > 0 and math.isfinite(weight) for _, weight in pairs):
-        raise ValueError(f"captions: weights are finite numbers above 0, got {list(captions)}")
+        raise ValueError(f"captions: weights are finite numbers above 0, got {' '.join(captions)}")
     return tuple(pairs)
 
 

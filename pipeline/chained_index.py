@@ -88,11 +88,6 @@ class ChainedIndex:
         """Samples of all indexes that cannot be used, counted by reason."""
         return dict(sum((Counter(index.rejections) for index in self.indexes), Counter()))
 
-    @property
-    def knows_plain(self) -> bool:
-        """Whether all indexes noted which images are plain JPEGs."""
-        return all(index.knows_plain for index in self.indexes)
-
     def keys(self, ids: Sequence[int] | NDArray[np.int64]) -> list[str]:
         """Keys of the samples `ids`, each as its own index has it."""
         owners = np.searchsorted(self.first_ids, ids, side="right") - 1

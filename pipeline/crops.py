@@ -26,9 +26,11 @@ class CropConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise ValueError(f"crop scale needs 0 < low <= high <= 1, got {self.scale}")
+            low, high = self.scale
+            raise ValueError(f"crop scale needs 0 < low <= high <= 1, got {low} and {high}")
         if not 0 < self.ratio[0] <= self.ratio[1]:
-            raise ValueError(f"crop ratio needs 0 < low <= high, got {self.ratio}")
+            low, high = self.ratio
+            raise ValueError(f"crop ratio needs 0 < low <= high, got {low} and {high}")
 
 
 def draw_windows(

@@ -106,7 +106,9 @@ class Llm2ClipArchive:
         except (tarfile.TarError, ValueError) as error:
             raise ValueError(f"{path} is damaged: {error}") from error
         if not found:
-            raise ValueError(f"{path} has no field {self._field!r}; it has: {sorted(fields)}")
+            raise ValueError(
+                f"{path} has no field {self._field!r}; it has: {', '.join(sorted(fields))}"
+            )
         return found
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pipeline.assembler import Assembler
-from pipeline.augment import AugmentConfig
+from pipeline.augment_config import AugmentConfig
 from pipeline.batch import PackedBatch
 from pipeline.caption_mix import CaptionMix
 from pipeline.chained_captions import open_captions

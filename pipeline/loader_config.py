@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from math import gcd
 from typing import Literal
 
-from pipeline.augment import AugmentConfig
+from pipeline.augment_config import AugmentConfig
 from pipeline.caption_mix import parse_weights, text_counts
 from pipeline.crops import CropConfig
 from pipeline.decoding import DaliGraph, DecoderKind

@@ -206,7 +206,9 @@ class EmbeddingWriter:
         first, last = self._record.span(part)
         expected = (last - first, self._record.encoder.dim)
         if embeddings.shape != expected:
-            raise ValueError(f"part {part} needs embeddings {expected}, got {embeddings.shape}")
+            raise ValueError(
+                f"part {part} needs embeddings {list(expected)}, got {list(embeddings.shape)}"
+            )
         with np.errstate(over="ignore"):
             stored = embeddings.astype(DTYPE)
         bad = np.flatnonzero(~np.isfinite(stored).all(axis=1))

@@ -21,7 +21,7 @@ Where the baselines' code and Tessera differ, in all recipes that build on them:
 
 from __future__ import annotations
 
-from pipeline.augment import AugmentConfig
+from pipeline.augment_config import AugmentConfig
 from pipeline.crops import CropConfig
 from pipeline.masking import MaskConfig
 from recipes.datasets import CC12M, CC12M_PAIRS, IMAGENET_PASS, LAION

@@ -34,7 +34,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pipeline.augment import AugmentConfig
+from pipeline.augment_config import AugmentConfig
 from pipeline.crops import CropConfig
 from pipeline.masking import MaskConfig
 from pipeline.text_reduction import TextReductionKind

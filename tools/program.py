@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import sys
 import threading
@@ -23,9 +22,9 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 import __main__
+from pipeline.printable import message_of
 
 DONE, FAILED, WRONG_USE = 0, 1, 2
-_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _CONTRACT = """With --json, or where stdout is no terminal, one JSON line comes last. Exit status:
 0 done, 1 failed, 2 wrong use or missing data, 130 or 143 stopped."""
 
@@ -90,13 +89,6 @@ def run(
         return _say(f"failed: {message_of(error)}{f'; {failed}' if failed else ''}", FAILED)
     except KeyboardInterrupt as stop:
         return _say(stopped, getattr(stop, "exit_status", 128 + signal.SIGINT))
-
-
-def message_of(error: BaseException) -> str:
-    """What an exception says, without memory addresses and tuples."""
-    many = len(error.args) > 1 and not isinstance(error, OSError)
-    text = ", ".join(map(str, error.args)) if many else str(error)
-    return _ADDRESS.sub("", text) or type(error).__name__
 
 
 def _without_json(words: Sequence[str]) -> tuple[list[str], bool]:

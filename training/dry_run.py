@@ -23,9 +23,10 @@ from training.distributed import Ranks
 from training.environment import device_words
 from training.estimate import Tokens, compute_type, matrix_rate, memory_bytes, step_flops
 from training.metrics import duration
-from training.opening import architecture_of, initial_weights, loader_config, rank_config
+from training.opening import architecture_of, initial_weights
 from training.overlap import overlap_warnings
 from training.run_folder import RunFolder
+from training.run_loader import loader_config, rank_config
 from training.sides import set_trained, trained_words, with_encoder
 from training.stages import Stage, architecture, stages_of
 from training.watch import check_watch

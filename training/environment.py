@@ -6,8 +6,10 @@ import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 _PACKAGES = ("torch", "nvidia-dali-cuda130", "open_clip_torch", "pyarrow", "numpy", "pillow")
 
@@ -36,12 +38,16 @@ def processes_here() -> int:
 def device_words(device: torch.device) -> str:
     """The device as a person would name it."""
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.get_device_name(device)
     return f"{num_cores()} cores of {_processor()}"
 
 
 def machine(device: torch.device) -> dict[str, object]:
     """Machine and versions, for the record of a benchmark."""
+    import torch
+
     return {
         "device": device_words(device),
         "num_cores": num_cores(),

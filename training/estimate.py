@@ -9,7 +9,8 @@ import torch
 
 from model import Clip
 from model.config import ClipConfig
-from training.config import OptimizerName, TrainConfig
+from training.config import TrainConfig
+from training.optim_config import OptimizerName
 
 _STATES: dict[OptimizerName, int] = {"adamw": 2, "lamb": 2, "lion": 1, "sgd": 1}
 """Tensors of the optimiser for each parameter."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,19 @@ class Interrupted(BaseException):
     def exit_status(self) -> int:
         """What a shell reports for a process ended by this signal: 130 or 143."""
         return 128 + self.signum
+
+
+def end_at_ctrl_c() -> None:
+    """Let Ctrl-C end the program at once, with status 130, while it imports what it needs.
+
+    An exception would be raised inside the libraries that are being imported, and some lose it.
+    """
+    signal.signal(signal.SIGINT, _end)
+
+
+def _end(_signum: int, _frame: FrameType | None) -> NoReturn:
+    os.write(2, b"stopped before the start\n")
+    os._exit(128 + signal.SIGINT)
 
 
 class StopRequests:

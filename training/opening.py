@@ -6,7 +6,6 @@ import logging
 import math
 from dataclasses import replace
 from fractions import Fraction
-from math import gcd
 from pathlib import Path
 
 import torch
@@ -18,10 +17,9 @@ from model.config import ClipConfig
 from model.execution import configure
 from model.losses import ContrastiveLoss, DistillationLoss, build_loss
 from model.losses.ranks import Ranks as LossRanks
-from pipeline import Loader, LoaderConfig, open_loader
+from pipeline import Loader, open_loader
 from pipeline.mixture import Mixture
 from training import checkpoint
-from training.accumulation import equal_chunks
 from training.checkpoint import Checkpoint, CheckpointError, CheckpointWriter
 from training.config import TrainConfig
 from training.decoding import settle_decoding
@@ -34,6 +32,7 @@ from training.overlap import overlap_warnings
 from training.parallel import parallelise, second_model
 from training.precision import TYPES, Precision, choose_precision
 from training.run_folder import RunFolder, newest_checkpoint
+from training.run_loader import rank_config
 from training.sample_ids import SampleIdLog
 from training.session import EMA, LORA, LOSS, MASK, Session, decoder_kind, fingerprints
 from training.sides import set_trained, trained_words, with_encoder
@@ -296,69 +295,6 @@ def _tell_what_is_odd(config: TrainConfig, loader: Loader) -> None:
         )
     for line in loader.captions.describe():
         logger.info("%s", line)
-
-
-def rank_config(
-    config: TrainConfig, architecture: ClipConfig, ranks: Ranks, device: torch.device
-) -> LoaderConfig:
-    """`loader_config` with this rank's share and device."""
-    shared = loader_config(config, architecture)
-    share = replace(shared, rank=ranks.rank, world_size=ranks.world_size)
-    if share.local_batch_size % config.accumulation:
-        raise ValueError(
-            f"accumulation {config.accumulation} does not divide the {share.local_batch_size} "
-            "pairs of a rank"
-        )
-    if config.compile:
-        _check_chunks(share, share.local_batch_size // config.accumulation)
-    return replace(share, model_device=str(device))
-
-
-def _check_chunks(share: LoaderConfig, size: int) -> None:
-    """Compiled blocks are made for one total of patches, or are compiled again at every step.
-
-    Raises:
-        ValueError: chunks of so many pairs do not all have as many visible patches.
-    """
-    if equal_chunks(share.mask.build(), share.num_patches, size, share.group_size):
-        return
-    if share.group_size:
-        raise ValueError(
-            f"compile needs chunks of whole groups of images that share a mask budget, and "
-            f"{size} pairs of a chunk are no multiple of {share.group_size}: set mask.group_size "
-            f"{gcd(size, share.group_size)}, or a lower accumulation"
-        )
-    raise ValueError(
-        f"compile needs the same number of patches in every batch, and mask {share.mask.kind} "
-        f"leaves different numbers of the {share.num_patches} patches: take another mask, ratio "
-        "or image_size, or leave compile out"
-    )
-
-
-def loader_config(config: TrainConfig, architecture: ClipConfig) -> LoaderConfig:
-    """The pipeline's part of a run: its own settings and the sizes that the model dictates."""
-    return LoaderConfig(
-        batch_size=config.batch_size,
-        image_size=architecture.vision.image_size,
-        patch_size=architecture.vision.patch_size,
-        context_length=architecture.text.context_length,
-        seed=config.seed,
-        captions=config.data.captions,
-        every_text=config.data.every_text,
-        text_embeddings=config.text_side.embeddings,
-        text_reduction=config.data.text_reduction,
-        crop=config.data.crop,
-        mask=config.mask,
-        augment=config.data.augment,
-        num_steps=config.num_steps,
-        decoder=config.data.decoder,
-        device=config.data.device,
-        order=config.data.order,
-        window_shards=config.data.window_shards,
-        cache=config.data.cache,
-        num_threads=config.data.threads,
-        prefetch=config.data.prefetch,
-    )
 
 
 def _check_decoder(loader: Loader, ranks: Ranks, found: Checkpoint | None) -> None:

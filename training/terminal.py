@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from pipeline.printable import message_of
 from training.command_line import with_options
 from training.config import TrainConfig, to_json
 from training.config_differences import flatten
@@ -88,7 +89,7 @@ def brief(session: Session) -> dict[str, object]:
 
 def failure(error: BaseException) -> str:
     """Why a run failed, in words for its user: what ran out of memory also says what needs less."""
-    said = str(error) or type(error).__name__
+    said = message_of(error)
     out_of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
     if out_of_memory or any(words in said for words in _OUT_OF_MEMORY):
         return f"memory ran out: {said}. {_LESS_MEMORY}"

@@ -94,7 +94,8 @@ class GalleryItem:
         num_patches = self.grid[0] * self.grid[1]
         if self.visible.shape != (num_patches,) or self.cluster.shape != (num_patches,):
             raise ValueError(
-                f"gallery item {self.key!r}: a grid of {self.grid} has {num_patches} patches, but "
+                f"gallery item {self.key!r}: a grid of {self.grid[0]} x {self.grid[1]} has "
+                f"{num_patches} patches, but "
                 f"visible is {list(self.visible.shape)} and cluster {list(self.cluster.shape)}"
             )
         bounds = (

@@ -1,10 +1,16 @@
 """Contrastive losses over the features of a batch, of one or of several ranks."""
 
-from model.losses.base import ContrastiveLoss
-from model.losses.build import build_loss
-from model.losses.clip import clip_loss
-from model.losses.config import LossConfig
-from model.losses.distillation import DistillationLoss, distillation_loss
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from model.losses.base import ContrastiveLoss
+    from model.losses.build import build_loss
+    from model.losses.clip import clip_loss
+    from model.losses.config import LossConfig
+    from model.losses.distillation import DistillationLoss, distillation_loss
 
 __all__ = [
     "ContrastiveLoss",
@@ -14,3 +20,19 @@ __all__ = [
     "clip_loss",
     "distillation_loss",
 ]
+
+_HOMES = {
+    "ContrastiveLoss": "base",
+    "DistillationLoss": "distillation",
+    "LossConfig": "config",
+    "build_loss": "build",
+    "clip_loss": "clip",
+    "distillation_loss": "distillation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: the losses' configuration needs no torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -80,7 +80,7 @@ class ContrastiveLoss(nn.Module, abc.ABC):
         """
         if tensors:
             raise ValueError(
-                f"this loss keeps no state, the checkpoint has {sorted(tensors)}: "
+                f"this loss keeps no state, the checkpoint has {', '.join(sorted(tensors))}: "
                 "resume with the loss that the run began with"
             )
 

@@ -162,7 +162,9 @@ class LossConfig:
             ValueError: `kind` is none of the family.
         """
         if self.kind not in METHODS:
-            raise ValueError(f"{self.kind} keeps no estimates: choose one of {sorted(METHODS)}")
+            raise ValueError(
+                f"{self.kind} keeps no estimates: choose one of {', '.join(sorted(METHODS))}"
+            )
         own = {
             "gamma": self.gamma,
             "schedule": self.gamma_schedule,

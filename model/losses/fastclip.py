@@ -130,9 +130,10 @@ class FastClipLoss(ContrastiveLoss):
         }
         wanted = set() if self._learned is None else set(self._learned.state_dict())
         if set(learned) != wanted:
+            kept, found = (", ".join(sorted(names)) for names in (wanted, learned))
             raise ValueError(
-                f"{self._config.kind} keeps {sorted(wanted) or 'no learned temperature'}, the "
-                f"checkpoint has {sorted(learned)}: resume with the loss that the run began with"
+                f"{self._config.kind} keeps {kept or 'no learned temperature'}, the checkpoint has "
+                f"{found or 'none'}: resume with the loss that the run began with"
             )
         self._samples.load(
             {name: value for name, value in tensors.items() if not name.startswith(prefix)}

@@ -84,8 +84,9 @@ class SampleState(nn.Module):
         """
         if set(tensors) != {*self._names, "seen"}:
             raise ValueError(
-                f"the loss keeps {sorted({*self._names, 'seen'})}, the checkpoint has "
-                f"{sorted(tensors)}: resume with the loss that the run began with"
+                f"the loss keeps {', '.join(sorted({*self._names, 'seen'}))}, the checkpoint has "
+                f"{', '.join(sorted(tensors)) or 'nothing'}: resume with the loss that the run "
+                "began with"
             )
         for name, tensor in tensors.items():
             if tensor.shape != (self.num_samples,):

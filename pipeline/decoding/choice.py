@@ -7,13 +7,12 @@ from typing import Literal
 
 import torch
 
+from pipeline.decoding import DecoderKind
 from pipeline.decoding.decoder import DaliGraph, Decoder
 from pipeline.native import CompilationError
 
 logger = logging.getLogger(__name__)
 
-DecoderKind = Literal["auto", "turbo", "dali", "pil"]
-"""`auto` takes the fastest of this machine: DALI for a GPU, turbo, or else DALI, for a CPU."""
 WITHOUT_COMPILER = "dali-cpu"
 """Name of the decoder that `auto` falls back to where turbo cannot be built."""
 

@@ -27,7 +27,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.decoding.choice import DecoderKind, open_decoder
+from pipeline.decoding import DecoderKind
+from pipeline.decoding.choice import open_decoder
 from pipeline.decoding.decoder import DaliGraph, Decoder
 from pipeline.decoding.jpeg_walk import plain_jpeg
 

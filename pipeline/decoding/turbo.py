@@ -71,7 +71,7 @@ class TurboDecoder:
         """Images [B, S, S, 3], status [B], reasons [B, 200] with a zero at their end."""
         count, size = len(encoded), self._image_size
         if windows.shape != (count, 4):
-            raise ValueError(f"{count} files need windows [{count}, 4], got {windows.shape}")
+            raise ValueError(f"{count} files need windows [{count}, 4], got {list(windows.shape)}")
         windows = np.ascontiguousarray(windows, dtype=np.int32)
         # Stays so where a thread cannot even start; Pillow decodes then.
         status = np.full(count, _UNSUPPORTED, dtype=np.int32)

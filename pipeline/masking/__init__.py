@@ -1,14 +1,20 @@
 """Mask strategies: patches [B, N, D] to visible [B, N], before the model sees anything."""
 
-from pipeline.masking.blind import BlockMask, GridMask, NoMask, RandomMask
-from pipeline.masking.cluster import ClusterMask
-from pipeline.masking.config import MaskConfig
-from pipeline.masking.edge_aware import EdgeAwareMask
-from pipeline.masking.embedding import PatchEmbedding
-from pipeline.masking.kmeans import KMeansMask
-from pipeline.masking.packing import pack_visible
-from pipeline.masking.similarity import anchor_similarity, max_anchor_similarity
-from pipeline.masking.strategy import Clusters, MaskStrategy
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.masking.blind import BlockMask, GridMask, NoMask, RandomMask
+    from pipeline.masking.cluster import ClusterMask
+    from pipeline.masking.config import MaskConfig
+    from pipeline.masking.edge_aware import EdgeAwareMask
+    from pipeline.masking.embedding import PatchEmbedding
+    from pipeline.masking.kmeans import KMeansMask
+    from pipeline.masking.packing import pack_visible
+    from pipeline.masking.similarity import anchor_similarity, max_anchor_similarity
+    from pipeline.masking.strategy import Clusters, MaskStrategy
 
 __all__ = [
     "BlockMask",
@@ -26,3 +32,27 @@ __all__ = [
     "max_anchor_similarity",
     "pack_visible",
 ]
+
+_HOMES = {
+    "BlockMask": "blind",
+    "ClusterMask": "cluster",
+    "Clusters": "strategy",
+    "EdgeAwareMask": "edge_aware",
+    "GridMask": "blind",
+    "KMeansMask": "kmeans",
+    "MaskConfig": "config",
+    "MaskStrategy": "strategy",
+    "NoMask": "blind",
+    "PatchEmbedding": "embedding",
+    "RandomMask": "blind",
+    "anchor_similarity": "similarity",
+    "max_anchor_similarity": "similarity",
+    "pack_visible": "packing",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: a mask's configuration needs no torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

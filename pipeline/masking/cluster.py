@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from math import floor
-from typing import Literal, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from pipeline.masking.calibration import find_threshold
+from pipeline.masking.config import ClusterMode
 from pipeline.masking.embedding import PatchEmbedding
 from pipeline.masking.selection import (
     below_threshold,
@@ -28,8 +29,6 @@ from pipeline.masking.selection import (
 )
 from pipeline.masking.similarity import anchor_similarity, max_anchor_similarity
 from pipeline.masking.strategy import Clusters, MaskStrategy, check_ratio, num_kept
-
-ClusterMode = Literal["budget", "threshold", "topk", "fill"]
 
 
 @dataclass(frozen=True)

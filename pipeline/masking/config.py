@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.masking.blind import BlockMask, GridMask, NoMask, RandomMask
-from pipeline.masking.cluster import ClusterMask, ClusterMode
-from pipeline.masking.edge_aware import EdgeAwareMask
-from pipeline.masking.kmeans import KMeansMask
-from pipeline.masking.strategy import MaskStrategy
+if TYPE_CHECKING:
+    from pipeline.masking.strategy import MaskStrategy
+
+ClusterMode = Literal["budget", "threshold", "topk", "fill"]
+"""What decides how much is dropped, as `ClusterMask` explains."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +69,11 @@ class MaskConfig:
         Raises:
             ValueError: a value is out of its range or unknown, or belongs to another kind.
         """
+        from pipeline.masking.blind import BlockMask, GridMask, NoMask, RandomMask
+        from pipeline.masking.cluster import ClusterMask
+        from pipeline.masking.edge_aware import EdgeAwareMask
+        from pipeline.masking.kmeans import KMeansMask
+
         self._check_kind()
         builders: dict[str, Callable[[], MaskStrategy]] = {
             "none": NoMask,
@@ -106,7 +111,7 @@ class MaskConfig:
         if not all(0 <= share <= 1 for share in shares) or self.embedding_every < 1:
             raise ValueError(
                 f"embedding_first and embedding_last lie between 0 and 1 and embedding_every is at "
-                f"least 1, got {shares} and {self.embedding_every}"
+                f"least 1, got {shares[0]}, {shares[1]} and {self.embedding_every}"
             )
         for name, kinds in owners.items():
             default = type(self).__dataclass_fields__[name].default

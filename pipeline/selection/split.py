@@ -49,7 +49,9 @@ def parse_parts(words: Sequence[str]) -> list[Part]:
             ) from None
     total = sum((part.share for part in parts), Fraction(0))
     if len({part.name for part in parts}) < max(2, len(parts)):
-        raise ValueError(f"a split needs at least two parts of different names, got {list(words)}")
+        raise ValueError(
+            f"a split needs at least two parts of different names, got {' '.join(words)}"
+        )
     if total != 1 or any(part.share <= 0 for part in parts):
         raise ValueError(f"shares must be above 0 and add up to 1; these make {float(total):g}")
     return parts

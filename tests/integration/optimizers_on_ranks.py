@@ -27,12 +27,12 @@ from training.config import (
     DataConfig,
     DistributedConfig,
     OptimConfig,
-    OptimizerName,
     TrainConfig,
 )
 from training.distributed import Ranks, join_ranks
 from training.opening import open_session
 from training.optim import build_optimizer
+from training.optim_config import OptimizerName
 from training.parallel import whole
 from training.run_folder import RunFolder
 from training.session import EMA

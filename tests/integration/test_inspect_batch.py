@@ -16,6 +16,7 @@ from PIL import Image
 from evaluation.batch_sheet import make_sheet, write_sheet_page, write_sheet_picture
 from pipeline import LoaderConfig, open_loader
 from pipeline.crops import CropConfig
+from pipeline.index import open_index
 from pipeline.masking import MaskConfig
 from pipeline.reader import ShardReader
 from training.checkpoint import Checkpoint, save
@@ -77,7 +78,7 @@ def test_the_settings_of_a_run_decide_what_is_shown(coloured_index: Path, tmp_pa
     )
     with open_loader(coloured_index, config) as loader:
         sheet = make_sheet(loader, 0, 8)
-        table = loader.index.captions()
+        table = open_index(coloured_index).captions()
         ids = loader.preview(0).visits.sample_ids
     page = html.read_text(encoding="utf-8")
     for row, number in zip(sheet.rows, ids, strict=True):

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from pipeline import LoaderConfig, open_evaluation_loader, open_loader
-from pipeline.augment import AugmentConfig
+from pipeline.augment_config import AugmentConfig
 from pipeline.index import open_index
 from pipeline.indexing import build_index
 from pipeline.masking import MaskConfig
@@ -222,7 +222,7 @@ def test_damage_that_is_indexed_is_never_served_and_the_rest_exactly_once(tmp_pa
         damage(path, number)
     build_index(paths, tmp_path / "index")
     with open_loader(tmp_path / "index", replace(CONFIG, batch_size=14)) as loader:
-        assert loader.index.num_rejected == len(bad)
+        assert open_index(tmp_path / "index").num_rejected == len(bad)
         assert loader.index.num_samples == 196
         for _ in range(2):
             ids = [n for _ in range(14) for n in next(loader).sample_ids.tolist()]

@@ -16,9 +16,11 @@ from pipeline.indexing import ScanOptions, build_index
 from pipeline.masking import MaskConfig
 from pipeline.selection import write_selection
 from tests.conftest import sample_members, write_tar
+from tests.integration.test_distributed_train import BATCH, finish, kill_at, losses, start, training
 from tests.unit.training.test_config import small
 from training.config import DataConfig
-from training.dry_run import describe_run
+from training.dry_run import DryRun
+from training.sample_ids import read_sample_ids
 
 CONFIG = LoaderConfig(
     batch_size=24, image_size=32, patch_size=8, context_length=24, mask=MaskConfig(), num_threads=1
@@ -107,4 +109,30 @@ def test_a_set_that_cannot_be_mixed_is_refused(coloured_index: Path, other_index
 def test_a_dry_run_counts_epochs_of_the_mixture(coloured_index: Path, other_index: Path) -> None:
     sets = (f"{coloured_index}=0.5", str(other_index))
     config = replace(small(), data=DataConfig(train=sets), total_samples=880, batch_size=22)
-    assert any("88 samples" in line or "88 of" in line for line in describe_run(config))
+    assert any("88 of 136 samples" in line for line in DryRun(config).lines(config))
+
+
+def test_a_run_on_a_mixture_killed_inside_an_epoch_resumes_exactly(
+    coloured_index: Path, other_index: Path, tmp_path: Path
+) -> None:
+    """An epoch of 96 and 20 visits ends inside step 8; the kill is before, and the end behind."""
+    sets = ("--data.train", f"{coloured_index}=1", f"{other_index}=0.5")
+
+    def command(name: str, num_ranks: int) -> list[str]:
+        return training(coloured_index, tmp_path / name, num_ranks, *sets)
+
+    finish(command("whole", 1))
+    whole = losses(tmp_path / "whole")
+    ids = read_sample_ids(tmp_path / "whole" / "sample_ids.jsonl")
+    assert list(whole) == list(range(1, 13))
+    epoch = [sample for step in range(1, 13) for sample in ids[step]][:116]
+    assert Counter(sample < 96 for sample in epoch) == {True: 96, False: 20}
+    assert len(set(epoch)) == 116
+    assert all(len(ids[step]) == BATCH for step in ids)
+    for name, num_ranks in (("one", 1), ("two", 2)):
+        kill_at(start(command(name, num_ranks)), tmp_path / name, 5)
+        assert max(losses(tmp_path / name)) < 12, "it was killed on the way"
+        assert "checkpoint" in finish(command(name, num_ranks))
+        assert read_sample_ids(tmp_path / name / "sample_ids.jsonl") == ids
+    assert losses(tmp_path / "one") == whole
+    assert losses(tmp_path / "two") == pytest.approx(whole, abs=1e-3)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline import Loader, LoaderConfig, PackedBatch, open_loader
-from pipeline.augment import AugmentConfig
+from pipeline.augment_config import AugmentConfig
 from pipeline.crops import CropConfig
 from pipeline.masking import ClusterMask, MaskConfig
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,7 +73,8 @@ def test_without_its_data_a_recipe_names_the_way_to_them(
     assert "--mini" in message
 
 
-def test_the_list_names_every_recipe(capsys: pytest.CaptureFixture[str]) -> None:
-    assert train.main(["--list"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+def test_the_list_names_every_recipe() -> None:
+    command = [sys.executable, train.__file__, "--list"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
     assert [line.split()[0] for line in lines] == list(RECIPES)

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import fsspec
@@ -44,19 +43,50 @@ def test_the_tool_ends_with_that_line_and_status_1(tmp_path: Path) -> None:
     assert "cannot be listed" in done.stderr.strip().splitlines()[-1]
 
 
-def test_ctrl_c_while_the_program_starts_ends_it_quietly() -> None:
-    """Moments of the start are tried, from the first imports on."""
-    for wait_s in (0.15, 0.3, 0.6):
+@pytest.mark.parametrize(
+    ("program", "moments"),
+    [
+        ("train.py", ("logging", "numpy", "timm")),
+        ("tools/index_shards.py", ("tyro",)),
+        ("tools/search.py", ("numpy",)),
+    ],
+)
+def test_ctrl_c_while_the_program_starts_ends_it_quietly(
+    program: str, moments: tuple[str, ...]
+) -> None:
+    """A moment of the start is the import of a module, as the interpreter tells it."""
+    for moment in moments:
         process = subprocess.Popen(
-            [sys.executable, "tools/index_shards.py", "--help"],
+            [sys.executable, "-X", "importtime", program, "demo", "nowhere"],
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-        time.sleep(wait_s)
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate()
-        # Before its first line runs, the interpreter itself is interrupted: there it may say so.
-        assert process.returncode in (0, 130, -signal.SIGINT)
-        assert process.returncode == -signal.SIGINT or "Traceback" not in said
+        assert process.stderr
+        said: list[str] = []
+        for line in process.stderr:
+            said.append(line)
+            if line.split("|")[-1].strip().split(".")[0] == moment:
+                process.send_signal(signal.SIGINT)
+                break
+        said += process.stderr.readlines()
+        assert process.wait() == 130, (moment, said[-3:])
+        assert "Traceback" not in "".join(said)
+        assert "stopped" in said[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "absent"),
+    [
+        (("train.py", "--list"), ("torch", "timm", "open_clip")),
+        (("train.py", "--help"), ("timm", "open_clip", "torch._dynamo")),
+    ],
+)
+def test_what_needs_little_waits_for_little(words: tuple[str, ...], absent: tuple[str]) -> None:
+    """Counted in modules, not in seconds, which depend on the machine."""
+    command = [sys.executable, "-X", "importtime", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert "recipes.clip" in imported
+    assert not imported & set(absent)
 
 
 def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tools.download.job import Job, add_options, check_options, from_arguments, option
 
 if TYPE_CHECKING:  # what is large is imported where it is used, so that --help needs nothing
-    from tools.download.table.prepare import TableSummary
+    from tools.download.table.summary import TableSummary
 
 _DESCRIPTION = """\
 Download CC12M, or any table of links and captions, as WebDataset shards.

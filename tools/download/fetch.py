@@ -12,7 +12,6 @@ import asyncio
 import email.utils
 import errno
 import random
-import re
 import socket
 import ssl
 import threading
@@ -33,19 +32,18 @@ from yarl import URL
 from tools.download.addresses import follow, may_connect, parse_url
 from tools.download.causes import Cause, RefusedError, cause_of_http_status
 from tools.download.image_kind import image_kind
+from tools.download.opt_out import agent_token, opts_out
 
 _MAX_REDIRECTS = 8
 _BACKOFF_S = 0.5  # before the first further try; then twice as long each time, times 0.5 to 1.5
 _KEEP_HOST_S = 300.0
+_KEEP_CONNECTION_S = 2.0  # an idle one is an open file, and most hosts are not asked again
 _MOST_HOSTS = 50_000
 _MOST_HEADER_BYTES = 1 << 16
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _DECODERS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 _RAW_DEFLATE = -15
 _NO_HOST = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", -5), socket.EAI_FAIL}
-_RESERVING = frozenset({"noai", "noimageai", "noml", "noindex", "noimageindex", "none"})
-# Directives whose own value follows a colon; before any other colon stands a robot's name.
-_WITH_VALUE = {"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"}
 
 Lookup = Callable[[str], list[Any]]  # A host's addresses in the form of `socket.getaddrinfo`
 
@@ -263,6 +261,7 @@ class Fetcher:
             ssl=tls_context(),
             resolver=Resolver(wait_s, self._may, self._lookup),
             use_dns_cache=False,
+            keepalive_timeout=_KEEP_CONNECTION_S,
             socket_factory=self._open_socket,
         )
         return aiohttp.ClientSession(
@@ -314,35 +313,6 @@ class Fetcher:
         if encoding not in _DECODERS or not body:
             return bytes(body)
         return _decoded(bytes(body), encoding, self.limits.max_bytes)
-
-
-def agent_token(user_agent: str) -> str:
-    """The name by which a header can address a downloader, in lower case."""
-    found = re.search(r"compatible;\s*([\w-]+)", user_agent) or re.match(r"\s*([\w-]+)", user_agent)
-    return found.group(1).lower() if found else ""
-
-
-def opts_out(headers: Any, agent: str) -> bool:
-    """Whether the headers of an answer reserve its content (X-Robots-Tag, TDM-Reservation)."""
-    names = {"x-robots-tag": [], "tdm-reservation": []}
-    for name, value in headers.items():
-        names.get(name.lower(), []).append(value)
-    if "1" in (value.strip() for value in names["tdm-reservation"]):
-        return True
-    return any(_reserves(value, agent) for value in names["x-robots-tag"])
-
-
-def _reserves(value: str, agent: str) -> bool:
-    addressed = True
-    for part in value.lower().split(","):
-        name, colon, rest = part.partition(":")
-        directive = part.strip()
-        if colon and name.strip() not in _WITH_VALUE:
-            addressed = name.strip() in ("*", agent)
-            directive = rest.strip()
-        if addressed and directive in _RESERVING:
-            return True
-    return False
 
 
 _ERRNO_TEXTS = {

@@ -274,13 +274,6 @@ def plan_shards(table: Path, samples_per_shard: int) -> dict[int, ShardPlace]:
     return plan
 
 
-def is_complete(folder: Path) -> bool:
-    """Whether every row of the table of a download is in a shard that is done."""
-    book = ShardBook(folder)
-    book.refresh()
-    return book.complete
-
-
 def read_outcomes(
     folder: Path, columns: Sequence[str] = ("row_id", "url", "caption", "status", "error_message")
 ) -> Iterator[pa.Table]:

@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, get_type_hints
+from typing import Any, get_type_hints
 
 JOB_FILE = "job.json"
 _CHANGEABLE = frozenset(
@@ -140,7 +140,6 @@ class Job:
         "how the shards are spread; ray and pyspark spread them over machines",
         choices=("multiprocessing", "ray", "pyspark"),
     )
-    FILE: ClassVar[str] = JOB_FILE
 
     def __post_init__(self) -> None:
         check_options(self)

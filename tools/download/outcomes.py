@@ -13,7 +13,8 @@ import duckdb
 from tools.download.causes import Cause
 from tools.download.finished import ShardBook
 from tools.download.job import JOB_FILE
-from tools.download.table.prepare import HOST, load_summary
+from tools.download.table.prepare import HOST
+from tools.download.table.summary import load_summary
 
 _PASS = re.compile(r"retry-(\d{2,})")
 _CAUSE = f"""CASE WHEN status = 'success' THEN NULL
@@ -65,7 +66,7 @@ def outcomes(passes: list[Pass]) -> Iterator[duckdb.DuckDBPyConnection]:
     names = "row_id, url, caption, status, error_message, sha256, width, height, "
     names += "original_width, original_height"
     with duckdb.connect() as database:
-        database.execute("SET memory_limit = '2GB'; SET preserve_insertion_order = false")
+        database.execute("SET memory_limit = '1GB'; SET preserve_insertion_order = false")
         parts, later = [], ""
         for number, each in reversed(list(enumerate(passes))):
             if not each.book.finished:

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import multiprocessing
-import multiprocessing.connection
-import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 from types import FrameType, ModuleType
 from typing import Any
 
@@ -20,7 +15,6 @@ _UNUSED = (
     *("wandb", "webdataset", "fire", "exifread"),
     *("img2dataset.resizer", "img2dataset.blurrer"),
 )
-_kept_open: list[Any] = []
 
 
 class Stopped(KeyboardInterrupt):
@@ -58,29 +52,6 @@ def without_unused_imports() -> Iterator[None]:
                 del sys.modules[name]
             else:
                 sys.modules[name] = module
-
-
-def begin_worker(folder: str, log: str, counts: Any) -> None:
-    """Prepare a worker process: it ends with its parent, however that ends."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with_parent() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
-    lock = (Path(folder) / "workers.lock").open("a")
-    with suppress(OSError):
-        fcntl.flock(lock, fcntl.LOCK_SH)
-    _kept_open.append(lock)
-    with Path(log).open("a") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    from tools.download import worker
-
-    worker.counts = counts
 
 
 @contextmanager

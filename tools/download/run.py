@@ -8,10 +8,8 @@ second for a million rows) and what was done of the shards in work.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib
 import importlib.util
-import multiprocessing
 import os
 import shutil
 import signal
@@ -19,8 +17,6 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,19 +29,15 @@ from tools.download.causes import Cause
 from tools.download.fetch import FetchLimits, check_certificates
 from tools.download.finished import ShardBook
 from tools.download.job import JOB_FILE, Job
-from tools.download.processes import begin_worker, stop_on_sigterm
+from tools.download.processes import stop_on_sigterm
 from tools.download.progress import Progress
 from tools.download.upright import UprightResizer
+from tools.download.workers import LOG, Shard, Workers, kill_workers, wait_for_orphans
 
-_LOG = "download.log"
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 _MAX_IDLE_ROUNDS = 3
-_SHARDS_A_PROCESS = 20  # then a fresh one, should a codec leak
 _LEAST_STALL_S = 300.0
-_ORPHANS_END_S = 10.0
 _NO_SPACE = "No space left on device"
-
-Shard = tuple[int, str]
 
 
 class DownloadFailedError(RuntimeError):
@@ -101,7 +93,7 @@ def run_download(job: Job, folder: Path, *, limits: Limits | None = None) -> Out
         job.check_same(folder)
         _check_distributor(job.distributor)
         check_certificates()
-        _wait_for_orphans(folder)
+        wait_for_orphans(folder)
         remove_partials(folder)
         write_text(folder / JOB_FILE, job.to_json())
         return _Run(job, folder, limits or Limits()).to_the_end()
@@ -143,24 +135,6 @@ def _check_distributor(name: str) -> None:
             f"--distributor {name} needs the package {name}, which is not installed: "
             f"`pip install {name}`, or use --distributor multiprocessing"
         )
-
-
-def _wait_for_orphans(folder: Path) -> None:
-    """Workers of a killed download end within moments; until then they may write."""
-    with (folder / "workers.lock").open("a") as file:
-        end = time.monotonic() + _ORPHANS_END_S
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return  # noqa: TRY300
-            except BlockingIOError:
-                if time.monotonic() > end:
-                    raise RuntimeError(
-                        f"workers of an earlier download in {folder} do not end: kill them first"
-                    ) from None
-                time.sleep(0.05)
-            except OSError:  # a file system without locks
-                return
 
 
 class _Run:
@@ -218,7 +192,7 @@ class _Run:
     def _round(self) -> None:
         """Run img2dataset once over the shards that are not done."""
         self._check_space()
-        with (self._folder / _LOG).open("a", encoding="utf-8", buffering=1) as log:
+        with (self._folder / LOG).open("a", encoding="utf-8", buffering=1) as log:
             with contextlib.redirect_stdout(log):
                 self._announce()
                 self._call_img2dataset()
@@ -275,60 +249,32 @@ class _Run:
     def _distribute(self, processes: int, downloader: Any, reader: Any, *_: object) -> None:
         """Stands in for img2dataset's distributor, which waits for ever when a worker dies.
 
-        Each worker is a pool of its own, so that one that is killed costs its own shard only. That
-        shard is tried again at the end; what then is still missing is left to another round.
+        A shard that fails is tried again at the end; what is missing then is left to another round.
         """
-        shards, again, given_up = iter(reader), deque[Shard](), set[Shard]()
+        shards, again, tried = iter(reader), deque[Shard](), set[Shard]()
 
         def following() -> Shard | None:
             shard = next(shards, None)
             return again.popleft() if shard is None and again else shard
 
-        context = multiprocessing.get_context("spawn")
-        running: dict[Future[str], tuple[int, Shard]] = {}
-        self._live = [context.RawArray("q", 3 + len(Cause)) for _ in range(processes)]
-        pools = [self._open_pool(context, number) for number in range(processes)]
-        free = set(range(processes))
         self._moved = (0, time.monotonic())
-        try:
+        with Workers(self._folder, processes) as workers:
+            self._live = workers.counts
             while True:
-                while free and (shard := following()):
-                    number = free.pop()
-                    running[pools[number].submit(downloader.attempt, shard)] = (number, shard)
-                if not running:
+                while workers.free and (shard := following()):
+                    workers.submit(downloader.attempt, shard)
+                if not workers.running:
                     return
-                done = wait(running, timeout=1.0, return_when=FIRST_COMPLETED).done
-                for future in done:
-                    number, shard = running.pop(future)
-                    free.add(number)
-                    if isinstance(future.exception(), BrokenProcessPool):
+                done = workers.wait(1.0)
+                for shard, failure in done:
+                    if failure and _NO_SPACE in failure:
+                        raise _no_room(self._job.shards)
+                    if failure is None:
                         self._note_lost()
-                        pools[number].shutdown(wait=False)
-                        pools[number] = self._open_pool(context, number)
-                    elif not (failure := future.result()):
-                        continue
-                    elif _NO_SPACE in failure:
-                        raise _no_room(self._job.shards)  # noqa: TRY301
-                    if shard not in given_up:
-                        given_up.add(shard)
+                    if failure != "" and shard not in tried:
+                        tried.add(shard)
                         again.append(shard)
                 self._look(refresh=bool(done))
-        except BaseException:
-            _kill_workers()
-            raise
-        finally:
-            for pool in pools:
-                pool.shutdown(cancel_futures=True)
-
-    def _open_pool(self, context: Any, number: int) -> ProcessPoolExecutor:
-        place = str(self._folder.resolve())
-        return ProcessPoolExecutor(
-            1,
-            mp_context=context,
-            initializer=begin_worker,
-            initargs=(place, str(self._folder.resolve() / _LOG), self._live[number]),
-            max_tasks_per_child=_SHARDS_A_PROCESS,
-        )
 
     def _note_lost(self) -> None:
         self._num_lost += 1
@@ -353,7 +299,7 @@ class _Run:
         elif time.monotonic() - self._moved[1] > self._stall_s:
             self._progress.note(f"nothing moved for {self._stall_s:.0f} s: workers are replaced")
             self._moved = (num_rows, time.monotonic())
-            _kill_workers()
+            kill_workers()
 
     def _finished_counts(self) -> tuple[int, int, Counter[str]]:
         causes: Counter[str] = Counter()
@@ -387,7 +333,7 @@ class _Run:
         missing = sorted(self._book.plan.keys() - self._book.finished.keys())
         return (
             f"{len(missing)} shards of {len(self._book.plan)} could not be finished in "
-            f"{_MAX_IDLE_ROUNDS} rounds (first: {missing[0]}); {self._folder / _LOG} tells why. "
+            f"{_MAX_IDLE_ROUNDS} rounds (first: {missing[0]}); {self._folder / LOG} tells why. "
             "What is done stays; the same command resumes"
         )
 
@@ -417,8 +363,3 @@ def _no_room(place: str) -> DownloadFailedError:
     return DownloadFailedError(
         f"no room is left at {place}: nothing is damaged; make room, and the same command resumes"
     )
-
-
-def _kill_workers() -> None:
-    for child in multiprocessing.active_children():
-        child.kill()

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline import LoaderConfig, PackedBatch, open_loader
-from pipeline.augment import AugmentConfig
+from pipeline.augment_config import AugmentConfig
 from pipeline.decoding.decoder import Decoded
 from pipeline.loader import Loader
 from pipeline.masking import MaskConfig, triton_cluster

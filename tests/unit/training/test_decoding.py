@@ -19,8 +19,9 @@ from training.config import DataConfig, TrainConfig, to_json
 from training.config_differences import differences
 from training.decoding import settle_decoding
 from training.distributed import Ranks
-from training.opening import loader_config, open_session
+from training.opening import open_session
 from training.run_folder import RunFolder
+from training.run_loader import loader_config
 from training.timeline import Timeline
 
 GPU = torch.device("cuda", 1)

@@ -16,8 +16,8 @@ from model import build_clip, open_clip_weights
 from model.config import clip_config
 from training import checkpoint
 from training.checkpoint import Checkpoint
-from training.config import OptimConfig, OptimizerName
 from training.optim import build_optimizer, clip_gradients, decay_groups, set_learning_rate
+from training.optim_config import OptimConfig, OptimizerName
 
 OPTIMIZERS = get_args(OptimizerName)
 

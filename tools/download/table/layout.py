@@ -5,20 +5,20 @@ Everything is decided from the first megabyte and shown before anything is downl
 
 from __future__ import annotations
 
-import csv
 import gzip
 import io
-import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from tools.download.table.records import csv_records, json_object, looks_like_url
 
 LAYOUTS = ("tsv", "csv", "jsonl", "parquet")
 SUFFIXES = (".parquet", ".tsv", ".csv", ".txt", ".jsonl", ".ndjson", ".json")
@@ -31,7 +31,6 @@ _CAPTION_NAMES += ["top_caption"]
 _SAMPLE_BYTES = 1 << 20
 _SAMPLE_ROWS = 200
 _SEPARATORS = {"\t": "tab", ",": "comma", ";": "semicolon", "|": "pipe"}
-_URL = re.compile(r"\s*(?:[A-Za-z][A-Za-z0-9+.\-]*:)?//\S")
 _WHOLE_URL = re.compile(r"\s*(?:[A-Za-z][A-Za-z0-9+.\-]*:)?//\S+\s*")
 # Letters of Western Europe but y with a diaeresis (FF), which is rare, and common signs.
 _WESTERN = frozenset(bytes([*range(0xC0, 0xFF), *b"\x80\x85\x91\x92\x93\x94\x96\x97\x99"]))
@@ -81,11 +80,6 @@ class TableFormat:
         file: Any = gzip.open(path, "rb") if self.gzipped else path.open("rb")  # noqa: SIM115
         errors = "surrogateescape" if self.encoding == "utf-8" else "replace"
         return io.TextIOWrapper(file, encoding=self.encoding, errors=errors, newline=self.line_end)
-
-
-def looks_like_url(text: str) -> bool:
-    """Whether it begins as a URL with a scheme, or with `//`."""
-    return _URL.match(text) is not None
 
 
 def separator_named(text: str | None) -> str | None:
@@ -174,48 +168,6 @@ def split_lines(lines: Sequence[str], separator: str, *, quoted: bool) -> list[l
     if not quoted:
         return [line.split(separator) for line in lines]
     return [row for row, _ in csv_records(iter(lines), separator)]
-
-
-_MAX_RECORD_LINES = 200
-
-
-def csv_records(
-    lines: Iterator[str], separator: str
-) -> Iterator[tuple[list[str], tuple[str, ...]]]:
-    """Records of a CSV; a bad quote costs its own line and no other.
-
-    Yields:
-        Fields, and the mark `bad_quote` where a line was taken as it stands.
-    """
-    kept: list[str] = []  # lines that a quote asked for and that turned out not to belong to it
-    while True:
-        line = kept.pop() if kept else next(lines, None)
-        if line is None:
-            return
-        if '"' not in line:
-            yield line.removesuffix("\r").split(separator), ()
-            continue
-        taken = [line]
-
-        def more(taken: list[str] = taken) -> Iterator[str]:
-            yield taken[0]
-            while len(taken) < _MAX_RECORD_LINES:
-                following = kept.pop() if kept else next(lines, None)
-                if following is None:
-                    return
-                taken.append(following)
-                yield f"\n{following}"
-
-        try:
-            row = next(csv.reader(more(), delimiter=separator, strict=True))
-            # A line that begins with a URL is a row of its own, not the rest of a caption.
-            good = not any(looks_like_url(each.lstrip('"')) for each in taken[1:])
-        except (csv.Error, StopIteration):
-            good, row = False, []
-        if not good:
-            kept.extend(reversed(taken[1:]))
-            row = taken[0].removesuffix("\r").split(separator)
-        yield row, () if good else ("bad_quote",)
 
 
 def _first_bytes(path: Path, *, gzipped: bool) -> bytes:
@@ -315,16 +267,7 @@ def _json_rows(path: Path, lines: list[str]) -> tuple[tuple[str, ...], list[list
     return columns, [[_shown(item.get(key)) for key in columns] for item in objects]
 
 
-def json_object(line: str) -> dict[str, object] | None:
-    """The object that a line holds, or None."""
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def is_text(kind: pa.DataType) -> bool:
+def _is_text(kind: pa.DataType) -> bool:
     """Whether a column of this type holds text."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     checks = ("string", "large_string", "string_view", "binary", "large_binary", "null")
@@ -338,7 +281,7 @@ def _parquet_rows(path: Path) -> tuple[tuple[str, ...], list[list[str]]]:
             check_parquet(path, file)
             schema = file.schema_arrow
             twice = {name for name, count in Counter(schema.names).items() if count > 1}
-            names = [f.name for f in schema if is_text(f.type) and f.name not in twice]
+            names = [f.name for f in schema if _is_text(f.type) and f.name not in twice]
             if len(names) < 2:
                 raise ValueError(f"{path} has no two columns of text, for a url and a caption")
             file = pq.ParquetFile(path, read_dictionary=names)
@@ -390,7 +333,7 @@ def _choose(
     named: bool,
 ) -> tuple[str, str, tuple[str, ...]]:
     """The URL's and the caption's column, and what to say about the choice."""
-    shares = [_share(rows, place, _URL.match) for place in range(len(columns))]
+    shares = [_share(rows, place, looks_like_url) for place in range(len(columns))]
     url = _given(path, columns, given[0], "--url-column")
     caption = _given(path, columns, given[1], "--caption-column")
     notes: list[str] = []

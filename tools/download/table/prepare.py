@@ -16,7 +16,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +29,16 @@ from pipeline.durable import sync_folder, write_text
 from tools.download.table.layout import TableFormat, detect_format
 from tools.download.table.rows import BASE_SCHEMA, DROPPED, Tally, read_batches
 from tools.download.table.source import (
-    SourceFile,
     combined_sha256,
     describe_file,
     is_remote,
     local_files,
 )
+from tools.download.table.summary import SUMMARY_FILE, TableSummary, load_summary
 
 CC12M_URL = "https://storage.googleapis.com/conceptual_12m/cc12m.tsv"
 CC12M_ROWS = 12_423_374
 CC12M_BYTES = 2_707_204_412
-SUMMARY_FILE = "table.json"
-_VERSION = 1
 _TAKEN_NAMES = {
     *("row_id", "url", "caption", "key", "status", "error_message", "width", "height"),
     *("original_width", "original_height", "exif", "sha256"),
@@ -52,99 +50,6 @@ HOST = (
     '^(?:[A-Za-z][A-Za-z0-9+.\-]*:)?//(?:[^/?#@]*@)?(\[[^\]]*\]|[^/?#:]*)', 1))"""
     """"""  # SQL: the host of a URL, empty where it has none
 )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TableSummary:
-    """What a table was made from and what is in it; the content of table.json."""
-
-    version: int = _VERSION
-    pass_number: int = 0  # 0 for the first pass, 1 for the first retry, and so on
-    source: str  # As it was given
-    source_files: tuple[SourceFile, ...]
-    source_sha256: str  # SHA-256 (hex) of the file, or over those of all files
-    source_bytes: int
-    options: dict[str, Any]  # What decides the result apart from the source
-    format: str  # How the rows were read, in words
-    format_notes: tuple[str, ...]
-    columns: tuple[str, ...]
-    extra_columns: dict[str, str]
-    """Further columns carried along: name in the parts to name in the source."""
-    ignored_columns: tuple[str, ...]
-    num_source_rows: int  # Data rows of the source, bad ones too
-    num_rows: int  # Rows of the table: what will be tried
-    part_rows: tuple[int, ...]
-    repairs: dict[str, int]
-    oddities: dict[str, int]
-    dropped: dict[str, int]
-    examples: dict[str, list[int]]  # Row ids of the first of each finding
-    num_hosts: int
-    top_hosts: tuple[tuple[str, int], ...]
-    first_rows: tuple[tuple[str, str], ...]  # URL and caption of the first good rows of the source
-    warnings: tuple[str, ...] = ()
-
-    def describe(self) -> list[str]:
-        """Lines to print: the format, the first rows, every count."""
-        rows = [f"  {url}  |  {' '.join(text.split())[:80]}" for url, text in self.first_rows]
-        lines = [
-            f"table      {self.source} ({self.source_bytes / 1e6:.1f} MB)",
-            f"format     {self.format}",
-            *(f"           {note}" for note in self.format_notes),
-            *rows,
-            f"rows       {self.num_source_rows} read, {self.num_rows} to download, "
-            f"{self.num_hosts} hosts, {len(self.part_rows)} parts",
-        ]
-        found = {"repaired": self.repairs, "kept": self.oddities, "dropped": self.dropped}
-        for title, counts in found.items():
-            for name, count in counts.items():
-                seen = ", ".join(map(str, self.examples.get(name, [])))
-                lines.append(f"{title:<10} {count} {name} (rows {seen})")
-        for title, names in (
-            ("carried along", self.extra_columns),
-            ("left out", self.ignored_columns),
-        ):
-            lines += [f"columns    {title}: {', '.join(names)}"] if names else []
-        return lines + [f"warning    {text}" for text in self.warnings]
-
-
-def load_summary(folder: Path) -> TableSummary | None:
-    """The summary of a complete table, or None where there is none.
-
-    Raises:
-        ValueError: the folder holds something else, or parts are missing.
-    """
-    path = folder / SUMMARY_FILE
-    if not path.is_file():
-        if folder.is_dir() and any(folder.iterdir()):
-            raise ValueError(f"{folder} holds no {SUMMARY_FILE}: move it away, or use another one")
-        return None
-    try:
-        values = json.loads(path.read_text("utf-8"))
-        if values.get("version") != _VERSION:
-            raise ValueError(
-                f"{path} is of version {values.get('version')}, this program reads {_VERSION}: "
-                "use another folder, or the program that made it"
-            )
-        values["source_files"] = [SourceFile(**file) for file in values["source_files"]]
-        for name in ("first_rows", "top_hosts"):
-            values[name] = [tuple(row) for row in values[name]]
-        values = {each.name: values[each.name] for each in fields(TableSummary)}
-        made: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
-        }
-        summary = TableSummary(**made)
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{path} is damaged ({error!r}): remove {folder} to make it anew"
-        ) from error
-    expected = {f"part-{number:05d}.parquet" for number in range(len(summary.part_rows))}
-    found = {part.name for part in folder.glob("*.parquet")}
-    if expected != found:
-        raise ValueError(
-            f"{folder} holds {len(found)} parts where its summary names {len(expected)}: "
-            "remove the folder to make it anew"
-        )
-    return summary
 
 
 def prepare_table(source: str, folder: Path, **options: Any) -> TableSummary:
@@ -246,7 +151,7 @@ def _order(
 ) -> dict[str, Any]:
     """Drop repeated URLs, write the parts in their order; returns what the summary says of them."""
     with duckdb.connect(config={"temp_directory": str(folder / "spill")}) as database:
-        database.execute("SET memory_limit = '2GB'; SET preserve_insertion_order = false")
+        database.execute("SET memory_limit = '1GB'; SET preserve_insertion_order = false")
         database.register("files", dataset([str(path) for path in files], format="parquet"))
         database.register("wanted", pa.table({"row_id": [0]}) if wanted is None else wanted)
         chosen = "" if wanted is None else "SEMI JOIN wanted USING (row_id)"

@@ -24,12 +24,11 @@ from tools.download.causes import Cause, RefusedError
 from tools.download.fetch import (
     Fetcher,
     FetchLimits,
-    agent_token,
     check_certificates,
-    opts_out,
     system_lookup,
     tls_context,
 )
+from tools.download.opt_out import agent_token, opts_out
 
 AGENT = "Mozilla/5.0 (compatible; TesseraDownloader/0.1)"
 MAX_BYTES = 8 * 1024 * 1024

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.download_shards import caption_of, make_download, write_shard
-from tools.download.finished import ShardBook, is_complete, read_outcomes, shard_file
+from tools.download.finished import ShardBook, read_outcomes, shard_file
 from tools.download.job import Job
 
 FAULTS = (
@@ -28,12 +28,13 @@ def download(tmp_path: Path) -> Path:
 
 
 def test_whole_shards_are_done_with_their_counts(download: Path) -> None:
-    for number in range(5):
-        assert not is_complete(download)
-        write_shard(download, number)
-    assert is_complete(download)
     book = ShardBook(download)
+    for number in range(5):
+        book.refresh()
+        assert not book.complete
+        write_shard(download, number)
     book.refresh()
+    assert book.complete
     states = book.finished
     assert sum(state.num_rows for state in states.values()) == 38
     last = states[4]  # rows 0, 1 and 2

@@ -14,7 +14,7 @@ import pytest
 from tests.download_shards import FAILS, make_download, write_shard
 from tools.download.job import Job
 from tools.download.report import PUBLISHED, SIDE_EDGES, throughput, write_report
-from tools.download.table.prepare import TableSummary
+from tools.download.table.summary import TableSummary
 
 TABLE = TableSummary(
     source="links.tsv", source_files=(), source_sha256="00", source_bytes=9, num_source_rows=41,

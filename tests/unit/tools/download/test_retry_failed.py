@@ -20,7 +20,8 @@ from tools.download import run as run_module
 from tools.download.finished import ShardBook
 from tools.download.job import Job
 from tools.download.run import Outcome, exclusive, run_download
-from tools.download.table.prepare import load_summary, prepare_table
+from tools.download.table.prepare import prepare_table
+from tools.download.table.summary import load_summary
 
 FIRST = {
     2: ("failed_to_download", "forbidden: HTTP 403"),

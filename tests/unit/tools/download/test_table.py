@@ -18,12 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tools.download.table import prepare as table_module
-from tools.download.table.prepare import (
-    TableSummary,
-    load_summary,
-    prepare_table,
-    write_retry_table,
-)
+from tools.download.table.prepare import prepare_table, write_retry_table
+from tools.download.table.summary import TableSummary, load_summary
 
 NUM_PLAIN = 40
 
