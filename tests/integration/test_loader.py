@@ -431,3 +431,27 @@ def test_no_batch_holds_a_sample_twice(coloured_index: Path, order: Literal["glo
             shares.append([next(loader).sample_ids for _ in range(12)])
     for parts in zip(*shares, strict=True):
         assert len(torch.cat(parts).unique()) == config.batch_size
+
+
+def test_the_packing_thread_has_the_loaders_own_threads(
+    coloured_index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchrun sets OMP_NUM_THREADS=1 for the whole process."""
+    found = []
+
+    def cut(images: torch.Tensor, patch_size: int) -> torch.Tensor:
+        found.append(torch.get_num_threads())
+        return patchify(images, patch_size)
+
+    monkeypatch.setattr("pipeline.assembler.patchify", cut)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with open_loader(
+            coloured_index, replace(CONFIG, mask=MaskConfig(), num_threads=3)
+        ) as loader:
+            next(loader)
+        assert set(found) == {3}
+        assert torch.get_num_threads() == 1, "the model keeps its number"
+    finally:
+        torch.set_num_threads(before)
