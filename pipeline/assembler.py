@@ -25,6 +25,7 @@ from pipeline.device_copy import upload
 from pipeline.embedding_mix import EmbeddingMix
 from pipeline.index import Index
 from pipeline.loader_config import LoaderConfig
+from pipeline.mask_updates import MaskWeights
 from pipeline.masking import ClusterMask, MaskStrategy, PatchEmbedding
 from pipeline.masking.packing import pack_visible
 from pipeline.order import Visits
@@ -81,6 +82,7 @@ class Assembler:
             graph=config.dali_graph,
         )
         self._decoding = Lock()
+        self._calibrating = Lock()
 
     @property
     def decoder_name(self) -> str:
@@ -94,26 +96,22 @@ class Assembler:
         Every rank goes through the same first samples of the run, so all find the same threshold
         without a word to each other, and a resumed run finds it again.
         """
-        mask = self._mask
-        if isinstance(mask, ClusterMask) and mask.needs_calibration:
-            parts = map(self._calibration_part, self._plan.calibration())
-            mask = mask.calibrate(mask.similarity(part.patches, part.noise) for part in parts)
-            logger.info("mask threshold %.4f", mask.threshold)
-            self._mask = mask
-        return mask
+        with self._calibrating:
+            mask = self._mask
+            if isinstance(mask, ClusterMask) and mask.needs_calibration:
+                parts = map(self._calibration_part, self._plan.calibration())
+                mask = mask.calibrate(mask.similarity(part.patches, part.noise) for part in parts)
+                logger.info("mask threshold %.4f", mask.threshold)
+                self._mask = mask
+            return mask
 
-    def set_patch_embedding(self, weight: Tensor, positions: Tensor, step: int) -> None:
-        """Hand the mask the model's patch projection; see `Loader.set_patch_embedding`."""
-        if self._embedding is None:
-            raise ValueError("the mask compares pixels only: embedding_first and _last are 0")
-        # Through the host: on CUDA the mask is queued on another stream than the model's. There the
-        # weights stay, so that no batch waits for them.
-        device = torch.device(self._config.device)
-        weight, positions = (
-            upload(each.detach().float().cpu(), device) for each in (weight, positions)
-        )
-        self._embedding.update(weight, step, positions)
-        self._mask = self._new_mask()
+    def set_patch_embedding(self, weights: MaskWeights) -> None:
+        """Hand the mask the model's patch projection; to be called where batches are made."""
+        assert self._embedding is not None
+        weights.receive()
+        with self._calibrating:
+            self._embedding.update(weights.weight, weights.step, weights.positions)
+            self._mask = self._new_mask()
 
     def fetch(self, step: int) -> Fetched | None:
         """Read the files of a step; None where the plan has no such step."""

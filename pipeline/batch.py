@@ -33,10 +33,13 @@ class PackedBatch:
     text_embeddings: Tensor | None = None
     """[B*R, E] float16, stored embeddings of the same captions; None where the loader has none."""
     host_image_offsets: Tensor | None = None
-    """`image_offsets` in host memory, of a batch that was sent to a GPU from there; reading this
-    copy does not make the host wait. None elsewhere."""
+    """`image_offsets` in host memory, of a batch that a loader hands out on a GPU; None elsewhere.
+    Wait for `host_ready` before you read it."""
     host_text_offsets: Tensor | None = None
-    """The same of `text_offsets`."""
+    """The same of `text_offsets`; never to be waited for."""
+    host_ready: torch.cuda.Event | None = None
+    """Behind the copy of offsets that were made on the GPU; None if they are there. The model's
+    work is not waited for, and the batch was made ahead, so the wait is mostly over."""
 
     @property
     def num_samples(self) -> int:
@@ -57,15 +60,14 @@ class PackedBatch:
         """The same batch on `device`; from pinned memory to CUDA the host does not wait."""
         # The other way it has to: the host would read what has not come yet.
         ahead = torch.device(device).type == "cuda"
-        there = PackedBatch(
-            **{name: t.to(device, non_blocking=ahead) for name, t in self.tensors().items()}
-        )
-        if not ahead:
-            return there
+        there = {name: t.to(device, non_blocking=ahead) for name, t in self.tensors().items()}
+        images, texts, ready = None, None, None
+        if ahead:
+            images = _in_host_memory(self.host_image_offsets, self.image_offsets)
+            texts = _in_host_memory(self.host_text_offsets, self.text_offsets)
+            ready = self.host_ready
         return replace(
-            there,
-            host_image_offsets=_in_host_memory(self.host_image_offsets, self.image_offsets),
-            host_text_offsets=_in_host_memory(self.host_text_offsets, self.text_offsets),
+            self, **there, host_image_offsets=images, host_text_offsets=texts, host_ready=ready
         )
 
     def pin_memory(self) -> PackedBatch:

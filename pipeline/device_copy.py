@@ -14,7 +14,7 @@ Who keeps memory from being used again too early:
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -76,6 +76,10 @@ class DeviceCopier:
             return Sent(batch=batch.to(self.device), ready=None)
         there = batch.pin_memory().to(self.device)
         ready = torch.cuda.Event()
+        if there.host_image_offsets is None:  # a mask on the device made them
+            # torch takes pinned memory for a copy to the host that shall not be waited for.
+            offsets = there.image_offsets.to("cpu", non_blocking=True)
+            there = replace(there, host_image_offsets=offsets, host_ready=ready)
         ready.record(self._stream)
         return Sent(batch=there, ready=ready)
 

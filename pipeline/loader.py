@@ -27,6 +27,7 @@ from pipeline.decode_device import settle_device
 from pipeline.device_copy import DeviceCopier, Sent
 from pipeline.embedding_mix import EmbeddingMix
 from pipeline.loader_config import LoaderConfig
+from pipeline.mask_updates import MaskUpdates, MaskWeights
 from pipeline.masking import MaskConfig, MaskStrategy
 from pipeline.mixture import Mixture, TrainingSet, check_batch, open_order, open_sets
 from pipeline.plan import EvaluationPlan, Plan, TrainingPlan
@@ -89,6 +90,8 @@ class Loader(Iterator[PackedBatch]):
         self._assembler = Assembler(
             dataset.index, captions, config, plan, self.stats, self.embeddings
         )
+        awaits = config.await_mask_weights and config.mask.uses_embedding
+        self._updates = MaskUpdates(config.mask.embedding_every if awaits else 0)
         self._step = 0
         self._reading: Prefetched[Fetched] | None = None
         self._packing: Prefetched[Sent] | None = None
@@ -120,6 +123,11 @@ class Loader(Iterator[PackedBatch]):
         return self
 
     def __next__(self) -> PackedBatch:
+        if self._updates.is_missing(self._step):
+            raise RuntimeError(
+                f"step {self._step} needs new weights for its mask: call set_patch_embedding "
+                "before it, or leave await_mask_weights False"
+            )
         packing = self._packing or self._start()
         start = time.perf_counter()
         if self._served_at is not None:
@@ -150,10 +158,12 @@ class Loader(Iterator[PackedBatch]):
         return self._copier.receive(self._make(self._fetch(step)))
 
     def set_patch_embedding(self, weight: Tensor, positions: Tensor, step: int) -> None:
-        """Hand the mask the model's patch projection; batches made ahead are dropped.
+        """Hand the mask the model's patch projection.
 
-        Every batch behind this call, and none before it, is masked by these weights, so a run that
-        does it at the same steps with the same weights has the same masks.
+        Every batch after this call, and none before it, is masked by these weights, so a run that
+        does it at the same steps with the same weights has the same masks. With
+        `LoaderConfig.await_mask_weights` nothing is waited for at the steps that are due, and
+        nothing made ahead is lost. Otherwise batches made ahead are dropped.
 
         Args:
             weight: [width, D] of the projection of normalised patches.
@@ -163,9 +173,15 @@ class Loader(Iterator[PackedBatch]):
         Raises:
             ValueError: the mask compares pixels only.
         """
-        self._stop()
-        with self._copier.queue():
-            self._assembler.set_patch_embedding(weight, positions, step)
+        if not self.config.mask.uses_embedding:
+            raise ValueError("the mask compares pixels only: embedding_first and _last are 0")
+        weights = MaskWeights.queue(weight, positions, step, self.config.device)
+        awaited = self._packing and step == self._step and self._updates.is_awaited(step)
+        if not awaited:
+            self._stop()
+        self._updates.give(weights)
+        if not awaited:
+            self._take_weights()
 
     def close(self) -> None:
         """End the threads and close the shards; a silent server delays it by half a minute."""
@@ -185,6 +201,7 @@ class Loader(Iterator[PackedBatch]):
     def _start(self) -> Prefetched[Sent]:
         # Here, not in a thread: a mask that finds no threshold fails before any batch.
         _ = self.mask
+        self._updates.restart()
         stats, depth = self.stats, self.config.prefetch
         read = stats.read.timed_output(self._read_on(self._step))
         self._reading = Prefetched(read, depth, "tessera-read")
@@ -193,6 +210,7 @@ class Loader(Iterator[PackedBatch]):
         return self._packing
 
     def _stop(self) -> None:
+        self._updates.stop()
         # The one that reads goes first: the other one waits for what it reads.
         for thread in (self._reading, self._packing):
             if thread is not None:
@@ -212,7 +230,18 @@ class Loader(Iterator[PackedBatch]):
         # Of this thread alone: torchrun sets OMP_NUM_THREADS=1, and then all that torch does here
         # would run on one core.
         torch.set_num_threads(self.config.num_threads)
-        yield from map(self._make, read)
+        for fetched in read:
+            if not self._updates.wait(fetched.step):
+                return
+            self._take_weights()
+            yield self._make(fetched)
+
+    def _take_weights(self) -> None:
+        """Have the next batches masked by the newest weights."""
+        weights = self._updates.take()
+        if weights is not None:
+            with self._copier.queue():
+                self._assembler.set_patch_embedding(weights)
 
     def _make(self, fetched: Fetched) -> Sent:
         with self._copier.queue():

@@ -74,6 +74,9 @@ class LoaderConfig:
     """Where remote shards are kept."""
     num_steps: int = 1
     """Steps of the run, over which a mask goes from pixels to embeddings; not used otherwise."""
+    await_mask_weights: bool = False
+    """Masks by embeddings: the consumer calls `Loader.set_patch_embedding` before every step that
+    mask.embedding_every divides, and the thread that makes batches waits for it there."""
     num_threads: int = 2
     """Threads that read, and threads that decode."""
     prefetch: int = 2

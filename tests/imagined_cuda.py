@@ -17,25 +17,28 @@ class HostWaitError(AssertionError):
 
 
 class _NoWaiting(TorchDispatchMode):
-    """Raises where a copy between host and device blocks; reading a value raises by itself."""
+    """Raises where a copy between host and device blocks; reading a value raises by itself.
+
+    torch takes pinned memory for a copy to the host that shall not block.
+    """
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None) -> Any:
         kwargs = kwargs or {}
         if func is torch.ops.aten._to_copy.default:
             source, wanted = args[0], kwargs.get("device")
-            if _blocks(source, wanted, kwargs.get("non_blocking", False)):
+            if _crosses(source, wanted) and not kwargs.get("non_blocking", False):
                 raise HostWaitError(f"a blocking copy of {list(source.shape)} to {wanted}")
         if func is torch.ops.aten.copy_.default:
             target, source = args[0], args[1]
             ahead = args[2] if len(args) > 2 else kwargs.get("non_blocking", False)
-            if _blocks(source, target.device, ahead):
+            to_cuda = target.device.type == "cuda"
+            if _crosses(source, target.device) and not (ahead and to_cuda):
                 raise HostWaitError(f"a blocking copy of {list(source.shape)} to {target.device}")
         return func(*args, **kwargs)
 
 
-def _blocks(source: Tensor, device: torch.device | None, non_blocking: bool) -> bool:
-    crosses = device is not None and torch.device(device).type != source.device.type
-    return crosses and not (non_blocking and torch.device(device or "cpu").type == "cuda")
+def _crosses(source: Tensor, device: torch.device | None) -> bool:
+    return device is not None and torch.device(device).type != source.device.type
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, get_args
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
@@ -77,23 +77,24 @@ STEPS = (
     Step(
         name="photos",
         command="tools/draw_photos.py {scratch}/photos --count 4096",
-        dry="tools/draw_photos.py {scratch}/photos --count 48",
+        dry="tools/draw_photos.py {scratch}/photos --count 24",
         minutes=0.5,
         shows="JPEG files as large as photos, and their index",
     ),
     Step(
         name="probe",
-        command="tools/gpu_acceptance.py --probe {index}",
-        dry="tools/gpu_acceptance.py --probe {index} --dry",
-        minutes=0.5,
-        shows="one graph of {window, whole} x {interpolated, repeated} that decodes as Pillow",
+        command="tools/benchmarks/decode_graphs.py {index}",
+        dry="tools/benchmarks/decode_graphs.py {index} --device cpu --graphs window whole-cuda",
+        minutes=0.8,
+        shows="a graph of {window, whole} x {interpolated, repeated colours} x {JPEG engine, CUDA"
+        " decoder} that decodes as Pillow",
         figure=lambda record: record["sound"],
         least=1,
     ),
     Step(
         name="tests",
         command="-m pytest tests/gpu -m gpu -p no:cacheprovider",
-        dry="-m pytest tests/gpu/test_device_copy.py tests/gpu/test_losses.py -p no:cacheprovider",
+        dry="-m pytest tests/gpu/test_device_copy.py -p no:cacheprovider",
         minutes=2.5,
         shows="the GPU computes what the CPU does, and the host never waits",
     ),
@@ -101,7 +102,7 @@ STEPS = (
         name="decode",
         command=_DATA + " --device cuda --images 4096 --repeats 1 --batch-size 256 --baselines"
         " dali_reader",
-        dry=_DATA + " --device cpu --images 48 --repeats 1 --batch-size 48 --threads 1 --baselines",
+        dry=_DATA + " --device cpu --images 24 --repeats 1 --batch-size 24 --threads 1 --baselines",
         minutes=0.5,
         shows="pictures a second of the pipeline alone",
     ),
@@ -109,8 +110,8 @@ STEPS = (
         name="step",
         command="tools/benchmark_train.py compare --model ViT-B-16 --batch-size 512 --precision"
         " bfloat16 --steps 5 --repeats 3",
-        dry="tools/benchmark_train.py compare --model ViT-S-32-alt --batch-size 4 --steps 1"
-        " --repeats 1 --sides open_clip ours_50",
+        dry="tools/benchmark_train.py compare --model ViT-S-32-alt --batch-size 2 --threads 1"
+        " --steps 1 --repeats 1 --sides open_clip ours_50",
         minutes=1,
         shows="2.4 times open_clip's step, 45% of the matrix rate",
         figure=_over_open_clip,
@@ -121,7 +122,7 @@ STEPS = (
         command="tools/benchmark_train.py compare --model ViT-B-16 --batch-size 512 --precision"
         " bfloat16 --steps 5 --repeats 3 --compile --sides open_clip ours_50",
         dry=None,
-        minutes=1,
+        minutes=0.7,
         shows="whether recipes for one GPU should compile: a higher ratio than `step`",
     ),
     Step(
@@ -144,7 +145,8 @@ STEPS = (
         name="profile",
         command="tools/benchmark_train.py profile --model ViT-B-16 --batch-size 512 --precision"
         " bfloat16",
-        dry="tools/benchmark_train.py profile --model ViT-S-32-alt --batch-size 4",
+        dry="tools/benchmark_train.py profile --model ViT-S-32-alt --batch-size 2 --threads 1"
+        " --steps 1 --warmup 1",
         minutes=0.4,
         shows="which kernels a step is made of",
     ),
@@ -181,8 +183,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(words: list[str]) -> Mapping[str, Any] | program.Ended:
     arguments = _parse(words)
     os.chdir(_CHECKOUT)
-    if arguments.probe:
-        return probe(arguments.probe, dry=arguments.dry)
     arguments.out.mkdir(parents=True, exist_ok=True)
     wanted = [step for step in STEPS if not arguments.only or step.name in arguments.only]
     if not arguments.photos and STEPS[0] not in wanted:
@@ -197,7 +197,8 @@ def _run(words: list[str]) -> Mapping[str, Any] | program.Ended:
             command = given and given.replace("{index}", index).replace("{scratch}", scratch)
             left = ends - time.monotonic()
             limit = left if arguments.dry else min(left, 60 * step.minutes)
-            found = run_step(step, command, arguments.out / f"{step.name}.log", limit)
+            log = arguments.out / f"{step.name}.log"
+            found = run_step(step, command, log, limit, dry=arguments.dry)
             outcomes.append(found)
             print(f"    {found.status} ({found.seconds:.0f} s) {found.reason}", file=sys.stderr)
             page = summary(outcomes, dry=arguments.dry)
@@ -210,8 +211,13 @@ def _run(words: list[str]) -> Mapping[str, Any] | program.Ended:
     return program.Ended(result=result, status=program.FAILED) if is_bad else result
 
 
-def run_step(step: Step, command: str | None, log: Path, limit_s: float) -> Outcome:
-    """Run a command to its end or to that of its time; nothing that it started stays behind."""
+def run_step(
+    step: Step, command: str | None, log: Path, limit_s: float, *, dry: bool = False
+) -> Outcome:
+    """Run a command to its end or to that of its time; nothing that it started stays behind.
+
+    A dry run's figures are held to no promise.
+    """
     outcome = partial(Outcome, name=step.name, command=f"python {command}")
     if command is None or limit_s < 1:
         reason = "a CPU cannot run it" if command is None else "no time is left"
@@ -242,38 +248,12 @@ def run_step(step: Step, command: str | None, log: Path, limit_s: float) -> Outc
     if code:
         reason = f"exit status {code}: {said[-300:]}"
         return outcome(status="failed", seconds=seconds, reason=reason, record=record)
-    if step.figure is None:
+    if step.figure is None or dry:
         return outcome(status="done", seconds=seconds, reason="", record=record)
     figure = step.figure(record)
     status = "shown" if figure >= step.least else "missed"
     reason = f"{figure:,.2f}, at least {step.least:,g} promised"
     return outcome(status=status, seconds=seconds, reason=reason, record=record)
-
-
-def probe(index: str, *, dry: bool) -> dict[str, Any]:
-    """Try each of DALI's graphs in a process that may die of it; returns what was found."""
-    from pipeline import LoaderConfig
-    from pipeline.decode_device import probe_pictures
-    from pipeline.decoding.decoder import DaliGraph
-    from pipeline.decoding.gpu_trial import TrialSettings, try_graph
-    from pipeline.selection import open_dataset
-
-    config = LoaderConfig(batch_size=32)
-    pictures = probe_pictures(open_dataset(index), config)
-    settings = TrialSettings(
-        device="cpu" if dry else "cuda",
-        cpu_decoder="auto",
-        image_size=config.image_size,
-        batch_size=config.batch_size,
-        num_threads=config.num_threads,
-    )
-    found = {}
-    for graph in get_args(DaliGraph):
-        trial = try_graph(graph, pictures, settings)
-        found[graph] = asdict(trial)
-        print(f"{graph}: {trial.fault or f'{trial.gpu_rate:,.0f} pictures/s'}", file=sys.stderr)
-    sound = sum(not trial["fault"] for trial in found.values())
-    return {"sound": sound, "graphs": found}
 
 
 def summary(outcomes: Sequence[Outcome], *, dry: bool) -> str:
@@ -297,20 +277,19 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=program.describe(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, help="folder for records, logs and summary")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for records, logs and summary"
+    )
     parser.add_argument("--only", nargs="+", default=(), choices=[step.name for step in STEPS])
     parser.add_argument("--photos", default="", help="INDEX[@SELECTION] of your own photos")
     parser.add_argument("--minutes", type=float, default=9, help="time of the whole visit")
     parser.add_argument("--dry", action="store_true", help="on a CPU, at the smallest size")
-    parser.add_argument("--probe", default="", metavar="INDEX", help="only try DALI's graphs")
     arguments = parser.parse_args(words)
-    if not arguments.out and not arguments.probe:
-        parser.error("--out is needed: the folder for what is found")
     if not arguments.dry and not shutil.which("nvidia-smi"):
         parser.error("there is no nvidia-smi here: run it on a machine with a GPU, or with --dry")
     if arguments.minutes <= 0:
         parser.error("--minutes must be above 0")
-    arguments.out = arguments.out and arguments.out.absolute()
+    arguments.out = arguments.out.absolute()
     arguments.photos = arguments.photos and str(Path(arguments.photos).absolute())
     return arguments
 

@@ -57,8 +57,8 @@ def equal_chunks(mask: MaskStrategy, num_patches: int, chunk_size: int, group_si
 def split(batch: PackedBatch, num_chunks: int, *, equal_patches: bool = False) -> list[PackedBatch]:
     """Cut a batch into equal chunks of consecutive pairs, as views.
 
-    The places of the cuts are read from the host's copies of the offsets. A batch on a GPU without
-    such a copy is read, for which the host waits.
+    The places of the cuts are read from the host's copies of the offsets, never from the model's
+    stream. A batch on a GPU without such a copy, which no loader makes, is read and waited for.
 
     Args:
         batch: of one rank.
@@ -81,6 +81,8 @@ def split(batch: PackedBatch, num_chunks: int, *, equal_patches: bool = False) -
         step = len(batch.patches) // num_chunks
         patch_cuts = [step * number for number in range(num_chunks + 1)]
     else:
+        if batch.host_ready is not None:
+            batch.host_ready.synchronize()
         patch_cuts = _cuts(batch.host_image_offsets, batch.image_offsets, size)
     token_cuts = _cuts(batch.host_text_offsets, batch.text_offsets, texts)
     return [

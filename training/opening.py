@@ -72,7 +72,7 @@ def open_session(
     architecture = architecture_of(config)
     share = rank_config(config, architecture, ranks, device)
     share = settle_decoding(config, share, ranks, device, found)
-    loader = open_loader(config.data.train_sets, share)
+    loader = open_loader(config.data.train_sets, replace(share, await_mask_weights=True))
     architecture = with_encoder(architecture, loader)
     adapter, measured = architecture.adapter, config.evaluation
     if adapter:

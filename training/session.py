@@ -127,8 +127,8 @@ class Session:
         if mask.uses_embedding and self.step % mask.embedding_every == 0:
             tower = self.clip.image
             self.mask_weights = {
-                "weight": whole(tower.patch_embed.weight).float().cpu().clone(),
-                "positions": whole(tower.positional_embedding)[1:].float().cpu().clone(),
+                "weight": whole(tower.patch_embed.weight).detach().float().clone(),
+                "positions": whole(tower.positional_embedding)[1:].detach().float().clone(),
             }
             self.mask_step = self.step
             self.loader.set_patch_embedding(**self.mask_weights, step=self.step)

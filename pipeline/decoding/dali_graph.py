@@ -195,8 +195,10 @@ class DaliDecoder:
                 "device": "mixed" if on_gpu else "cpu",
                 "output_type": types.DALIImageType.RGB,
                 # Without it a GPU repeats colours where a CPU interpolates them.
-                "jpeg_fancy_upsampling": not self._kind.endswith("-repeat"),
+                "jpeg_fancy_upsampling": "repeat" not in self._kind,
             }
+            if self._kind.endswith("-cuda"):  # no share of the work for the JPEG engine
+                how["hw_decoder_load"] = 0.0
             if self._kind.startswith("window"):
                 images = fn.decoders.image_slice(encoded, **window, **how)
             else:

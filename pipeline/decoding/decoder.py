@@ -13,9 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-DaliGraph = Literal["window", "whole", "window-repeat", "whole-repeat"]
+DaliGraph = Literal[
+    "window", "window-cuda", "whole", "whole-cuda",
+    "window-repeat", "window-repeat-cuda", "whole-repeat", "whole-repeat-cuda",
+]  # fmt: skip
 """How DALI is asked for a window: to decode no more than it, or the whole picture and cut it out;
-with the colours of subsampled pictures interpolated, or repeated from pixel to pixel."""
+with the colours of subsampled pictures interpolated, or repeated from pixel to pixel; on the GPU's
+JPEG engine where it has one, or by nvJPEG's CUDA decoder alone. In the order of preference."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

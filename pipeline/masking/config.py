@@ -48,8 +48,8 @@ class MaskConfig:
     embedding_last: float = 0.0
     """cluster: the same at the last step. Both 0: pixels alone."""
     embedding_every: int = 100
-    """cluster: steps after which the mask takes over the model's current patch projection; batches
-    made ahead are then made again."""
+    """cluster: steps after which the mask takes over the model's current patch projection; no
+    batch is made ahead of that, files are read ahead all the same."""
     candidate_ratio: float = 0.5
     """edge_aware: share of an image's patches that may be anchors, those with the weakest edges."""
     num_clusters: int = 8

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -27,8 +28,8 @@ def measure(config: TrainConfig, num_steps: int, num_warmup: int) -> dict[str, o
         config = replace(config, run_dir=folder)
         session = open_session(config, RunFolder(Path(folder)), Timeline())
         try:
-            live, waits = _time_steps(session, lambda: next(session.loader), num_steps, num_warmup)
-            kept = next(session.loader)
+            live, waits = _time_steps(session, partial(_next, session), num_steps, num_warmup)
+            kept = _next(session)
             session.loader.seek(0)  # ends the threads, which would go on decoding
             session.timeline.seconds.clear()
             replayed, _ = _time_steps(session, lambda: kept, num_steps, num_warmup)
@@ -49,6 +50,11 @@ def measure(config: TrainConfig, num_steps: int, num_warmup: int) -> dict[str, o
         "peak_memory_bytes": memory_bytes(session.device),
         "environment": machine(session.device),
     }
+
+
+def _next(session: Session) -> PackedBatch:
+    session.refresh_mask()
+    return next(session.loader)
 
 
 def _time_steps(

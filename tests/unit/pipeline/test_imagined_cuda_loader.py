@@ -15,11 +15,12 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline import LoaderConfig, open_loader
+from pipeline import LoaderConfig, PackedBatch, open_loader
 from pipeline.augment_config import AugmentConfig
 from pipeline.decoding.decoder import Decoded
 from pipeline.loader import Loader
 from pipeline.masking import MaskConfig, triton_cluster
+from training.accumulation import equal_chunks, split
 
 CONFIG = LoaderConfig(
     batch_size=32,
@@ -48,14 +49,15 @@ class NoWaiting(TorchDispatchMode):
         if name.startswith(("aten._to_copy", "aten.copy_")):
             source = args[1] if "copy_" in name and "_to_copy" not in name else args[0]
             source_type, target_type = source.device.type, found.device.type
-            if source_type == "cuda" and target_type == "cpu":
+            waits = not (kwargs.get("non_blocking") or True in args[2:])
+            if source_type == "cuda" and target_type == "cpu" and waits:
                 raise AssertionError(f"{name} reads the device")
             if source_type == "cpu" and target_type == "cuda" and id(source) not in self._pinned:
                 raise AssertionError(f"{name} copies from memory that is not pinned")
-            waits = not (kwargs.get("non_blocking") or True in args[2:])
             if source_type != target_type and waits:
                 raise AssertionError(f"{name} waits for its copy")
-        if name.startswith(("aten._local_scalar_dense", "aten.nonzero", "aten.item")):
+        reads = name.startswith(("aten._local_scalar_dense", "aten.nonzero", "aten.item"))
+        if reads and args[0].device.type == "cuda":
             raise AssertionError(f"{name} reads the device")
         return found
 
@@ -103,13 +105,19 @@ def imagined(monkeypatch: pytest.MonkeyPatch) -> set[int]:
     return pinned
 
 
-def make_two(loader: Loader, pinned: set[int]) -> Tensor:
+def make_two(loader: Loader, pinned: set[int]) -> PackedBatch:
     with FakeTensorMode(allow_non_fake_inputs=True):
         loader.assemble(0)  # constants of the device are made once, and waited for
         with NoWaiting(pinned):
             batch = loader.assemble(1)
     assert all(tensor.device.type == "cuda" for tensor in batch.tensors().values())
-    return batch.patches
+    return batch
+
+
+def opened(index: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Loader:
+    with monkeypatch.context() as patch:  # a FakeTensorMode would look for the device
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        return open_loader(index, replace(CONFIG, **changes))
 
 
 @pytest.mark.parametrize("kind", ["cluster", "random", "grid", "block", "none"])
@@ -119,12 +127,52 @@ def test_a_batch_is_made_without_waiting_for_the_device(
     ratio = 0.75 if kind == "grid" else 0.5
     mask = MaskConfig(kind=kind, mask_ratio=ratio)
     for augment in (AugmentConfig(), AUGMENT):
-        with monkeypatch.context() as patch:  # a FakeTensorMode would look for the device
-            patch.setattr(torch.cuda, "is_available", lambda: True)
-            loader = open_loader(coloured_index, replace(CONFIG, mask=mask, augment=augment))
-        with loader:
-            patches = make_two(loader, imagined)
-    assert patches.shape[1] == 3 * 8 * 8
+        with opened(coloured_index, monkeypatch, mask=mask, augment=augment) as loader:
+            batch = make_two(loader, imagined)
+            parts = cut(batch, loader, 4)
+    assert batch.patches.shape[1] == 3 * 8 * 8
+    assert [len(part.patches) for part in parts] == [len(batch.patches) // 4] * 4
+
+
+def test_masks_by_embeddings_wait_for_nothing_either(
+    coloured_index: Path, imagined: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mask = MaskConfig(kind="cluster", mask_ratio=0.5, embedding_first=1.0, embedding_last=1.0)
+    with opened(coloured_index, monkeypatch, mask=mask) as loader:
+        with FakeTensorMode(), NoWaiting(imagined):
+            weight = torch.empty(12, 3 * 8 * 8, device="cuda")
+            positions = torch.empty(16, 12, device="cuda")
+            loader.set_patch_embedding(weight, positions, 0)
+        batch = make_two(loader, imagined)
+    assert len(batch.patches) == CONFIG.batch_size * 16 // 2
+
+
+def test_chunks_that_cut_a_mask_budget_wait_for_no_more_than_their_batch(
+    coloured_index: Path, imagined: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mask = MaskConfig(kind="cluster", mask_ratio=0.5, group_size=16)
+    with opened(coloured_index, monkeypatch, mask=mask) as loader:
+        batch = make_two(loader, imagined)
+        assert batch.host_image_offsets is not None
+        assert batch.host_image_offsets.device.type == "cpu"
+        waits: list[str] = []
+        ready: Any = SimpleNamespace(synchronize=lambda: waits.append("batch"))
+        uneven = torch.tensor([0, 9, *range(16, 257, 8)], dtype=torch.int32)
+        uneven[8] += 1
+        batch = replace(batch, host_image_offsets=uneven, host_ready=ready)
+        parts = cut(batch, loader, 4)
+    assert [len(part.patches) for part in parts] == [65, 63, 64, 64]
+    assert waits == ["batch"]
+
+
+def cut(batch: PackedBatch, loader: Loader, num_chunks: int) -> list[PackedBatch]:
+    """As a training step does; the places of the texts are in host memory."""
+    config = loader.config
+    size = config.local_batch_size // num_chunks
+    equal = equal_chunks(loader.mask, config.num_patches, size, config.group_size)
+    texts = torch.arange(config.local_batch_size + 1, dtype=torch.int32)
+    with NoWaiting(set()):
+        return split(replace(batch, host_text_offsets=texts), num_chunks, equal_patches=equal)
 
 
 def test_the_guard_sees_what_waits(imagined: set[int]) -> None:

@@ -79,7 +79,8 @@ print({json.dumps(json.dumps(SOUND))})
 
 def test_the_faults_of_all_graphs_are_told() -> None:
     trial = find_graph(PICTURES, SETTINGS, command=child("sys.exit('no device')"))
-    for graph in ("window", "whole", "window-repeat", "whole-repeat"):
+    ways = [a + b + c for a in ("window", "whole") for b in ("", "-repeat") for c in ("", "-cuda")]
+    for graph in ways:
         assert f"{graph}: " in trial.fault
 
 
