@@ -238,12 +238,22 @@ def join_ranks(timeout_s: float) -> Iterator[Ranks]:
 
     Args:
         timeout_s: seconds that a rank waits for the others within a step.
+
+    Raises:
+        RuntimeError: they cannot meet, such as where another program has the port.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Ranks()
         return
     timeout = timedelta(seconds=timeout_s)
-    store, rank, world_size = next(iter(rendezvous("env://", timeout=timeout)))
+    try:
+        store, rank, world_size = next(iter(rendezvous("env://", timeout=timeout)))
+    except dist.DistNetworkError as error:
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise RuntimeError(
+            f"the ranks cannot meet at {place} ({str(error).splitlines()[0]}): give torchrun "
+            "another --master-port, or see that the first machine can be reached there"
+        ) from error
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     control = dist.new_group(backend="gloo", timeout=_PATIENCE)

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -109,3 +110,16 @@ def test_alone_everything_is_local() -> None:
     with pytest.raises(RuntimeError, match="own"), ranks.explained(lambda: 1):
         raise RuntimeError("own")
     assert not issubclass(RankError, RuntimeError)
+
+
+def test_ranks_that_find_the_port_taken_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": 0, "WORLD_SIZE": 2}
+        for name, value in place.items():
+            monkeypatch.setenv(name, str(value))
+        monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+        with pytest.raises(RuntimeError, match=f"127.0.0.1:{port} .*another --master-port") as said:
+            with join_ranks(5.0):
+                pass
+    assert "\n" not in str(said.value)
