@@ -18,6 +18,9 @@ class BadCell:
         self.detail = detail
 
 
+_DAMAGED = BadCell(Problem.UNREADABLE, "the file is damaged here: a value is missing")
+
+
 def cells_of(column: pa.Array, limit: int | None = MAX_TEXT_CHARACTERS) -> list[Any]:
     """The cells of a column as Python has them; equal texts of a dictionary are one object.
 
@@ -31,7 +34,10 @@ def cells_of(column: pa.Array, limit: int | None = MAX_TEXT_CHARACTERS) -> list[
     kind = column.type
     if pa.types.is_dictionary(kind):
         values = cells_of(column.dictionary, limit)
-        return [None if place is None else values[place] for place in column.indices.to_pylist()]
+        return [
+            None if place is None else values[place] if 0 <= place < len(values) else _DAMAGED
+            for place in column.indices.to_pylist()
+        ]
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return _list_cells(column, limit)
     if pa.types.is_struct(kind):

@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -121,6 +122,7 @@ class ArrowTable:
 
     def holds_bytes(self, column: str) -> bool:
         """See `ImageTable`."""
+        check_columns(self.names, [column], self._place)
         kind = self.schema.field(column).type
         if is_text(kind) or (pa.types.is_dictionary(kind) and is_text(kind.value_type)):
             return False
@@ -217,14 +219,19 @@ class SavedDataset(ArrowTable):
 
     def cell(self, row: int, column: str) -> object:
         """One cell, whatever its place; a damaged one is None."""
-        found = cells_of(self._mapped.column(column).slice(row, 1).combine_chunks(), limit=None)[0]
+        with _damage_named(self._folder):
+            cell = self._mapped.column(column).slice(row, 1).combine_chunks()
+            found = cells_of(cell, limit=None)[0]
         return None if isinstance(found, BadCell) else found
 
     @cached_property
     def _mapped(self) -> pa.Table:
         with _damage_named(self._folder):
             streams = [pa.ipc.open_stream(pa.memory_map(str(path))) for path in self.files]
-            return pa.concat_tables([stream.read_all() for stream in streams])
+            table = pa.concat_tables([stream.read_all() for stream in streams])
+            # Offsets that lead outside of the file would be followed.
+            table.validate(full=True)
+            return table
 
 
 @contextmanager
@@ -232,7 +239,7 @@ def _damage_named(folder: Path) -> Iterator[None]:
     """Turn what Arrow raises on damaged files into a ValueError that names the folder."""
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, KeyError) as error:
         raise ValueError(f"the Arrow files of {folder} are damaged ({error})") from None
 
 
@@ -253,7 +260,7 @@ def open_parquet(path: Path, columns: Sequence[str] = ()) -> pq.ParquetFile:
         check_columns(plain.schema_arrow.names if columns else [], columns, str(path))
         leaves = [plain.schema.column(n) for n in range(len(plain.schema))]
         wanted = [leaf.path for leaf in leaves if leaf.path.split(".")[0] in columns]
-        _check_claims(path, plain.metadata, set(wanted))
+        _check_claims(path, columns)
         kept_once = [
             leaf.path
             for leaf in leaves
@@ -262,7 +269,7 @@ def open_parquet(path: Path, columns: Sequence[str] = ()) -> pq.ParquetFile:
         return pq.ParquetFile(path, read_dictionary=kept_once, buffer_size=1 << 20)
     except FileNotFoundError:
         raise
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, duckdb.Error, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no parquet file ({error})") from None
 
 
@@ -277,7 +284,7 @@ def parquet_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBat
     with open_parquet(path, columns) as file:
         try:
             for group in range(file.num_row_groups):
-                size = _rows_at_once(file.metadata.row_group(group), columns)
+                size = _rows_at_once(file.metadata.row_group(group))
                 for batch in file.iter_batches(size, row_groups=[group], columns=list(columns)):
                     yield batch
                     number += len(batch)
@@ -321,35 +328,43 @@ def plain_values(column: pa.Array, where: str) -> pa.Array:
             f"{where} holds a text of {longest.as_py():,} bytes; the limit is "
             f"{4 * MAX_TEXT_CHARACTERS:,}"
         )
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{where} is damaged ({error})") from None
     return column.dictionary_decode()
 
 
-def _rows_at_once(group: Any, columns: Sequence[str]) -> int:
-    chunks = [group.column(n) for n in range(group.num_columns)]
-    size = sum(
-        c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] in columns
-    )
-    a_row = max(1, size // max(1, group.num_rows))
+def _rows_at_once(group: Any) -> int:
+    """So many rows of a row group that a batch has a bounded number of bytes."""
+    a_row = max(1, group.total_byte_size // max(1, group.num_rows))
     return max(1, min(_ROWS_AT_ONCE, _BYTES_AT_ONCE // a_row))
 
 
-def _check_claims(path: Path, metadata: Any, wanted: set[str]) -> None:
-    """Refuse what is small and claims to be huge."""
+def _check_claims(path: Path, columns: Sequence[str]) -> None:
+    """Refuse what is small and claims to be huge.
+
+    DuckDB reads the metadata: pyarrow's `RowGroupMetaData.column` ends the process on damaged ones.
+    """
+    if not columns:
+        return
+    chunks = duckdb.execute(
+        "SELECT path_in_schema, total_uncompressed_size, total_compressed_size, num_values "
+        "FROM parquet_metadata(?)",
+        [str(path)],
+    ).fetchall()
     most_values = _FREE_VALUES + _MOST_VALUES_PER_BYTE * path.stat().st_size
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        for place in range(group.num_columns):
-            chunk = group.column(place)
-            if chunk.path_in_schema not in wanted:
-                continue
-            size, stored = chunk.total_uncompressed_size, max(1, chunk.total_compressed_size)
-            if size > _FREE_BYTES and size > _MOST_EXPANSION * stored:
-                raise ValueError(
-                    f"{path}: {stored:,} bytes of the column {chunk.path_in_schema!r} unpack to "
-                    f"{size:,}; such a file is not read"
-                )
-            most_values -= chunk.num_values
-    if wanted and most_values < 0:
+    for name, size, stored, num_values in chunks:
+        column = name.split(", ")[0]
+        if column not in columns:
+            continue
+        if size > _FREE_BYTES and size > _MOST_EXPANSION * max(1, stored):
+            raise ValueError(
+                f"{path}: {stored:,} bytes of the column {column!r} unpack to {size:,}; such a "
+                "file is not read"
+            )
+        most_values -= num_values
+    if most_values < 0:
         raise ValueError(
             f"{path} claims more values than a file of {path.stat().st_size:,} bytes can mean; "
             "such a file is not read"

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from pipeline.caption_sources import LaclipReader, TableReader
 from pipeline.sharding import SourceOptions, open_source
+from pipeline.sharding.samples import SkippedError
 from pipeline.tokenizer import encode_captions, encode_pieces
 from tests.hostile.harness import Parser
 from tools.download.table.layout import detect_format
@@ -216,7 +217,7 @@ def parsers() -> Sequence[Parser]:
             name="make_shards: saved data set",
             files=_saved_dataset,
             open=_use_saved_dataset,
-            refusals=(ValueError,),
+            refusals=(ValueError, SkippedError),
         ),
         Parser(name="download: table", files=_link_tables, open=_links, refusals=(ValueError,)),
         Parser(name="captions", files=_hostile_captions, open=_tokenize, refusals=()),

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -278,7 +279,7 @@ def _parquet_rows(path: Path) -> tuple[tuple[str, ...], list[list[str]]]:
     """Columns of text, and the values of the first rows."""
     try:
         with pq.ParquetFile(path) as file:
-            check_parquet(path, file)
+            check_parquet(path)
             schema = file.schema_arrow
             twice = {name for name, count in Counter(schema.names).items() if count > 1}
             names = [f.name for f in schema if _is_text(f.type) and f.name not in twice]
@@ -294,21 +295,28 @@ def _parquet_rows(path: Path) -> tuple[tuple[str, ...], list[list[str]]]:
     return tuple(names), [list(row) for row in zip(*columns, strict=True)]
 
 
-def check_parquet(path: Path, file: pq.ParquetFile) -> None:
+def check_parquet(path: Path) -> None:
     """Refuse a file of a few kilobytes that unpacks to gigabytes.
+
+    DuckDB reads the metadata: pyarrow's `RowGroupMetaData.column` ends the process on damaged ones.
 
     Raises:
         ValueError: a column unpacks to more than 256 MB and a thousand times its length.
     """
-    for group in range(file.metadata.num_row_groups):
-        for column in range(file.metadata.num_columns):
-            about = file.metadata.row_group(group).column(column)
-            size = about.total_uncompressed_size
-            if size > max(1 << 28, 1000 * about.total_compressed_size):
-                raise ValueError(
-                    f"{path}: column {about.path_in_schema} unpacks from "
-                    f"{about.total_compressed_size:,} bytes to {size:,}: it is refused as a bomb"
-                )
+    try:
+        columns = duckdb.execute(
+            "SELECT path_in_schema, total_uncompressed_size, total_compressed_size "
+            "FROM parquet_metadata(?)",
+            [str(path)],
+        ).fetchall()
+    except duckdb.Error as error:
+        raise ValueError(f"{path} is no whole parquet file ({error}): fetch it again") from None
+    for name, size, stored in columns:
+        if size > max(1 << 28, 1000 * stored):
+            raise ValueError(
+                f"{path}: column {name} unpacks from {stored:,} bytes to {size:,}: it is refused "
+                "as a bomb"
+            )
 
 
 def _first_texts(column: pa.Array) -> list[str]:
@@ -317,7 +325,8 @@ def _first_texts(column: pa.Array) -> list[str]:
         return [""] * len(column)
     views = [value.as_buffer() if value.is_valid else b"" for value in column.dictionary]
     texts = [bytes(memoryview(view)[:1000]).decode("utf-8", "replace") for view in views]
-    return ["" if place is None else texts[place] for place in column.indices.to_pylist()]
+    places = column.indices.to_pylist()
+    return [texts[place] if place is not None and place < len(texts) else "" for place in places]
 
 
 def _shown(value: object) -> str:

@@ -237,7 +237,7 @@ def _from_parquet(path: Path, table: TableFormat, extras: Mapping[str, pa.Field]
     # Texts stay in their dictionary, or a file of 4 KB could hold a gigabyte of one text.
     wanted = [table.url_column, table.caption_column, *extras]
     with pq.ParquetFile(path, read_dictionary=wanted) as file:
-        check_parquet(path, file)
+        check_parquet(path)
         for batch in file.iter_batches(batch_size=8192, columns=wanted):
             columns = [_values(batch.column(name)) for name in wanted]
             for url, caption, *more in zip(*columns, strict=True):
@@ -257,4 +257,5 @@ def _values(column: pa.Array) -> list[Any]:
         data = word.as_buffer() or b""
         long = len(data) > MAX_TEXT_BYTES
         words.append(_TOO_LONG if long else bytes(data).decode("utf-8", "surrogateescape"))
-    return [None if index is None else words[index] for index in column.indices.to_pylist()]
+    places = column.indices.to_pylist()
+    return [words[place] if place is not None and place < len(words) else None for place in places]
