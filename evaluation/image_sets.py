@@ -133,7 +133,9 @@ def decode(data: bytes | OSError, transform: Transform) -> Tensor | str:
         return str(data)
     try:
         with Image.open(BytesIO(data), formats=IMAGE_FORMATS) as image:
-            return transform(on_white(image)).permute(1, 2, 0)
+            # Else as it is stored: open_clip resizes palettes and CMYK before they become RGB.
+            shown = on_white(image) if image.has_transparency_data else image
+            return transform(shown).permute(1, 2, 0)
     except UnidentifiedImageError:  # its own text names the bytes by their place in memory
         return f"it is no picture of a known format ({', '.join(IMAGE_FORMATS)})"
     except Exception as error:  # Pillow raises many kinds (SyntaxError, struct.error, ...)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import tarfile
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -25,6 +27,13 @@ COLOURS = {
 }
 
 MakeShards = Callable[..., list[Path]]
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C reach the programs that tests start, also where a shell runs the tests in the
+    background: it would have them ignore the signal, and they would pass that on."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def jpeg_bytes(number: int, size: tuple[int, int] = (80, 64)) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,7 +48,8 @@ def joined(parts: tuple[PackedBatch, ...]) -> PackedBatch:
         return torch.cat([getattr(part, name) for part in parts])
 
     names = [f.name for f in fields(PackedBatch) if getattr(parts[0], f.name) is not None]
-    return PackedBatch(**{n: offsets(n) if n.endswith("offsets") else rows(n) for n in names})
+    joined: dict[str, Any] = {n: offsets(n) if n.endswith("offsets") else rows(n) for n in names}
+    return PackedBatch(**joined)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ Autograd needs a real device; tests/gpu/test_training_step.py has the backward p
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -65,7 +65,8 @@ def test_no_loss_makes_the_host_wait(kind: LossKind, chunks: int) -> None:
         batch = on_device()
     # What a loader hands over: the offsets of the captions are in host memory as well.
     text_offsets = torch.arange(0, TOKENS + 1, TOKENS // PAIRS, dtype=torch.int32)
-    batch = PackedBatch(**batch.tensors(), host_text_offsets=text_offsets)
+    tensors: dict[str, Any] = batch.tensors()
+    batch = PackedBatch(**tensors, host_text_offsets=text_offsets)
     parts = split(batch, chunks, equal_patches=True)
 
     with imagined_cuda(mode), torch.no_grad():
