@@ -29,10 +29,8 @@ from tqdm import tqdm
 
 from evaluation.index_report import write_index_report
 from pipeline.durable import write_text
-from pipeline.index import open_index
 from pipeline.indexing import IndexReport, ScanOptions, build_index
 from pipeline.indexing.image_check import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
-from pipeline.indexing.other_loaders import write_dali_indexes, write_key_list
 from pipeline.indexing.sources import Sources, described, find_sources
 from pipeline.printable import printable
 
@@ -78,10 +76,6 @@ class Arguments:
     """Processes, one shard each at a time."""
     rebuild: bool = False
     """Read every shard again, whether it changed or not."""
-    dali_idx: Path | None = None
-    """Folder for the .idx files that DALI's webdataset reader takes, usable samples alone."""
-    filter: Path | None = None
-    """File for a list of the usable samples: shard, tab, key."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _index(words: list[str]) -> dict[str, Any]:
     arguments = tyro.cli(Arguments, args=words, description=program.describe(__doc__))
     report = _run(arguments)
-    print("\n".join([*_report_lines(report), *_write_extras(arguments, report)]))
+    print("\n".join([*_report_lines(report), _write_report(report)]))
     return report.summary()
 
 
@@ -152,19 +146,12 @@ def _wanted(arguments: Arguments, sources: Sources) -> tuple[str, tuple[str, ...
     return arguments.captions or found.captions, arguments.columns or found.columns
 
 
-def _write_extras(arguments: Arguments, report: IndexReport) -> list[str]:
-    """Write the report's files, and what other loaders need; returns lines that name them."""
+def _write_report(report: IndexReport) -> str:
+    """Write the report's files; returns the line that names the page."""
     write_text(report.index_dir / "report.json", json.dumps(report.to_json(), indent=1))
     page = report.index_dir / "report.html"
     write_index_report(report, page)
-    lines = [f"report     {page}"]
-    if arguments.dali_idx is not None:
-        files = write_dali_indexes(open_index(report.index_dir), arguments.dali_idx)
-        lines.append(f"DALI       {len(files)} .idx files in {arguments.dali_idx}")
-    if arguments.filter is not None:
-        write_key_list(open_index(report.index_dir), arguments.filter)
-        lines.append(f"filter     {arguments.filter}")
-    return lines
+    return f"report     {page}"
 
 
 def _progress_on(bar: tqdm) -> Callable[[int, int], None]:

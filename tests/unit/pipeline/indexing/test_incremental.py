@@ -19,7 +19,6 @@ from PIL import Image
 
 from pipeline.index import Index, open_index
 from pipeline.indexing import IndexReport, ScanOptions, build_index
-from pipeline.indexing.other_loaders import write_dali_indexes, write_key_list
 from pipeline.reader import ShardReader
 
 Sample = tuple[str, str, int]
@@ -296,47 +295,3 @@ def test_remote_shards_give_the_same_index_and_the_same_bytes(shards: Path, tmp_
     memory.rm("/remote/2.tar")
     with pytest.raises(FileNotFoundError, match="1 of 3 shards"):
         index.check_shards()
-
-
-def test_dali_idx_lists_the_usable_samples(shards: Path, tmp_path: Path) -> None:
-    (shards / "1.tar").write_bytes(
-        shard_bytes([("good", "text", 1), ("bad", "", 2), ("00000", "repeated", 3)])
-    )
-    build(shards, tmp_path / "index")
-    index = open_index(tmp_path / "index")
-    paths = write_dali_indexes(index, tmp_path / "idx")
-    assert [path.name for path in paths] == ["0.idx", "1.idx", "2.idx"]
-    head, line = paths[1].read_text().splitlines()
-    assert head == "v1.2 1"
-    suffix, offset, size, name, *text = line.split()
-    raw = (shards / "1.tar").read_bytes()
-    assert (suffix, name) == ("jpg", "good.jpg")
-    assert raw[int(offset) : int(offset) + int(size)] == jpeg(1)
-    assert raw[int(text[1]) : int(text[1]) + int(text[2])] == b"text"
-    write_key_list(index, tmp_path / "keys.tsv")
-    lines = (tmp_path / "keys.tsv").read_text().splitlines()
-    assert lines == [f"0.tar\t{n:05d}" for n in range(4)] + ["1.tar\tgood"] + [
-        f"2.tar\t{n:05d}" for n in range(8, 12)
-    ]
-
-
-def test_dali_reads_exactly_the_usable_samples(shards: Path, tmp_path: Path) -> None:
-    fn = pytest.importorskip("nvidia.dali.fn")
-    pipeline_def = pytest.importorskip("nvidia.dali").pipeline_def
-    (shards / "1.tar").write_bytes(shard_bytes([("bad", "", 2), ("good", "text", 1)]))
-    build(shards, tmp_path / "index")
-    paths = write_dali_indexes(open_index(tmp_path / "index"), tmp_path / "idx")
-
-    @pipeline_def(batch_size=9, num_threads=1, device_id=None)
-    def read():
-        return fn.readers.webdataset(
-            paths=[str(shards / f"{path.stem}.tar") for path in paths],
-            index_paths=[str(path) for path in paths],
-            ext=["txt"],
-        )
-
-    pipe = read()
-    pipe.build()
-    (texts,) = pipe.run()
-    found = {bytes(texts.at(place)).decode() for place in range(9)}
-    assert found == {f"picture number {n}" for n in (0, 1, 2, 3, 8, 9, 10, 11)} | {"text"}

@@ -8,7 +8,6 @@ import pytest
 from pipeline.caption_sources import ImportOptions, KeyJoin, TableReader, import_captions
 from pipeline.index import Index, open_index
 from pipeline.indexing import IndexReport, ScanOptions, build_index
-from pipeline.indexing.other_loaders import write_dali_indexes, write_key_list
 from pipeline.indexing.sources import find_sources
 from pipeline.selection import open_dataset
 from pipeline.selection.criteria import Criteria, choose
@@ -76,10 +75,6 @@ def test_shards_that_number_anew_are_told_apart_by_an_option(tmp_path: Path) -> 
     assert (report.num_samples, report.hints[:1]) == (12, report.hints[:1])
     assert index.keys([0, 11]) == ["00000/000000000", "00002/000000003"]
     assert index.keys_in_shard(2) == [f"{n:09d}" for n in range(4)]
-    write_key_list(index, tmp_path / "keys")
-    assert (tmp_path / "keys").read_text().splitlines()[4] == "00001.tar\t000000000"
-    files = write_dali_indexes(index, tmp_path / "idx")
-    assert [path.read_text().splitlines()[0] for path in files] == ["v1.2 4"] * 3
 
 
 def test_names_come_from_folders_as_far_as_needed(tmp_path: Path) -> None:
@@ -120,17 +115,6 @@ def test_captions_find_their_source(two: Index, tmp_path: Path, way: str) -> Non
     report = import_captions(two, "new", reader, join, "key", ImportOptions())
     assert (report.num_samples, report.num_unknown) == (1, 0)
     assert two.captions("new").sample.tolist() == [6]
-
-
-def test_lists_for_other_loaders_name_shards_of_the_same_name(two: Index, tmp_path: Path) -> None:
-    write_key_list(two, tmp_path / "keys")
-    lines = (tmp_path / "keys").read_text().splitlines()
-    assert lines[0] == f"{tmp_path}/cc12m/00000.tar\t000000000"
-    files = write_dali_indexes(two, tmp_path / "idx")
-    assert [path.relative_to(tmp_path / "idx").as_posix() for path in files] == [
-        "cc12m/00000.idx",
-        "cc3m/00000.idx",
-    ]
 
 
 def test_a_second_run_reads_nothing_and_keeps_the_sources(two: Index, tmp_path: Path) -> None:

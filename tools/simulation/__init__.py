@@ -1,1 +1,0 @@
-"""What a run on many ranks would do, computed on one machine."""
