@@ -59,7 +59,7 @@ def _write(arguments: argparse.Namespace, limits: Limits, outcomes: Sequence[Out
         "limits": asdict(limits),
         "parsers": [asdict(outcome) for outcome in outcomes],
     }
-    arguments.out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+    arguments.out.with_suffix(".json").write_text(json.dumps(record) + "\n", "utf-8")
     arguments.out.with_suffix(".md").write_text(page(record, outcomes), "utf-8")
 
 
