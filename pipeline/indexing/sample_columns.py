@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.indexing.options import ScanOptions
-from pipeline.storage import open_binary
+from pipeline.storage import is_remote, open_binary
+from pipeline.tables import Row
+from pipeline.tables.parquet import ParquetTable
 
 KEY_FIELD = "key"
 
@@ -27,28 +32,33 @@ def parquet_fields(location: str, options: ScanOptions) -> dict[str, dict[str, A
     if not options.fields or not location.endswith(".tar"):
         return {}
     try:
-        with open_binary(location.removesuffix(".tar") + ".parquet") as file:
-            content = pa.BufferReader(file.read())
-        table = pq.ParquetFile(content)
-        known = set(table.schema_arrow.names)
-        wanted = [name for name in options.fields if name in known]
-        if KEY_FIELD not in known or not wanted:
-            return {}
-        rows = _read_rows(table, [KEY_FIELD, *wanted])
+        with _as_file(location.removesuffix(".tar") + ".parquet") as path:
+            return _fields_by_key(ParquetTable((path,)), list(options.fields))
     except FileNotFoundError:
         return {}
-    except pa.ArrowException as error:
+    except ValueError as error:
         raise OSError(f"{location}: its parquet cannot be read ({error})") from error
-    return {str(row.pop(KEY_FIELD)): row for row in rows}
 
 
-def _read_rows(table: pq.ParquetFile, names: list[str]) -> list[dict[str, Any]]:
-    """Rows of some columns; dates and times as text, since Python's end with the year 9999."""
-    found = table.read(names)
-    for place, field in enumerate(found.schema):
-        if pa.types.is_temporal(field.type):
-            found = found.set_column(place, field.name, found.column(place).cast(pa.string()))
-    return found.to_pylist()
+@contextmanager
+def _as_file(location: str) -> Iterator[Path]:
+    """A local file, or a copy of a remote one that goes afterwards."""
+    if not is_remote(location):
+        yield Path(location)
+        return
+    with open_binary(location) as source, NamedTemporaryFile(suffix=".parquet") as copy:
+        shutil.copyfileobj(source, copy)
+        copy.flush()
+        yield Path(copy.name)
+
+
+def _fields_by_key(table: ParquetTable, names: list[str]) -> dict[str, dict[str, Any]]:
+    """Values of the fields that the table has; a row that cannot be read has none."""
+    wanted = [name for name in names if name in table.names]
+    if KEY_FIELD not in table.names or not wanted:
+        return {}
+    rows = (row.values for row in table.rows([KEY_FIELD, *wanted]) if isinstance(row, Row))
+    return {str(key): dict(zip(wanted, values, strict=True)) for key, *values in rows}
 
 
 def field_values(

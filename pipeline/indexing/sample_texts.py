@@ -9,9 +9,9 @@ from pipeline.indexing.clues import texts_at
 from pipeline.indexing.options import ScanOptions
 from pipeline.indexing.rejection import Reason, RejectedSampleError
 from pipeline.indexing.tar_walk import MemberGroup, TarMember
+from pipeline.tables.cells import too_long
 
 MAX_TEXT_BYTES = 16 * 1024**2
-MAX_CAPTION_CHARACTERS = 65_536
 MOST_NAMED = 10
 """Suffixes or fields that a message lists."""
 
@@ -74,8 +74,7 @@ def _decode(raw: bytes, member: str) -> str:
 
 
 def _checked_text(text: str, member: str) -> str:
-    if len(text) > MAX_CAPTION_CHARACTERS:
-        detail = f"{len(text)} characters exceed the limit of {MAX_CAPTION_CHARACTERS}"
+    if (detail := too_long(text)) is not None:
         raise RejectedSampleError(Reason.CAPTION_TOO_LONG, detail, member)
     try:
         text.encode("utf-8")

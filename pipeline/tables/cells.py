@@ -7,7 +7,7 @@ import math
 import re
 
 MAX_TEXT_CHARACTERS = 65_536
-"""Characters of one caption at most, as in the index."""
+"""Characters of one caption at most, in the index and in every table."""
 
 _STRING = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
 _LIST = re.compile(rf"\s*\[\s*{_STRING}(?:\s*,\s*{_STRING}|\s+{_STRING})*\s*,?\s*\]\s*", re.DOTALL)

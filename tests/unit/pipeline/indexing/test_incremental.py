@@ -255,6 +255,21 @@ def test_columns_come_from_json_and_from_parquet(tmp_path: Path) -> None:
     assert str(columns_of(open_index(out))) == str(columns)
 
 
+def test_a_parquet_beside_a_shard_that_stands_for_gigabytes_is_not_read(tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    (shards / "0.tar").write_bytes(shard_bytes(numbered(0, 3)))
+    texts = pa.array(["a" * 100_000_000] * 4)
+    table = pa.table({"key": ["00000", "00001", "00002", "x"], "url": texts})
+    pq.write_table(table, shards / "0.parquet", compression="zstd", use_dictionary=False)
+    with pytest.raises(OSError, match=r"its parquet cannot be read.*unpack to 400,000,0"):
+        build(shards, tmp_path / "index", ScanOptions(columns=("url",)))
+    long = pa.table({"key": ["00000", "00001"], "url": ["b" * 1_000_000, "http://p/1"]})
+    pq.write_table(long, shards / "0.parquet")
+    build(shards, tmp_path / "index", ScanOptions(columns=("url",)))
+    assert columns_of(open_index(tmp_path / "index"))["url"] == ["", "http://p/1", ""]
+
+
 def test_unknown_column_lists_those_there_are(shards: Path, tmp_path: Path) -> None:
     build(shards, tmp_path / "index", ScanOptions(sha256=True))
     with pytest.raises(ValueError, match=r"no column 'url'; it has: sha256.*--columns url"):
