@@ -37,19 +37,16 @@ from numpy.typing import NDArray
 
 from pipeline.index import Index
 from pipeline.selection.columns import sample_columns
+from pipeline.selection.joined import MATCHED_BY, JoinedTable
 from pipeline.selection.sql_columns import (
     DERIVED,
     DOMAIN,
     WHOLE_NUMBERS,
-    id_text,
-    identifier,
     kind_of,
     quoted,
     stored,
-    without_empties,
 )
 from pipeline.selection.sql_syntax import columns_of, first_line
-from pipeline.tables.parquet import open_parquet
 
 CHUNK_ROWS = 1 << 17
 """Rows that are handed to DuckDB together; bounds the memory, decides nothing."""
@@ -60,12 +57,6 @@ CREATE MACRO startswith(value, start) AS starts_with(value, start);
 CREATE MACRO endswith(value, ending) AS suffix(value, ending);
 CREATE MACRO missing(value) AS value IS NULL;
 """
-_READERS = {
-    ".parquet": "read_parquet",
-    ".json": "read_json",
-    ".jsonl": "read_json",
-    ".ndjson": "read_json",
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,8 +90,7 @@ class SampleTable:
         self._derived = {name: sql for name, sql in DERIVED.items() if name not in self._streamed}
         if "url" in self._streamed and "domain" not in self._streamed:
             self._derived["domain"] = DOMAIN
-        self._joined: dict[str, str] = {}
-        self._join_on, self._join_path = "", Path()
+        self._joined: JoinedTable | None = None
         self._list_length, self._list_example = 0, ""
         self._database = duckdb.connect(
             config={
@@ -126,32 +116,12 @@ class SampleTable:
             FileNotFoundError: there is no such file.
             ValueError: it cannot be read or has no column `on`, or its values are no ids.
         """
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no table {path} to join")
-        if path.suffix.lower() == ".parquet":
-            open_parquet(path)  # refuses what would unpack beyond reason
-        place = str(path).replace("'", "''")
-        try:
-            self._database.execute(
-                f"CREATE VIEW file AS SELECT * FROM {_READERS.get(path.suffix.lower(), 'read_csv')}"  # noqa: S608
-                f"('{place}')"
-            )
-            found = self._database.execute("DESCRIBE file").fetchall()
-        except duckdb.Error as error:
-            raise ValueError(f"{path} cannot be read as a table ({first_line(error)})") from None
-        kinds = {name: kind for name, kind, *_ in found}
-        if on not in kinds:
-            raise ValueError(f"{path} has no column {on!r}; it has: {', '.join(kinds)}")
-        self._join_on, self._join_path = on, path
-        self._joined["joined_on"] = id_text(path, on, kinds[on])
-        for name, kind in kinds.items():
-            plain = identifier(name)
-            plain = f"joined_{plain}" if plain in self.kinds else plain
-            if name != on and kind_of(kind) and plain not in self._joined:
-                self._joined[plain] = without_empties(quoted(name), kind)
-                self.kinds[plain] = kind_of(kind)
-                if WHOLE_NUMBERS.fullmatch(kind):
-                    self._whole.add(plain)
+        self._joined = JoinedTable(self._database, path, on, self.kinds)
+        for name, column in self._joined.columns.items():
+            if name != MATCHED_BY:
+                self.kinds[name] = kind_of(column.sql_type)
+                if WHOLE_NUMBERS.fullmatch(column.sql_type):
+                    self._whole.add(name)
 
     def load_joined(self, mentioning: Iterable[str]) -> JoinCounts:
         """Read the columns of the joined table that some texts mention, and match its rows.
@@ -159,32 +129,18 @@ class SampleTable:
         Raises:
             ValueError: the file cannot be read on, or no row is of a sample.
         """
-        words = set(re.findall(r"\w+", " ".join(mentioning))) | {"joined_on"}
-        self._joined = {name: sql for name, sql in self._joined.items() if name in words}
-        columns = ", ".join(f"{sql} AS {quoted(name)}" for name, sql in self._joined.items())
-        try:
-            self._database.execute(
-                "CREATE TEMP TABLE joined AS SELECT * EXCLUDE (joined_row) FROM ("  # noqa: S608
-                f"SELECT {columns}, row_number() OVER () AS joined_row FROM file) "
-                "WHERE joined_on IS NOT NULL "
-                "QUALIFY row_number() OVER (PARTITION BY joined_on ORDER BY joined_row) = 1"
-            )
-            total, there = self._one(
-                "SELECT count(*), count(joined_on) FROM "  # noqa: S608
-                f"(SELECT {self._joined['joined_on']} AS joined_on FROM file)"
-            )
-        except duckdb.Error as error:
-            raise ValueError(f"{self._join_path} cannot be read ({first_line(error)})") from None
+        joined = self._joined
+        if joined is None:
+            raise RuntimeError("no table was joined")
+        num_rows, num_repeated = joined.load(re.findall(r"\w+", " ".join(mentioning)))
         everything = np.arange(self.index.num_samples)
-        matched = len(self._rows("WHERE joined_on IS NOT NULL", everything, "joined_on"))
+        matched = len(self._rows(f"WHERE {MATCHED_BY} IS NOT NULL", everything, MATCHED_BY))
         if not matched:
-            example = self._one("SELECT min(joined_on) FROM joined")[0]
             raise ValueError(
-                f"no {self._join_on!r} of {self._join_path} is one of the index: is "
-                f"{self._join_on!r} the same in both? In the table it is like {example!r}"
+                f"no {joined.on!r} of {joined.path} is one of the index: is {joined.on!r} the "
+                f"same in both? In the table it is like {joined.example()!r}"
             )
-        distinct = self._one("SELECT count(*) FROM joined")[0]
-        return JoinCounts(num_rows=total, num_repeated=there - distinct, num_matched=matched)
+        return JoinCounts(num_rows=num_rows, num_repeated=num_repeated, num_matched=matched)
 
     def list_ids(self, batches: Iterable[pa.Array]) -> None:
         """Hold the ids of a list in the table `listed`: texts, whole numbers or hashes."""
@@ -302,10 +258,6 @@ class SampleTable:
         found = self._ask(["row"], ids, [name], after).fetchnumpy()["row"]
         return np.sort(np.asarray(found, dtype=np.int64))
 
-    def _one(self, query: str, parameters: Sequence[object] = ()) -> tuple[Any, ...]:
-        """The only row of an answer."""
-        return self._database.execute(query, list(parameters)).fetchall()[0]
-
     def _ask(
         self, columns: Sequence[str], ids: NDArray[np.int64], names: Iterable[str], after: str = ""
     ) -> Any:
@@ -316,12 +268,13 @@ class SampleTable:
 
     def _select(self, columns: Sequence[str], names: Sequence[str]) -> str:
         """A query over the columns `names` of all samples of the stream."""
-        names = [*names, self._join_on] if self._joins(names) else names
+        joined = self._joined_for(names)
+        names = [*names, joined.on] if joined else names
         derived = [f"{self._derived[name]} AS {name}" for name in dict.fromkeys(names)
                    if name in self._derived]  # fmt: skip
         join = ""
-        if self._joins(names):
-            join = f"LEFT JOIN joined ON joined_on = CAST({quoted(self._join_on)} AS VARCHAR)"
+        if joined:
+            join = f"LEFT JOIN joined ON {MATCHED_BY} = CAST({quoted(joined.on)} AS VARCHAR)"
         fields = self._schema(self._base_names(names))
         base = ", ".join(["row", *(f"{stored(each)} AS {quoted(each.name)}" for each in fields)])
         return (
@@ -331,12 +284,15 @@ class SampleTable:
             f"SELECT {', '.join(columns)} FROM samples"
         )
 
-    def _joins(self, names: Iterable[str]) -> bool:
-        return any(name in self._joined for name in names)
+    def _joined_for(self, names: Iterable[str]) -> JoinedTable | None:
+        """The joined table, if one of some columns is of it."""
+        joined = self._joined
+        return joined if joined and any(name in joined.columns for name in names) else None
 
     def _base_names(self, names: Sequence[str]) -> list[str]:
         """Streamed columns that some columns are made of."""
-        names = [*names, self._join_on] if self._joins(names) else names
+        joined = self._joined_for(names)
+        names = [*names, joined.on] if joined else names
         words = set(re.findall(r"\w+", " ".join(self._derived.get(n, n) for n in names)))
         return [name for name in self._streamed if name in words]
 

@@ -246,3 +246,24 @@ def test_domains(index: Index, url: str | None, domain: str | None, tmp_path: Pa
     urls = pa.array([url or ""] * 96, pa.large_string())
     add_column(index.directory, "url", urls)
     assert value(open_index(index.directory), "domain", 3) == domain
+
+
+@pytest.mark.parametrize("kind", ["one long page", "one long value"])
+def test_a_joined_file_of_kilobytes_that_stands_for_gigabytes_is_refused(
+    index: Index, tmp_path: Path, kind: str
+) -> None:
+    keys = [f"{row:09d}" for row in range(96)]
+    texts = pa.array(["a" * 4_000_000])
+    if kind == "one long value":
+        texts = pa.DictionaryArray.from_arrays(pa.array(np.zeros(96, np.int32)), texts)
+    else:
+        texts = pa.array(["a" * 4_000_000] * 96)
+    path = tmp_path / "t.parquet"
+    whole = kind == "one long value"
+    pq.write_table(
+        pa.table({"key": keys, "language": texts}), path, compression="zstd", use_dictionary=whole
+    )
+    assert path.stat().st_size < 200_000
+    with pytest.raises(ValueError, match=r"unpack to|a text of 4,000,000 bytes"):
+        chosen(index, where="language == 'en'", join=str(path), on="key")
+    assert kept(index, where="width = 80", join=str(path), on="key") == list(range(96))
