@@ -15,7 +15,7 @@ finished, 1 failed, 2 wrong use or missing data, 130 and 143 stopped by Ctrl-C a
 
 from __future__ import annotations
 
-from training.interrupt import Interrupted, StopRequests, end_at_ctrl_c
+from tessera.training.interrupt import Interrupted, StopRequests, end_at_ctrl_c
 
 if __name__ == "__main__":
     end_at_ctrl_c()  # the imports below take seconds
@@ -27,9 +27,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline.printable import message_of, print_all
-from recipes import find_recipe, list_recipes
-from training.command_line import Command, parse, unchanged
+from tessera.pipeline.printable import message_of, print_all
+from tessera.recipes import find_recipe, list_recipes
+from tessera.training.command_line import Command, parse, unchanged
 
 if __name__ == "__main__":  # what needs little is answered without waiting for the rest
     if sys.argv[1:] == ["--list"]:
@@ -42,23 +42,23 @@ if __name__ == "__main__":  # what needs little is answered without waiting for 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from evaluation.records import lines as score_lines
-from evaluation.suite import Outcome
-from pipeline import PackedBatch
-from training.checkpoint import CheckpointError
-from training.config import TrainConfig
-from training.distributed import RankError, join_ranks
-from training.dry_run import DryRun
-from training.metrics import NonFiniteLossError, describe
-from training.opening import open_session
-from training.report import evaluate_session, report_session
-from training.run_folder import RunFolder, newest_checkpoint
-from training.session import Session
-from training.stages import stages_of
-from training.terminal import brief, failure, next_commands, set_up_logging
-from training.timeline import Timeline
-from training.watch import check_watch
-from training.watch_steps import DATA, RANKS
+from tessera.evaluation.records import lines as score_lines
+from tessera.evaluation.suite import Outcome
+from tessera.pipeline import PackedBatch
+from tessera.training.checkpoint import CheckpointError
+from tessera.training.config import TrainConfig
+from tessera.training.distributed import RankError, join_ranks
+from tessera.training.dry_run import DryRun
+from tessera.training.metrics import NonFiniteLossError, describe
+from tessera.training.opening import open_session
+from tessera.training.report import evaluate_session, report_session
+from tessera.training.run_folder import RunFolder, newest_checkpoint
+from tessera.training.session import Session
+from tessera.training.stages import stages_of
+from tessera.training.terminal import brief, failure, next_commands, set_up_logging
+from tessera.training.timeline import Timeline
+from tessera.training.watch import check_watch
+from tessera.training.watch_steps import DATA, RANKS
 
 logger = logging.getLogger("tessera")
 

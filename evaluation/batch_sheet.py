@@ -15,18 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from evaluation.gallery import gallery_items
-from evaluation.page.document import Document, Headline, Section, write_document
-from evaluation.page.markup import Markup, join, shorten, tag
-from evaluation.page.numbers import count, percent
-from evaluation.report.data import GalleryItem, Picture
-from evaluation.report.pictures import cluster_panel, crop_panel, data_uri, visible_panel
-from pipeline.counter_random import Purpose, uniforms
-from pipeline.crops import DRAWS_PER_WINDOW, draw_windows
-from pipeline.decoding.picture import Picture as PictureFile
-from pipeline.loader import Loader
-from pipeline.reader import ShardReader
-from pipeline.stages import Preview
+from tessera.evaluation.gallery import gallery_items
+from tessera.evaluation.page.document import Document, Headline, Section, write_document
+from tessera.evaluation.page.markup import Markup, join, shorten, tag
+from tessera.evaluation.page.numbers import count, percent
+from tessera.evaluation.report.data import GalleryItem, Picture
+from tessera.evaluation.report.pictures import cluster_panel, crop_panel, data_uri, visible_panel
+from tessera.pipeline.counter_random import Purpose, uniforms
+from tessera.pipeline.crops import DRAWS_PER_WINDOW, draw_windows
+from tessera.pipeline.decoding.picture import Picture as PictureFile
+from tessera.pipeline.loader import Loader
+from tessera.pipeline.reader import ShardReader
+from tessera.pipeline.stages import Preview
 
 _SIDE, _GAP, _TEXT = 224, 14, 330
 _PAPER, _INK, _QUIET, _BLANK = (255, 255, 255), (32, 32, 32), (110, 110, 110), (232, 234, 236)

@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evaluation.encoder import Encoder
-from evaluation.image_sets import IMAGE_SUFFIXES, ImageFiles
-from evaluation.scores import SUGARCREPE, WINOGROUND, Score
+from tessera.evaluation.encoder import Encoder
+from tessera.evaluation.image_sets import IMAGE_SUFFIXES, ImageFiles
+from tessera.evaluation.scores import SUGARCREPE, WINOGROUND, Score
 
 SUGARCREPE_FILES = (
     *("add_att", "add_obj"),

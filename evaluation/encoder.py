@@ -21,13 +21,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evaluation.image_sets import ImageSet, decode, evaluation_transform
-from evaluation.views import ViewConfig
-from model import Clip
-from pipeline.captions import CaptionTable
-from pipeline.masking import pack_visible
-from pipeline.patches import patchify
-from pipeline.tokenizer import tokenize_prompts
+from tessera.evaluation.image_sets import ImageSet, decode, evaluation_transform
+from tessera.evaluation.views import ViewConfig
+from tessera.model import Clip
+from tessera.pipeline.captions import CaptionTable
+from tessera.pipeline.masking import pack_visible
+from tessera.pipeline.patches import patchify
+from tessera.pipeline.tokenizer import tokenize_prompts
 
 logger = logging.getLogger(__name__)
 

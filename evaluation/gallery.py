@@ -13,14 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evaluation.report.data import GalleryItem, RetrievalExample
-from evaluation.retrieval import RetrievalRun
-from model.config import ClipConfig
-from pipeline import LoaderConfig, open_evaluation_loader
-from pipeline.index import Index
-from pipeline.loader import Loader
-from pipeline.stages import Preview
-from pipeline.tokenizer import token_strings
+from tessera.evaluation.report.data import GalleryItem, RetrievalExample
+from tessera.evaluation.retrieval import RetrievalRun
+from tessera.model.config import ClipConfig
+from tessera.pipeline import LoaderConfig, open_evaluation_loader
+from tessera.pipeline.index import Index
+from tessera.pipeline.loader import Loader
+from tessera.pipeline.stages import Preview
+from tessera.pipeline.tokenizer import token_strings
 
 _NUM_RESULTS = 5
 

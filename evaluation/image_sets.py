@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from model.config import ClipConfig
-from model.open_clip_config import preprocess_config
-from pipeline.decoding.picture import on_white
-from pipeline.reader import ShardReader
-from pipeline.selection import Dataset
+from tessera.model.config import ClipConfig
+from tessera.model.open_clip_config import preprocess_config
+from tessera.pipeline.decoding.picture import on_white
+from tessera.pipeline.reader import ShardReader
+from tessera.pipeline.selection import Dataset
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """Of files that are taken for pictures; case does not matter."""

@@ -7,11 +7,18 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.page.document import Document, Headline, Section, definitions, table, write_document
-from evaluation.page.histogram import histogram_figure
-from evaluation.page.markup import Markup, join, shorten, tag
-from evaluation.page.numbers import count, duration, percent
-from pipeline.indexing import IndexReport
+from tessera.evaluation.page.document import (
+    Document,
+    Headline,
+    Section,
+    definitions,
+    table,
+    write_document,
+)
+from tessera.evaluation.page.histogram import histogram_figure
+from tessera.evaluation.page.markup import Markup, join, shorten, tag
+from tessera.evaluation.page.numbers import count, duration, percent
+from tessera.pipeline.indexing import IndexReport
 
 _MOST_SHOWN = 50
 """Damaged shards named on the page."""

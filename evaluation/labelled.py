@@ -14,17 +14,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.image_sets import IMAGE_SUFFIXES, ImageFiles, ImageSet, IndexedImages
-from pipeline.class_prompts import (
+from tessera.evaluation.image_sets import IMAGE_SUFFIXES, ImageFiles, ImageSet, IndexedImages
+from tessera.pipeline.class_prompts import (
     CLASS_NAMES,
     Prompts,
     in_class_order,
     prompts_of_folders,
     read_prompts,
 )
-from pipeline.index import INDEX_FILE
-from pipeline.selection import Dataset, open_dataset, parse_reference
-from pipeline.storage import folder_of
+from tessera.pipeline.index import INDEX_FILE
+from tessera.pipeline.selection import Dataset, open_dataset, parse_reference
+from tessera.pipeline.storage import folder_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -23,10 +23,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evaluation.encoder import Encoder
-from evaluation.labelled import LabelledSet, open_labelled
-from evaluation.scores import LINEAR_PROBE, WEIGHT_DECAY, Score, few_shot_metric
-from evaluation.zero_shot import Accuracies, accuracies
+from tessera.evaluation.encoder import Encoder
+from tessera.evaluation.labelled import LabelledSet, open_labelled
+from tessera.evaluation.scores import LINEAR_PROBE, WEIGHT_DECAY, Score, few_shot_metric
+from tessera.evaluation.zero_shot import Accuracies, accuracies
 
 _CHUNK = 16_384
 """Images whose logits are held at once: 64 MiB for 1,000 classes."""

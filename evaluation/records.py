@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from evaluation.scores import (
+from tessera.evaluation.scores import (
     LINEAR_PROBE,
     NUM_PROMPTS,
     RECALL_OF,

@@ -23,11 +23,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evaluation.encoder import Encoder
-from evaluation.image_sets import IndexedImages
-from evaluation.scores import NUM_BAD, RECALL_OF, RETRIEVAL, Score
-from pipeline.index import DEFAULT_SOURCE
-from pipeline.selection import open_dataset
+from tessera.evaluation.encoder import Encoder
+from tessera.evaluation.image_sets import IndexedImages
+from tessera.evaluation.scores import NUM_BAD, RECALL_OF, RETRIEVAL, Score
+from tessera.pipeline.index import DEFAULT_SOURCE
+from tessera.pipeline.selection import open_dataset
 
 RECALL_AT = (1, 5, 10)
 _IMAGE_TILE = 2048

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # a configuration must not wait for torch: what measures is imported to measure
-    from evaluation.encoder import Encoder
-    from evaluation.retrieval import RetrievalRun
-    from evaluation.scores import Score
+    from tessera.evaluation.encoder import Encoder
+    from tessera.evaluation.retrieval import RetrievalRun
+    from tessera.evaluation.scores import Score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +58,10 @@ class Suite:
             FileNotFoundError: a set, its class names or its pictures are missing.
             ValueError: a set is damaged, has no labels, or too few images for a probe.
         """
-        from evaluation.compositional import open_sugarcrepe, open_winoground
-        from evaluation.labelled import open_labelled
-        from evaluation.linear_probe import doubts_of_pair, open_pair
-        from evaluation.retrieval import doubts_of_captions
+        from tessera.evaluation.compositional import open_sugarcrepe, open_winoground
+        from tessera.evaluation.labelled import open_labelled
+        from tessera.evaluation.linear_probe import doubts_of_pair, open_pair
+        from tessera.evaluation.retrieval import doubts_of_captions
 
         doubts: list[str] = []
         for place in self.zero_shot:
@@ -98,15 +98,15 @@ def evaluate(encoder: Encoder, suite: Suite) -> Outcome:
         FileNotFoundError: data are missing.
         ValueError: data are damaged.
     """
-    from evaluation.compositional import (
+    from tessera.evaluation.compositional import (
         evaluate_sugarcrepe,
         evaluate_winoground,
         open_sugarcrepe,
         open_winoground,
     )
-    from evaluation.linear_probe import evaluate_linear_probe
-    from evaluation.retrieval import evaluate_retrieval
-    from evaluation.zero_shot import evaluate_zero_shot
+    from tessera.evaluation.linear_probe import evaluate_linear_probe
+    from tessera.evaluation.retrieval import evaluate_retrieval
+    from tessera.evaluation.zero_shot import evaluate_zero_shot
 
     outcome = Outcome()
     for place in suite.zero_shot:

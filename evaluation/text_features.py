@@ -17,16 +17,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evaluation.encoder import TextFeatures
-from evaluation.suite import Suite
-from model import Clip
-from model.config import AdapterConfig
-from model.text_encoders import TextEncoder, open_text_encoder
-from pipeline.captions import CaptionTable
-from pipeline.embedding_record import EMBEDDINGS_DIR, read_store_record
-from pipeline.index import open_index
-from pipeline.selection import open_dataset
-from pipeline.text_embeddings import EncoderRecord, TextEmbeddings, open_text_embeddings
+from tessera.evaluation.encoder import TextFeatures
+from tessera.evaluation.suite import Suite
+from tessera.model import Clip
+from tessera.model.config import AdapterConfig
+from tessera.model.text_encoders import TextEncoder, open_text_encoder
+from tessera.pipeline.captions import CaptionTable
+from tessera.pipeline.embedding_record import EMBEDDINGS_DIR, read_store_record
+from tessera.pipeline.index import open_index
+from tessera.pipeline.selection import open_dataset
+from tessera.pipeline.text_embeddings import EncoderRecord, TextEmbeddings, open_text_embeddings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.counter_random import Purpose, uniforms
-from pipeline.masking import ClusterMask, MaskConfig, MaskStrategy
+from tessera.pipeline.counter_random import Purpose, uniforms
+from tessera.pipeline.masking import ClusterMask, MaskConfig, MaskStrategy
 
 Views = Literal["full", "masked", "complementary"]
 

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evaluation.encoder import Encoder
-from evaluation.labelled import open_labelled
-from evaluation.scores import NUM_BAD, NUM_PROMPTS, ZERO_SHOT, Score
-from pipeline.class_prompts import Prompts
+from tessera.evaluation.encoder import Encoder
+from tessera.evaluation.labelled import open_labelled
+from tessera.evaluation.scores import NUM_BAD, NUM_PROMPTS, ZERO_SHOT, Score
+from tessera.pipeline.class_prompts import Prompts
 
 _ROWS = 4096
 """Images whose class scores are held at once."""

@@ -6,11 +6,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from model import hugging_face, open_clip_weights
-    from model.clip import Clip, build_clip
-    from model.config import AdapterConfig, ClipConfig, TextConfig, VisionConfig
-    from model.losses import ContrastiveLoss, LossConfig, build_loss, clip_loss
-    from model.pretrained import load_pretrained
+    from tessera.model import hugging_face, open_clip_weights
+    from tessera.model.clip import Clip, build_clip
+    from tessera.model.config import AdapterConfig, ClipConfig, TextConfig, VisionConfig
+    from tessera.model.losses import ContrastiveLoss, LossConfig, build_loss, clip_loss
+    from tessera.model.pretrained import load_pretrained
 
 __all__ = [
     "AdapterConfig",

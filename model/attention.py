@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from model.config import Activation, TextConfig, VisionConfig
-from model.packing import PackedLayout, packed_attention
+from tessera.model.config import Activation, TextConfig, VisionConfig
+from tessera.model.packing import PackedLayout, packed_attention
 
 
 class Linear(nn.Linear):

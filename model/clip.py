@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.config import ClipConfig, clip_config
-from model.embedding_text import TextAdapter
-from model.execution import own_types
-from model.text import TextTower
-from model.vit import ImageTower
+from tessera.model.config import ClipConfig, clip_config
+from tessera.model.embedding_text import TextAdapter
+from tessera.model.execution import own_types
+from tessera.model.text import TextTower
+from tessera.model.vit import ImageTower
 
 
 class Clip(nn.Module):

@@ -271,7 +271,7 @@ def clip_config(name: str) -> ClipConfig:
     # Here and not above: that takes seconds, and our own models need none of it.
     import open_clip
 
-    from model.open_clip_config import from_open_clip, pixel_statistics
+    from tessera.model.open_clip_config import from_open_clip, pixel_statistics
 
     known = open_clip.list_models()
     # Asked for first: get_model_config would go to the network for names like hf-hub:...

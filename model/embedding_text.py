@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.attention import LayerNorm, Linear
-from model.config import AdapterConfig
-from model.execution import Execution
+from tessera.model.attention import LayerNorm, Linear
+from tessera.model.config import AdapterConfig
+from tessera.model.execution import Execution
 
 
 class AdapterBlock(nn.Module):

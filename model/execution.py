@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from model.clip import Clip
+    from tessera.model.clip import Clip
 
 _MOST_SHAPES = 72
 """Compiled variants of a block: 33 text totals (`pad_total`) and one image total, each with and

@@ -15,9 +15,9 @@ from typing import Any
 
 from torch import Tensor, cat
 
-from model import open_clip_weights
-from model.clip import Clip
-from model.config import (
+from tessera.model import open_clip_weights
+from tessera.model.clip import Clip
+from tessera.model.config import (
     CLIP_PIXEL_MEAN,
     CLIP_PIXEL_STD,
     Activation,
@@ -25,7 +25,7 @@ from model.config import (
     TextConfig,
     VisionConfig,
 )
-from model.open_clip_config import PixelStatistics
+from tessera.model.open_clip_config import PixelStatistics
 
 _ACTIVATIONS: dict[Activation, str] = {
     "gelu": "gelu",

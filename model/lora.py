@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from model.vit import ImageTower
+from tessera.model.vit import ImageTower
 
 _ORIGINAL, _UPDATE = ".parametrizations.weight.original", ".parametrizations.weight.0."
 

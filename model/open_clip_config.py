@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from model.config import (
+from tessera.model.config import (
     CLIP_PIXEL_MEAN,
     CLIP_PIXEL_STD,
     AdapterConfig,

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from model.clip import Clip
-from model.config import ClipConfig
-from model.lora import merged_state
-from model.open_clip_config import open_clip_config
+from tessera.model.clip import Clip
+from tessera.model.config import ClipConfig
+from tessera.model.lora import merged_state
+from tessera.model.open_clip_config import open_clip_config
 
 __all__ = ["dump", "is_text_name", "load", "open_clip_config", "with_text_names"]
 

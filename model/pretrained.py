@@ -19,11 +19,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from model import hugging_face, open_clip_weights
-from model.clip import Clip
-from model.config import CLIP_PIXEL_MEAN, CLIP_PIXEL_STD, ClipConfig
-from model.open_clip_config import from_open_clip, pixel_statistics
-from model.positions import resize_image_positions, resize_text_positions
+from tessera.model import hugging_face, open_clip_weights
+from tessera.model.clip import Clip, build_clip
+from tessera.model.config import CLIP_PIXEL_MEAN, CLIP_PIXEL_STD, ClipConfig
+from tessera.model.open_clip_config import from_open_clip, pixel_statistics
+from tessera.model.positions import resize_image_positions, resize_text_positions
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +55,21 @@ _NOT_WEIGHTS = {"input_resolution", "context_length", "vocab_size"}
 # Fields that shape nothing but the start of training or a table that is resized.
 _FREE_FIELDS = {"image_size", "context_length", "layer_scale", "positions", "mlp_ratio"}
 _FREE_FIELDS |= {"tokenizer", "tokenizer_options"}
+
+
+def load(folder: str | Path) -> Clip:
+    """A model with the weights and the configuration that lie in a folder, ready to evaluate.
+
+    Args:
+        folder: a checkpoint or an export of Tessera, or an open_clip or Hugging Face folder.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or it has no configuration or no weights.
+        ValueError: the model cannot be expressed here.
+    """
+    clip = build_clip(read_config(Path(folder)))
+    load_pretrained(clip, folder)
+    return clip.eval()
 
 
 def load_pretrained(clip: Clip, source: str | Path, *, resize: bool = True) -> list[str]:

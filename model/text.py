@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.attention import Block, LayerNorm, run_blocks
-from model.config import TextConfig
-from model.execution import Execution
-from model.packing import build_layout, pad_total, sequence_index
+from tessera.model.attention import Block, LayerNorm, run_blocks
+from tessera.model.config import TextConfig
+from tessera.model.execution import Execution
+from tessera.model.packing import build_layout, pad_total, sequence_index
 
 
 class TextTower(nn.Module):

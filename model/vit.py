@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.attention import Block, LayerNorm, Linear, run_blocks
-from model.config import VisionConfig
-from model.execution import Execution
-from model.packing import PackedLayout, build_layout, sequence_index
-from model.positions import sin_cos_table
+from tessera.model.attention import Block, LayerNorm, Linear, run_blocks
+from tessera.model.config import VisionConfig
+from tessera.model.execution import Execution
+from tessera.model.packing import PackedLayout, build_layout, sequence_index
+from tessera.model.positions import sin_cos_table
 
 
 class ImageTower(nn.Module):

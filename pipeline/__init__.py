@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.batch import PackedBatch
-    from pipeline.loader import Loader, open_evaluation_loader, open_loader
-    from pipeline.loader_config import LoaderConfig
+    from tessera.pipeline.batch import PackedBatch
+    from tessera.pipeline.loader import Loader, open_evaluation_loader, open_loader
+    from tessera.pipeline.loader_config import LoaderConfig
 
 __all__ = ["Loader", "LoaderConfig", "PackedBatch", "open_evaluation_loader", "open_loader"]
 
@@ -15,11 +15,11 @@ __all__ = ["Loader", "LoaderConfig", "PackedBatch", "open_evaluation_loader", "o
 def __getattr__(name: str) -> Any:
     """Import on first use: whoever only reads an index must not wait for torch."""
     if name == "PackedBatch":
-        from pipeline.batch import PackedBatch
+        from tessera.pipeline.batch import PackedBatch
 
         return PackedBatch
     if name in __all__:
-        from pipeline import loader
+        from tessera.pipeline import loader
 
         return getattr(loader, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,25 +16,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.augment import augment
-from pipeline.batch import PackedBatch
-from pipeline.caption_mix import CaptionMix
-from pipeline.chained_index import ChainedIndex
-from pipeline.decoding import open_decoder
-from pipeline.device_copy import upload
-from pipeline.embedding_mix import EmbeddingMix
-from pipeline.index import Index
-from pipeline.loader_config import LoaderConfig
-from pipeline.mask_updates import MaskWeights
-from pipeline.masking import ClusterMask, MaskStrategy, PatchEmbedding
-from pipeline.masking.packing import pack_visible
-from pipeline.order import Visits
-from pipeline.patches import patchify
-from pipeline.plan import Plan
-from pipeline.printable import printable
-from pipeline.reader import ShardReader
-from pipeline.stages import Fetched, Patches, Preview
-from pipeline.stats import BadSample, LoaderStats
+from tessera.pipeline.augment import augment
+from tessera.pipeline.batch import PackedBatch
+from tessera.pipeline.caption_mix import CaptionMix
+from tessera.pipeline.chained_index import ChainedIndex
+from tessera.pipeline.decoding import open_decoder
+from tessera.pipeline.device_copy import upload
+from tessera.pipeline.embedding_mix import EmbeddingMix
+from tessera.pipeline.index import Index
+from tessera.pipeline.loader_config import LoaderConfig
+from tessera.pipeline.mask_updates import MaskWeights
+from tessera.pipeline.masking import ClusterMask, MaskStrategy, PatchEmbedding
+from tessera.pipeline.masking.packing import pack_visible
+from tessera.pipeline.order import Visits
+from tessera.pipeline.patches import patchify
+from tessera.pipeline.plan import Plan
+from tessera.pipeline.printable import printable
+from tessera.pipeline.reader import ShardReader
+from tessera.pipeline.stages import Fetched, Patches, Preview
+from tessera.pipeline.stats import BadSample, LoaderStats
 
 logger = logging.getLogger(__name__)
 

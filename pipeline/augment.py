@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.augment_config import AugmentConfig
-from pipeline.device_copy import upload
+from tessera.pipeline.augment_config import AugmentConfig
+from tessera.pipeline.device_copy import upload
 
 DRAWS_PER_IMAGE = 11
 """Uniform numbers that one image takes: flip, grey, jitter or not, four factors, four for order."""

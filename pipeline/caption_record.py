@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.durable import write_text
+from tessera.pipeline.durable import write_text
 
 _FORMAT_VERSION = 1
 

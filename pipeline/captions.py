@@ -16,8 +16,8 @@ import numpy.typing as npt
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.arrow_file import column_view, list_parts, map_batch
-from pipeline.text_reduction import ChooseTokens, truncated
+from tessera.pipeline.arrow_file import column_view, list_parts, map_batch
+from tessera.pipeline.text_reduction import ChooseTokens, truncated
 
 SOT = 49406
 """Start-of-text token of the CLIP vocabulary."""

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.caption_mix import CaptionMix, DrawnCaptions
-from pipeline.chained_index import ChainedIndex, fingerprint_of
-from pipeline.index import Index
-from pipeline.text_reduction import TextReductionKind
+from tessera.pipeline.caption_mix import CaptionMix, DrawnCaptions
+from tessera.pipeline.chained_index import ChainedIndex, fingerprint_of
+from tessera.pipeline.index import Index
+from tessera.pipeline.text_reduction import TextReductionKind
 
 
 class ChainedCaptions(CaptionMix):

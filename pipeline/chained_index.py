@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.typing import NDArray
 
-from pipeline.index import Index, ShardRecord
+from tessera.pipeline.index import Index, ShardRecord
 
 
 class ChainedColumn:

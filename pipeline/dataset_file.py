@@ -9,8 +9,8 @@ import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from pipeline.durable import write_text
-from pipeline.storage import read_text
+from tessera.pipeline.durable import write_text
+from tessera.pipeline.storage import read_text
 
 DATASET_FILE = "dataset.json"
 FORMAT = 1

@@ -17,15 +17,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.crops import DRAWS_PER_WINDOW, draw_windows
-from pipeline.decoding.decoder import DaliGraph
-from pipeline.decoding.gpu_trial import Trial, TrialPictures, TrialSettings, find_graph
-from pipeline.decoding.jpeg_walk import JpegLayoutError, walk_jpeg
-from pipeline.index import Index
-from pipeline.loader_config import LoaderConfig
-from pipeline.reader import ShardReader
-from pipeline.selection import Dataset, open_dataset
-from pipeline.storage import is_remote
+from tessera.pipeline.crops import DRAWS_PER_WINDOW, draw_windows
+from tessera.pipeline.decoding.decoder import DaliGraph
+from tessera.pipeline.decoding.gpu_trial import Trial, TrialPictures, TrialSettings, find_graph
+from tessera.pipeline.decoding.jpeg_walk import JpegLayoutError, walk_jpeg
+from tessera.pipeline.index import Index
+from tessera.pipeline.loader_config import LoaderConfig
+from tessera.pipeline.reader import ShardReader
+from tessera.pipeline.selection import Dataset, open_dataset
+from tessera.pipeline.storage import is_remote
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from pipeline.batch import PackedBatch
+from tessera.pipeline.batch import PackedBatch
 
 
 def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

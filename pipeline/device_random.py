@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.device_copy import upload
+from tessera.pipeline.device_copy import upload
 
 
 def noise(keys: NDArray[np.uint64], num_patches: int, device: torch.device) -> Tensor:

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from pipeline.file_lock import HELD_SUFFIX, FileLock, HeldError, has_flock
+from tessera.pipeline.file_lock import HELD_SUFFIX, FileLock, HeldError, has_flock
 
 _PARTIAL = ".partial-"
 _LOCK = "lock"

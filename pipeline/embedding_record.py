@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.captions import CaptionTable
-from pipeline.durable import write_text
-from pipeline.index import Index
-from pipeline.storage import head_tail_crc32
+from tessera.pipeline.captions import CaptionTable
+from tessera.pipeline.durable import write_text
+from tessera.pipeline.index import Index
+from tessera.pipeline.storage import head_tail_crc32
 
 EMBEDDINGS_DIR = "embeddings"
 RECORD_FILE = "embeddings.json"

@@ -28,12 +28,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.arrow_file import column_view, map_batch
-from pipeline.caption_record import CaptionRecord, read_record
-from pipeline.captions import CaptionTable
-from pipeline.indexing.options import ScanOptions
-from pipeline.shard_record import ShardRecord, shard_records
-from pipeline.storage import file_crc32, folder_of, stem_of
+from tessera.pipeline.arrow_file import column_view, map_batch
+from tessera.pipeline.caption_record import CaptionRecord, read_record
+from tessera.pipeline.captions import CaptionTable
+from tessera.pipeline.indexing.options import ScanOptions
+from tessera.pipeline.shard_record import ShardRecord, shard_records
+from tessera.pipeline.storage import file_crc32, folder_of, stem_of
 
 FORMAT_VERSION = 2
 INDEX_FILE = "index.json"

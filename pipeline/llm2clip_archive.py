@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.index import Index
+from tessera.pipeline.index import Index
 
 _SUFFIX = "_text_embeddings.tar"
 _MAX_LISTED = 3

@@ -18,23 +18,23 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipeline.assembler import Assembler
-from pipeline.augment_config import AugmentConfig
-from pipeline.batch import PackedBatch
-from pipeline.caption_mix import CaptionMix
-from pipeline.chained_captions import open_captions
-from pipeline.decode_device import settle_device
-from pipeline.device_copy import DeviceCopier, Sent
-from pipeline.embedding_mix import EmbeddingMix
-from pipeline.loader_config import LoaderConfig
-from pipeline.mask_updates import MaskUpdates, MaskWeights
-from pipeline.masking import MaskConfig, MaskStrategy
-from pipeline.mixture import Mixture, TrainingSet, check_batch, open_order, open_sets
-from pipeline.plan import EvaluationPlan, Plan, TrainingPlan
-from pipeline.prefetch import Prefetched
-from pipeline.selection import Dataset, open_dataset
-from pipeline.stages import Fetched, Preview
-from pipeline.stats import LoaderStats
+from tessera.pipeline.assembler import Assembler
+from tessera.pipeline.augment_config import AugmentConfig
+from tessera.pipeline.batch import PackedBatch
+from tessera.pipeline.caption_mix import CaptionMix
+from tessera.pipeline.chained_captions import open_captions
+from tessera.pipeline.decode_device import settle_device
+from tessera.pipeline.device_copy import DeviceCopier, Sent
+from tessera.pipeline.embedding_mix import EmbeddingMix
+from tessera.pipeline.loader_config import LoaderConfig
+from tessera.pipeline.mask_updates import MaskUpdates, MaskWeights
+from tessera.pipeline.masking import MaskConfig, MaskStrategy
+from tessera.pipeline.mixture import Mixture, TrainingSet, check_batch, open_order, open_sets
+from tessera.pipeline.plan import EvaluationPlan, Plan, TrainingPlan
+from tessera.pipeline.prefetch import Prefetched
+from tessera.pipeline.selection import Dataset, open_dataset
+from tessera.pipeline.stages import Fetched, Preview
+from tessera.pipeline.stats import LoaderStats
 
 
 class Loader(Iterator[PackedBatch]):

@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from math import gcd
 from typing import Literal
 
-from pipeline.augment_config import AugmentConfig
-from pipeline.caption_mix import parse_weights, text_counts
-from pipeline.crops import CropConfig
-from pipeline.decoding import DaliGraph, DecoderKind
-from pipeline.masking import ClusterMask, MaskConfig
-from pipeline.masking.selection import budget
-from pipeline.shard_cache import CacheConfig
-from pipeline.text_reduction import TextReductionKind
+from tessera.pipeline.augment_config import AugmentConfig
+from tessera.pipeline.caption_mix import parse_weights, text_counts
+from tessera.pipeline.crops import CropConfig
+from tessera.pipeline.decoding import DaliGraph, DecoderKind
+from tessera.pipeline.masking import ClusterMask, MaskConfig
+from tessera.pipeline.masking.selection import budget
+from tessera.pipeline.shard_cache import CacheConfig
+from tessera.pipeline.text_reduction import TextReductionKind
 
 _MOST_IMAGES = 16
 """Images that share a mask budget at most, where the group's size is left open."""

@@ -14,7 +14,7 @@ from threading import Condition
 import torch
 from torch import Tensor
 
-from pipeline.device_copy import upload
+from tessera.pipeline.device_copy import upload
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -19,8 +19,8 @@ from itertools import chain, zip_longest
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.order import SampleOrder, Visits, range_of_step
-from pipeline.window_order import WindowOrder
+from tessera.pipeline.order import SampleOrder, Visits, range_of_step
+from tessera.pipeline.window_order import WindowOrder
 
 
 @dataclass(frozen=True, slots=True)

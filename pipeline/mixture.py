@@ -10,12 +10,12 @@ from itertools import combinations
 from pathlib import Path
 from typing import cast
 
-from pipeline.chained_index import ChainedIndex, fingerprint_of
-from pipeline.counter_random import Purpose, keys
-from pipeline.mixed_order import Interleaving, MixedOrder
-from pipeline.order import Order, SampleOrder
-from pipeline.selection import Dataset, num_shared, open_dataset
-from pipeline.window_order import WindowOrder
+from tessera.pipeline.chained_index import ChainedIndex, fingerprint_of
+from tessera.pipeline.counter_random import Purpose, keys
+from tessera.pipeline.mixed_order import Interleaving, MixedOrder
+from tessera.pipeline.order import Order, SampleOrder
+from tessera.pipeline.selection import Dataset, num_shared, open_dataset
+from tessera.pipeline.window_order import WindowOrder
 
 TrainingSet = Path | str | tuple[Path | str, float]
 """`INDEX`, `INDEX@SELECTION`, one of them with `=WEIGHT` behind it, or such a pair."""

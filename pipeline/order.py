@@ -18,8 +18,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.counter_random import Purpose, keys
-from pipeline.permutation import ROUNDS, permute
+from tessera.pipeline.counter_random import Purpose, keys
+from tessera.pipeline.permutation import ROUNDS, permute
 
 _NONE = np.empty(0, dtype=np.int64)
 _MOST_HEADS = 8

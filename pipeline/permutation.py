@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.counter_random import mix
+from tessera.pipeline.counter_random import mix
 
 ROUNDS = 6
 

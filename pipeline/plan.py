@@ -16,15 +16,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline import device_random
-from pipeline.augment import DRAWS_PER_IMAGE
-from pipeline.caption_mix import CaptionMix, DrawnCaptions
-from pipeline.chained_index import ChainedIndex
-from pipeline.counter_random import Purpose, keys, uniforms
-from pipeline.crops import DRAWS_PER_WINDOW, CropConfig, centre_windows, draw_windows
-from pipeline.index import Index
-from pipeline.order import Order, Visits
-from pipeline.selection import Dataset
+from tessera.pipeline import device_random
+from tessera.pipeline.augment import DRAWS_PER_IMAGE
+from tessera.pipeline.caption_mix import CaptionMix, DrawnCaptions
+from tessera.pipeline.chained_index import ChainedIndex
+from tessera.pipeline.counter_random import Purpose, keys, uniforms
+from tessera.pipeline.crops import DRAWS_PER_WINDOW, CropConfig, centre_windows, draw_windows
+from tessera.pipeline.index import Index
+from tessera.pipeline.order import Order, Visits
+from tessera.pipeline.selection import Dataset
 
 _CALIBRATION_BATCHES = 4
 _CALIBRATION_SAMPLES = 4096

@@ -14,10 +14,10 @@ from threading import Event, Lock
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.chained_index import ChainedIndex
-from pipeline.index import Index
-from pipeline.shard_cache import CacheConfig, ShardCache
-from pipeline.storage import is_remote, read_range
+from tessera.pipeline.chained_index import ChainedIndex
+from tessera.pipeline.index import Index
+from tessera.pipeline.shard_cache import CacheConfig, ShardCache
+from tessera.pipeline.storage import is_remote, read_range
 
 _MAX_OPEN = 4096
 _REMOTE = -1

@@ -17,9 +17,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from pipeline.file_lock import FileLock, HeldError
-from pipeline.index import ShardRecord
-from pipeline.storage import head_tail_crc32, open_binary
+from tessera.pipeline.file_lock import FileLock, HeldError
+from tessera.pipeline.index import ShardRecord
+from tessera.pipeline.storage import head_tail_crc32, open_binary
 
 logger = logging.getLogger(__name__)
 

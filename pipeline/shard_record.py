@@ -8,7 +8,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from pipeline.storage import file_state, head_tail_crc32, is_remote
+from tessera.pipeline.storage import file_state, head_tail_crc32, is_remote
 
 _RECORD_FIELDS = ("size_bytes", "mtime_ns", "version", "head_tail_crc32", "num_samples")
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.order import Visits
+from tessera.pipeline.order import Visits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

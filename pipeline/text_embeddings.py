@@ -23,8 +23,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.durable import remove_partials, write_bytes
-from pipeline.embedding_record import (
+from tessera.pipeline.durable import remove_partials, write_bytes
+from tessera.pipeline.embedding_record import (
     DTYPE,
     EMBEDDINGS_DIR,
     RECORD_FILE,
@@ -39,7 +39,7 @@ from pipeline.embedding_record import (
     store_folder,
     write_store_record,
 )
-from pipeline.index import Index
+from tessera.pipeline.index import Index
 
 __all__ = [
     "EMBEDDINGS_DIR",

@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 from numpy.typing import NDArray
 
-from pipeline.counter_random import Purpose, keys
-from pipeline.order import Cuts, EqualCuts, Passes, Visits, range_of_step
-from pipeline.permutation import ROUNDS, permute
+from tessera.pipeline.counter_random import Purpose, keys
+from tessera.pipeline.order import Cuts, EqualCuts, Passes, Visits, range_of_step
+from tessera.pipeline.permutation import ROUNDS, permute
 
 
 class _Pass(NamedTuple):

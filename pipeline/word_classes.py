@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.captions import EOT, MAX_TOKENS, CaptionTable
-from pipeline.durable import sync_folder, write_text
-from pipeline.storage import head_tail_crc32
-from pipeline.tokenizer import encode_pieces, token_strings
-from pipeline.workers import map_in_processes
+from tessera.pipeline.captions import EOT, MAX_TOKENS, CaptionTable
+from tessera.pipeline.durable import sync_folder, write_text
+from tessera.pipeline.storage import head_tail_crc32
+from tessera.pipeline.tokenizer import encode_pieces, token_strings
+from tessera.pipeline.workers import map_in_processes
 
 Tagger = Callable[[list[str]], list[str]]
 """From the words of a caption to a part-of-speech tag for each."""

@@ -11,13 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.selection import parse_reference
-from recipes import clip, clipa, cluster_masking, fastclip, flip, laclip, llm2clip, veclip
-from recipes.datasets import require_index
-from recipes.demo import demo, draw_demo_data, draw_miniature_data
-from recipes.flickr8k import flickr8k, require_flickr8k
-from training import miniature
-from training.config import TrainConfig
+from tessera.pipeline.selection import parse_reference
+from tessera.recipes import clip, clipa, cluster_masking, fastclip, flip, laclip, llm2clip, veclip
+from tessera.recipes.datasets import require_index
+from tessera.recipes.demo import demo, draw_demo_data, draw_miniature_data
+from tessera.recipes.flickr8k import flickr8k, require_flickr8k
+from tessera.training import miniature
+from tessera.training.config import TrainConfig
 
 __all__ = ["RECIPES", "Recipe", "find_recipe", "list_recipes"]
 

@@ -21,11 +21,11 @@ Where the baselines' code and Tessera differ, in all recipes that build on them:
 
 from __future__ import annotations
 
-from pipeline.augment_config import AugmentConfig
-from pipeline.crops import CropConfig
-from pipeline.masking import MaskConfig
-from recipes.datasets import CC12M, CC12M_PAIRS, IMAGENET_PASS, LAION
-from training.config import DataConfig, OptimConfig, TrainConfig
+from tessera.pipeline.augment_config import AugmentConfig
+from tessera.pipeline.crops import CropConfig
+from tessera.pipeline.masking import MaskConfig
+from tessera.recipes.datasets import CC12M, CC12M_PAIRS, IMAGENET_PASS, LAION
+from tessera.training.config import DataConfig, OptimConfig, TrainConfig
 
 
 def clip() -> TrainConfig:

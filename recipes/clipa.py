@@ -34,13 +34,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pipeline.augment_config import AugmentConfig
-from pipeline.crops import CropConfig
-from pipeline.masking import MaskConfig
-from pipeline.text_reduction import TextReductionKind
-from recipes.clip import clip
-from recipes.datasets import CC12M_PAIRS, DATACOMP, IMAGENET_PASS, LAION, LAION_PAIRS
-from training.config import DataConfig, OptimConfig, StageConfig, TrainConfig
+from tessera.pipeline.augment_config import AugmentConfig
+from tessera.pipeline.crops import CropConfig
+from tessera.pipeline.masking import MaskConfig
+from tessera.pipeline.text_reduction import TextReductionKind
+from tessera.recipes.clip import clip
+from tessera.recipes.datasets import CC12M_PAIRS, DATACOMP, IMAGENET_PASS, LAION, LAION_PAIRS
+from tessera.training.config import DataConfig, OptimConfig, StageConfig, TrainConfig
 
 _PATCHES_75 = 0.75
 """Share of patches dropped that leaves 49 of 196, the count of a picture of 112 pixels."""

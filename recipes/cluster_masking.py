@@ -38,9 +38,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pipeline.masking import MaskConfig
-from recipes.clip import clip
-from training.config import TrainConfig
+from tessera.pipeline.masking import MaskConfig
+from tessera.recipes.clip import clip
+from tessera.training.config import TrainConfig
 
 
 def cluster_rgb_03() -> TrainConfig:

@@ -6,8 +6,8 @@ today is smaller: the same budget then makes a few more passes over it.
 
 from __future__ import annotations
 
-from pipeline.selection import parse_reference
-from training.config import TrainConfig
+from tessera.pipeline.selection import parse_reference
+from tessera.training.config import TrainConfig
 
 CC12M = "data/cc12m/index"
 """Conceptual 12M (Changpinyo et al., 2021)."""

@@ -9,11 +9,11 @@ products here; the released code keeps each shard with the same worker, here sam
 
 from __future__ import annotations
 
-from model.losses import LossConfig
-from pipeline.crops import CropConfig
-from pipeline.masking import MaskConfig
-from recipes.datasets import CC12M
-from training.config import DataConfig, OptimConfig, TrainConfig
+from tessera.model.losses import LossConfig
+from tessera.pipeline.crops import CropConfig
+from tessera.pipeline.masking import MaskConfig
+from tessera.recipes.datasets import CC12M
+from tessera.training.config import DataConfig, OptimConfig, TrainConfig
 
 _PASS = 9_187_328
 """Pairs of CC12M that the released script counts as a pass."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pipeline.crops import CropConfig
-from pipeline.masking import MaskConfig
-from pipeline.selection import parse_reference
-from training.config import DataConfig, EvaluationConfig, OptimConfig, TrainConfig
+from tessera.pipeline.crops import CropConfig
+from tessera.pipeline.masking import MaskConfig
+from tessera.pipeline.selection import parse_reference
+from tessera.training.config import DataConfig, EvaluationConfig, OptimConfig, TrainConfig
 
 _TRAIN = "data/flickr8k/train"
 _DEV = "data/flickr8k/dev"

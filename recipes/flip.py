@@ -26,10 +26,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pipeline.masking import MaskConfig
-from recipes.clip import clip, clip_laion
-from recipes.datasets import CC12M_PAIRS, IMAGENET_PASS
-from training.config import StageConfig, TrainConfig
+from tessera.pipeline.masking import MaskConfig
+from tessera.recipes.clip import clip, clip_laion
+from tessera.recipes.datasets import CC12M_PAIRS, IMAGENET_PASS
+from tessera.training.config import StageConfig, TrainConfig
 
 
 def flip_50() -> TrainConfig:

@@ -32,11 +32,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from model.losses import LossConfig
-from pipeline.crops import CropConfig
-from pipeline.masking import MaskConfig
-from recipes.datasets import CC12M, CC12M_PAIRS
-from training.config import DataConfig, OptimConfig, TrainConfig
+from tessera.model.losses import LossConfig
+from tessera.pipeline.crops import CropConfig
+from tessera.pipeline.masking import MaskConfig
+from tessera.recipes.datasets import CC12M, CC12M_PAIRS
+from tessera.training.config import DataConfig, OptimConfig, TrainConfig
 
 
 def laclip() -> TrainConfig:

@@ -30,13 +30,19 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.crops import CropConfig
-from pipeline.masking import MaskConfig
-from pipeline.selection import parse_reference
-from recipes.datasets import CC12M, CC12M_PAIRS, require_index
-from training import miniature
-from training.config import DataConfig, EvaluationConfig, OptimConfig, StageConfig, TrainConfig
-from training.tower_config import ImageSideConfig, TextSideConfig
+from tessera.pipeline.crops import CropConfig
+from tessera.pipeline.masking import MaskConfig
+from tessera.pipeline.selection import parse_reference
+from tessera.recipes.datasets import CC12M, CC12M_PAIRS, require_index
+from tessera.training import miniature
+from tessera.training.config import (
+    DataConfig,
+    EvaluationConfig,
+    OptimConfig,
+    StageConfig,
+    TrainConfig,
+)
+from tessera.training.tower_config import ImageSideConfig, TextSideConfig
 
 _BATCH = 4096
 _PASSES = 4
@@ -136,7 +142,7 @@ def require_embeddings(config: TrainConfig) -> None:
     require_index(config)
     train = parse_reference(config.data.train_references[0]).index_dir
     if train == miniature.TRAIN:
-        from recipes.random_encoder import embed_miniature
+        from tessera.recipes.random_encoder import embed_miniature
 
         sources = tuple(item.partition("=")[0] for item in config.data.captions)
         encoder = Path(config.evaluation.text_encoder)

@@ -9,10 +9,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model.text_encoders import TextEncoder, open_text_encoder
-from pipeline.index import Index, open_index
-from pipeline.text_embeddings import EncoderRecord, open_text_embeddings, write_text_embeddings
-from training.miniature import ENCODER_DIM
+from tessera.model.text_encoders import TextEncoder, open_text_encoder
+from tessera.pipeline.index import Index, open_index
+from tessera.pipeline.text_embeddings import (
+    EncoderRecord,
+    open_text_embeddings,
+    write_text_embeddings,
+)
+from tessera.training.miniature import ENCODER_DIM
 
 _BATCH = 64
 

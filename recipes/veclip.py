@@ -26,9 +26,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from recipes.clip import clip
-from recipes.datasets import CC12M
-from training.config import TrainConfig
+from tessera.recipes.clip import clip
+from tessera.recipes.datasets import CC12M
+from tessera.training.config import TrainConfig
 
 
 def veclip() -> TrainConfig:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from evaluation.compositional import SUGARCREPE_FILES
+from tessera.evaluation.compositional import SUGARCREPE_FILES
 
 
 def write_sugarcrepe(folder: Path) -> Path:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tools.download.finished import ShardBook, shard_file
-from tools.download.job import Job
+from tessera.tools.download.finished import ShardBook, shard_file
+from tessera.tools.download.job import Job
 
 FAILS = {
     3: ("failed_to_download", "not_found: HTTP 404"),

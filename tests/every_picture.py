@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from pipeline.decoding.picture import Fault
+from tessera.pipeline.decoding.picture import Fault
 from tests.decoder_pictures import encode, photo, with_orientation
 
 WIDTH, HEIGHT = 97, 70

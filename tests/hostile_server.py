@@ -23,8 +23,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, cast
 from urllib.parse import unquote
 
+from tessera.tools.download.causes import Cause
 from tests.hostile_pictures import PICTURES, jpeg_of, pixel_bomb, plain, size_of
-from tools.download.causes import Cause
 
 HUGE_BYTES = 96 * 1024 * 1024
 FAILURES_BEFORE_SUCCESS = 2

@@ -19,9 +19,9 @@ from typing import Any
 
 import pytest
 
-from model.local_transformers import open_part
+from tessera.model.local_transformers import open_part
+from tessera.tools.captioning.engine import ENVIRONMENT
 from tests.tiny_models import WORDS
-from tools.captioning.engine import ENVIRONMENT
 
 
 @dataclass(kw_only=True)

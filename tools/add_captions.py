@@ -26,14 +26,14 @@ from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
-from tools import program  # before all that takes long, for Ctrl-C meanwhile
+from tessera.tools import program  # before all that takes long, for Ctrl-C meanwhile
 
 # isort: split
 import pyarrow as pa
 import tyro
 from tqdm import tqdm
 
-from pipeline.caption_sources import (
+from tessera.pipeline.caption_sources import (
     ImportOptions,
     ImportReport,
     Join,
@@ -47,8 +47,8 @@ from pipeline.caption_sources import (
     ValueJoin,
     import_captions,
 )
-from pipeline.index import Index, open_index
-from pipeline.tables import TableOptions
+from tessera.pipeline.index import Index, open_index
+from tessera.pipeline.tables import TableOptions
 
 DREAMLIP_KEY = "Image Path"
 """Column of the URL in DreamLIP's CSV."""

@@ -23,18 +23,18 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
-from tools import program  # before all that takes long, for Ctrl-C meanwhile
+from tessera.tools import program  # before all that takes long, for Ctrl-C meanwhile
 
 # isort: split
 import numpy as np
 import pyarrow as pa
 import tyro
 
-from pipeline.arrow_file import write_batch
-from pipeline.index import COLUMN_FIELD, COLUMNS_DIR
-from tools.add_captions import Arguments as Import
-from tools.add_captions import add_captions
-from tools.benchmark_large_index import write_index
+from tessera.pipeline.arrow_file import write_batch
+from tessera.pipeline.index import COLUMN_FIELD, COLUMNS_DIR
+from tessera.tools.add_captions import Arguments as Import
+from tessera.tools.add_captions import add_captions
+from tessera.tools.benchmark_large_index import write_index
 
 _SAMPLES_PER_SHARD = 10_000
 _NUM_WORDS = 14

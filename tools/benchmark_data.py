@@ -28,25 +28,25 @@ from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
-from tools import program  # before all that takes long, for Ctrl-C meanwhile
+from tessera.tools import program  # before all that takes long, for Ctrl-C meanwhile
 
 # isort: split
 import torch
 import tyro
 
-from pipeline.crops import CropConfig
-from pipeline.index import INDEX_FILE
-from pipeline.indexing import ScanOptions, build_index
-from pipeline.masking import MaskConfig
-from pipeline.selection import Dataset, open_dataset
-from pipeline.storage import is_remote, list_shards
-from tools.benchmarks.comparison import BASELINES, compare
-from tools.benchmarks.report_page import write_bars, write_page
-from tools.benchmarks.report_text import lines
-from tools.benchmarks.side import Setting
-from tools.benchmarks.storage import measure_storage
-from tools.benchmarks.sweep import Sweep, run_sweep
-from training.environment import machine, num_cores
+from tessera.pipeline.crops import CropConfig
+from tessera.pipeline.index import INDEX_FILE
+from tessera.pipeline.indexing import ScanOptions, build_index
+from tessera.pipeline.masking import MaskConfig
+from tessera.pipeline.selection import Dataset, open_dataset
+from tessera.pipeline.storage import is_remote, list_shards
+from tessera.tools.benchmarks.comparison import BASELINES, compare
+from tessera.tools.benchmarks.report_page import write_bars, write_page
+from tessera.tools.benchmarks.report_text import lines
+from tessera.tools.benchmarks.side import Setting
+from tessera.tools.benchmarks.storage import measure_storage
+from tessera.tools.benchmarks.sweep import Sweep, run_sweep
+from tessera.training.environment import machine, num_cores
 
 Baseline = Literal["open_clip_transform", "open_clip", "torchvision", "dali_reader"]
 

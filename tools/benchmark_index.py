@@ -26,7 +26,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
-from tools import program  # before all that takes long, for Ctrl-C meanwhile
+from tessera.tools import program  # before all that takes long, for Ctrl-C meanwhile
 
 # isort: split
 import numpy as np
@@ -34,8 +34,8 @@ import tyro
 from PIL import Image
 from tqdm import tqdm
 
-from pipeline.index import open_index
-from pipeline.indexing import ScanOptions, build_index
+from tessera.pipeline.index import open_index
+from tessera.pipeline.indexing import ScanOptions, build_index
 
 _NUM_PICTURES = 64
 _NUM_WORDS = 200_000

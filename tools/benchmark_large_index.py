@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
-from tools import program  # before all that takes long, for Ctrl-C meanwhile
+from tessera.tools import program  # before all that takes long, for Ctrl-C meanwhile
 
 # isort: split
 import numpy as np
@@ -30,16 +30,16 @@ import pyarrow as pa
 import torch
 import tyro
 
-from pipeline import index as layout
-from pipeline.arrow_file import write_batch
-from pipeline.caption_mix import CaptionMix
-from pipeline.captions import CAPTION_SCHEMA
-from pipeline.crops import CropConfig
-from pipeline.index import open_index
-from pipeline.indexing import ScanOptions
-from pipeline.order import Order, SampleOrder
-from pipeline.window_order import WindowOrder
-from tools.benchmark_index import private_mib
+from tessera.pipeline import index as layout
+from tessera.pipeline.arrow_file import write_batch
+from tessera.pipeline.caption_mix import CaptionMix
+from tessera.pipeline.captions import CAPTION_SCHEMA
+from tessera.pipeline.crops import CropConfig
+from tessera.pipeline.index import open_index
+from tessera.pipeline.indexing import ScanOptions
+from tessera.pipeline.order import Order, SampleOrder
+from tessera.pipeline.window_order import WindowOrder
+from tessera.tools.benchmark_index import private_mib
 
 OrderKind = Literal["global", "window"]
 _TEXT = b"a photo of a thing"
@@ -182,7 +182,7 @@ def _opening(index_dir: Path) -> dict[str, float]:
 
 def _planning(arguments: Arguments, index_dir: Path, kind: OrderKind) -> dict[str, float]:
     # Not at the top: it brings torch, which the other measurements need not wait for.
-    from pipeline.plan import TrainingPlan
+    from tessera.pipeline.plan import TrainingPlan
 
     index = open_index(index_dir)
     before = private_mib()

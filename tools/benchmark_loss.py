@@ -25,15 +25,15 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
-from tools import program  # before all that takes long, for Ctrl-C meanwhile
+from tessera.tools import program  # before all that takes long, for Ctrl-C meanwhile
 
 # isort: split
 import torch
 import tyro
 from torch import Tensor
 
-from model.losses import ContrastiveLoss, LossConfig, build_loss
-from model.losses.config import LossKind
+from tessera.model.losses import ContrastiveLoss, LossConfig, build_loss
+from tessera.model.losses.config import LossKind
 
 _SCALE, _BIAS = 50.0, -10.0
 _NUM_COMPARED = 64

@@ -25,14 +25,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
-from tools import program  # before all that takes long, for Ctrl-C meanwhile
+from tessera.tools import program  # before all that takes long, for Ctrl-C meanwhile
 
 # isort: split
 import torch
 import tyro
 from torch import Tensor
 
-from pipeline.masking import (
+from tessera.pipeline.masking import (
     BlockMask,
     ClusterMask,
     EdgeAwareMask,
@@ -42,7 +42,7 @@ from pipeline.masking import (
     PatchEmbedding,
     RandomMask,
 )
-from pipeline.patches import normalise, patchify
+from tessera.pipeline.patches import normalise, patchify
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -30,24 +30,30 @@ from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
-from tools import program  # before all that takes long, for Ctrl-C meanwhile
+from tessera.tools import program  # before all that takes long, for Ctrl-C meanwhile
 
 # isort: split
 import open_clip
 import torch
 import tyro
 
-from model.config import clip_config
-from recipes import find_recipe
-from tools.benchmarks import train_profile
-from tools.benchmarks.train_comparison import TITLES, Plan, SideName, caption_lengths, compare
-from tools.benchmarks.train_lengths import visible_patches
-from tools.benchmarks.train_recipe import measure
-from tools.benchmarks.train_sides import StepSetting
-from tools.benchmarks.train_text import lines
-from training.command_line import parse
-from training.environment import machine, num_cores
-from training.precision import Precision
+from tessera.model.config import clip_config
+from tessera.recipes import find_recipe
+from tessera.tools.benchmarks import train_profile
+from tessera.tools.benchmarks.train_comparison import (
+    TITLES,
+    Plan,
+    SideName,
+    caption_lengths,
+    compare,
+)
+from tessera.tools.benchmarks.train_lengths import visible_patches
+from tessera.tools.benchmarks.train_recipe import measure
+from tessera.tools.benchmarks.train_sides import StepSetting
+from tessera.tools.benchmarks.train_text import lines
+from tessera.training.command_line import parse
+from tessera.training.environment import machine, num_cores
+from tessera.training.precision import Precision
 
 
 @dataclass(frozen=True, kw_only=True)

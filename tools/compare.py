@@ -27,21 +27,21 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
-from tools import program  # before all that takes long, for Ctrl-C meanwhile
+from tessera.tools import program  # before all that takes long, for Ctrl-C meanwhile
 
 # isort: split
 import torch
 import tyro
 
-from pipeline.durable import write_text
-from tools.comparison.markdown import markdown
-from tools.comparison.page import write_page
-from tools.comparison.plan import Form, Plan, make_plan
-from tools.comparison.reading import reading
-from tools.comparison.results import Table, as_json, tables_of
-from tools.comparison.runs import is_finished, make_runs, read_run
-from tools.comparison.variants import choose_variants
-from training.environment import machine
+from tessera.pipeline.durable import write_text
+from tessera.tools.comparison.markdown import markdown
+from tessera.tools.comparison.page import write_page
+from tessera.tools.comparison.plan import Form, Plan, make_plan
+from tessera.tools.comparison.reading import reading
+from tessera.tools.comparison.results import Table, as_json, tables_of
+from tessera.tools.comparison.runs import is_finished, make_runs, read_run
+from tessera.tools.comparison.variants import choose_variants
+from tessera.training.environment import machine
 
 _PAPER = ("clip", "flip-50", "cluster-rgb-03", "cluster-rgb-05", "fill-03", "cluster-embedding")
 

@@ -56,7 +56,7 @@ export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1
 for word in "$@"; do
     if [[ "$word" == -h || "$word" == --help ]]; then  # which needs no environment
         python="${TESSERA_DOWNLOAD_PYTHON:-$(find_python)}"
-        exec "$python" -m tools.download --help
+        exec "$python" -m tessera.tools.download --help
     fi
 done
 
@@ -75,4 +75,4 @@ if [[ -z "$python" ]]; then
     python="$env/bin/python"
 fi
 
-exec "$python" -m tools.download "$@"
+exec "$python" -m tessera.tools.download "$@"

@@ -19,14 +19,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
-from tools import program  # before all that takes long, for Ctrl-C meanwhile
+from tessera.tools import program  # before all that takes long, for Ctrl-C meanwhile
 
 # isort: split
 import numpy as np
 from PIL import Image
 
-from pipeline.indexing import ScanOptions, build_index
-from training.environment import num_cores
+from tessera.pipeline.indexing import ScanOptions, build_index
+from tessera.training.environment import num_cores
 
 _WIDTH, _HEIGHT, _QUALITY = 640, 480, 85
 _PER_SHARD = 512

@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
-from tools import program  # before all that takes long, for Ctrl-C meanwhile
+from tessera.tools import program  # before all that takes long, for Ctrl-C meanwhile
 
 # isort: split
 import numpy as np
@@ -31,19 +31,19 @@ import tyro
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from model.text_encoders import Pooling, TextEncoder, open_text_encoder
-from pipeline.captions import CaptionTable
-from pipeline.index import DEFAULT_SOURCE, Index, open_index
-from pipeline.llm2clip_archive import Llm2ClipArchive
-from pipeline.text_embeddings import (
+from tessera.model.text_encoders import Pooling, TextEncoder, open_text_encoder
+from tessera.pipeline.captions import CaptionTable
+from tessera.pipeline.index import DEFAULT_SOURCE, Index, open_index
+from tessera.pipeline.llm2clip_archive import Llm2ClipArchive
+from tessera.pipeline.text_embeddings import (
     ROWS_PER_PART,
     EmbeddingWriter,
     EncoderRecord,
     open_text_embeddings,
     write_text_embeddings,
 )
-from tools.captioning.checkpoint import choose_device, choose_dtype
-from tools.captioning.program import run_program
+from tessera.tools.captioning.checkpoint import choose_device, choose_dtype
+from tessera.tools.captioning.program import run_program
 
 _SECONDS_BETWEEN_LINES = 60
 

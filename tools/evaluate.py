@@ -29,34 +29,34 @@ from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
-from tools import program  # before all that takes long, for Ctrl-C meanwhile
+from tessera.tools import program  # before all that takes long, for Ctrl-C meanwhile
 
 # isort: split
 import torch
 import tyro
 from tqdm import tqdm
 
-from evaluation.encoder import Encoder
-from evaluation.labelled import is_index
-from evaluation.records import RETRIEVAL_DEFINITION, lines, records, table
-from evaluation.scores import NUM_BAD, renamed
-from evaluation.suite import Suite, evaluate
-from evaluation.text_features import check_text_features, open_text_features
-from evaluation.views import ViewConfig, Views
-from model import Clip, build_clip
-from model.config import ClipConfig, clip_config, require_clip_bpe
-from model.open_clip_config import pixel_statistics
-from model.pretrained import load_pretrained, read_config, require_usual_resize
-from pipeline.durable import write_text
-from pipeline.indexing import ScanOptions, build_index
-from pipeline.masking import MaskConfig
-from pipeline.selection import open_dataset
-from pipeline.storage import list_shards
-from tools.export import named
-from training.distributed import RankError, Ranks, join_ranks
-from training.environment import machine, num_cores, processes_here
-from training.run_folder import newest_checkpoint
-from training.session import EMA
+from tessera.evaluation.encoder import Encoder
+from tessera.evaluation.labelled import is_index
+from tessera.evaluation.records import RETRIEVAL_DEFINITION, lines, records, table
+from tessera.evaluation.scores import NUM_BAD, renamed
+from tessera.evaluation.suite import Suite, evaluate
+from tessera.evaluation.text_features import check_text_features, open_text_features
+from tessera.evaluation.views import ViewConfig, Views
+from tessera.model import Clip, build_clip
+from tessera.model.config import ClipConfig, clip_config, require_clip_bpe
+from tessera.model.open_clip_config import pixel_statistics
+from tessera.model.pretrained import load_pretrained, read_config, require_usual_resize
+from tessera.pipeline.durable import write_text
+from tessera.pipeline.indexing import ScanOptions, build_index
+from tessera.pipeline.masking import MaskConfig
+from tessera.pipeline.selection import open_dataset
+from tessera.pipeline.storage import list_shards
+from tessera.tools.export import named
+from tessera.training.distributed import RankError, Ranks, join_ranks
+from tessera.training.environment import machine, num_cores, processes_here
+from tessera.training.run_folder import newest_checkpoint
+from tessera.training.session import EMA
 
 _TIMEOUT_S = 600.0
 """Seconds that a process waits for the others to start."""

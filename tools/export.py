@@ -33,7 +33,7 @@ from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
-from tools import program  # before all that takes long, for Ctrl-C meanwhile
+from tessera.tools import program  # before all that takes long, for Ctrl-C meanwhile
 
 # isort: split
 import numpy as np
@@ -44,11 +44,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from evaluation.image_sets import evaluation_transform
-from model import Clip, build_clip, hugging_face, open_clip_weights
-from model.config import ClipConfig, clip_config
-from model.open_clip_config import preprocess_config
-from model.pretrained import (
+from tessera.evaluation.image_sets import evaluation_transform
+from tessera.model import Clip, build_clip, hugging_face, open_clip_weights
+from tessera.model.config import ClipConfig, clip_config
+from tessera.model.open_clip_config import preprocess_config
+from tessera.model.pretrained import (
     HUGGING_FACE_CONFIG,
     HUGGING_FACE_WEIGHTS,
     OPEN_CLIP_CONFIG,
@@ -57,10 +57,10 @@ from model.pretrained import (
     read_config,
     require_usual_resize,
 )
-from pipeline.tokenizer import tokenize_prompts
-from training.run_folder import newest_checkpoint
-from training.session import EMA
-from training.tensor_file import save_tensors
+from tessera.pipeline.tokenizer import tokenize_prompts
+from tessera.training.run_folder import newest_checkpoint
+from tessera.training.session import EMA
+from tessera.training.tensor_file import save_tensors
 
 TOLERANCE = 1e-5
 """Largest difference of a value of two features of unit length, in float32, and of two pixels."""

@@ -23,21 +23,21 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
-from tools import program  # before all that takes long, for Ctrl-C meanwhile
+from tessera.tools import program  # before all that takes long, for Ctrl-C meanwhile
 
 # isort: split
 import torch
 import tyro
 
-from pipeline.durable import write_text
-from tools.captioning.program import run_program
-from tools.llm_finetuning.probe import ProbeScores
-from tools.llm_finetuning.session import ADAPTER, FineTuning, kept_out, train
-from tools.llm_finetuning.settings import Settings
-from training.checkpoint import CheckpointError
-from training.distributed import RankError, Ranks, join_ranks
-from training.interrupt import Interrupted, StopRequests
-from training.terminal import set_up_logging
+from tessera.pipeline.durable import write_text
+from tessera.tools.captioning.program import run_program
+from tessera.tools.llm_finetuning.probe import ProbeScores
+from tessera.tools.llm_finetuning.session import ADAPTER, FineTuning, kept_out, train
+from tessera.tools.llm_finetuning.settings import Settings
+from tessera.training.checkpoint import CheckpointError
+from tessera.training.distributed import RankError, Ranks, join_ranks
+from tessera.training.interrupt import Interrupted, StopRequests
+from tessera.training.terminal import set_up_logging
 
 _TIMEOUT_S = 1800.0
 

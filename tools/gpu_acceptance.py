@@ -29,7 +29,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
-from tools import program  # before all that takes long, for Ctrl-C meanwhile
+from tessera.tools import program  # before all that takes long, for Ctrl-C meanwhile
 
 # isort: split
 
@@ -260,7 +260,7 @@ def summary(outcomes: Sequence[Outcome], *, dry: bool) -> str:
     """The page of a visit, in Markdown."""
     import torch
 
-    from training.environment import machine
+    from tessera.training.environment import machine
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     lines = ["# GPU acceptance" + (", dry run: the figures mean nothing" if dry else ""), ""]

@@ -21,18 +21,18 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
-from tools import program  # before all that takes long, for Ctrl-C meanwhile
+from tessera.tools import program  # before all that takes long, for Ctrl-C meanwhile
 
 # isort: split
 import tyro
 from tqdm import tqdm
 
-from evaluation.index_report import write_index_report
-from pipeline.durable import write_text
-from pipeline.indexing import IndexReport, ScanOptions, build_index
-from pipeline.indexing.image_check import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
-from pipeline.indexing.sources import Sources, described, find_sources
-from pipeline.printable import printable
+from tessera.evaluation.index_report import write_index_report
+from tessera.pipeline.durable import write_text
+from tessera.pipeline.indexing import IndexReport, ScanOptions, build_index
+from tessera.pipeline.indexing.image_check import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
+from tessera.pipeline.indexing.sources import Sources, described, find_sources
+from tessera.pipeline.printable import printable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -21,19 +21,19 @@ from typing import Annotated
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
-from tools import program  # before all that takes long, for Ctrl-C meanwhile
+from tessera.tools import program  # before all that takes long, for Ctrl-C meanwhile
 
 # isort: split
 import tyro
 
-from evaluation.batch_sheet import Sheet, make_sheet, write_sheet_page, write_sheet_picture
-from model.config import clip_config
-from pipeline import LoaderConfig, open_loader
-from pipeline.loader import Loader
-from pipeline.masking import MaskConfig
-from training.checkpoint import CheckpointError, load
-from training.run_folder import newest_checkpoint
-from training.session import MASK
+from tessera.evaluation.batch_sheet import Sheet, make_sheet, write_sheet_page, write_sheet_picture
+from tessera.model.config import clip_config
+from tessera.pipeline import LoaderConfig, open_loader
+from tessera.pipeline.loader import Loader
+from tessera.pipeline.masking import MaskConfig
+from tessera.training.checkpoint import CheckpointError, load
+from tessera.training.run_folder import newest_checkpoint
+from tessera.training.session import MASK
 
 
 @dataclass(frozen=True, kw_only=True)

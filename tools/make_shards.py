@@ -21,17 +21,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
-from tools import program  # before all that takes long, for Ctrl-C meanwhile
+from tessera.tools import program  # before all that takes long, for Ctrl-C meanwhile
 
 # isort: split
 import tyro
 from tqdm import tqdm
 
-from pipeline.printable import printable
-from pipeline.sharding import ImageOptions, PackOptions, PackReport, SourceOptions
-from pipeline.sharding import make_shards as pack
-from pipeline.sharding.shards import SKIPPED_FILE, check_free
-from pipeline.sharding.sources import open_source
+from tessera.pipeline.printable import printable
+from tessera.pipeline.sharding import ImageOptions, PackOptions, PackReport, SourceOptions
+from tessera.pipeline.sharding import make_shards as pack
+from tessera.pipeline.sharding.shards import SKIPPED_FILE, check_free
+from tessera.pipeline.sharding.sources import open_source
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 import __main__
-from pipeline.printable import message_of
+from tessera.pipeline.printable import message_of
 
 DONE, FAILED, WRONG_USE = 0, 1, 2
 _CONTRACT = """With --json, or where stdout is no terminal, one JSON line comes last. Exit status:
@@ -179,7 +179,7 @@ def _end_at_once(number: int, _frame: object) -> NoReturn:
 
 def _is_run_as_a_program() -> bool:
     started = getattr(__main__, "__file__", None)
-    return started is not None and Path(started).resolve().parent == Path(__file__).parent
+    return started is not None and Path(started).resolve().parent == Path(__file__).resolve().parent
 
 
 if _is_run_as_a_program() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:

@@ -21,20 +21,25 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
-from tools import program  # before all that takes long, for Ctrl-C meanwhile
+from tessera.tools import program  # before all that takes long, for Ctrl-C meanwhile
 
 # isort: split
 import tyro
 
-from pipeline.selection import open_dataset
-from tools.captioning.checkpoint import choose_device, model_identity
-from tools.captioning.engine import Decoding
-from tools.captioning.language_model import LanguageModel
-from tools.captioning.output import CaptionFile
-from tools.captioning.program import caption_dataset, data_identity, environment, run_program
-from tools.captioning.prompts import RECAPTION_FILE, read_recaption_prompts
-from tools.captioning.recaptioner import Recaptioner
-from tools.captioning.vision_language_model import VisionLanguageModel
+from tessera.pipeline.selection import open_dataset
+from tessera.tools.captioning.checkpoint import choose_device, model_identity
+from tessera.tools.captioning.engine import Decoding
+from tessera.tools.captioning.language_model import LanguageModel
+from tessera.tools.captioning.output import CaptionFile
+from tessera.tools.captioning.program import (
+    caption_dataset,
+    data_identity,
+    environment,
+    run_program,
+)
+from tessera.tools.captioning.prompts import RECAPTION_FILE, read_recaption_prompts
+from tessera.tools.captioning.recaptioner import Recaptioner
+from tessera.tools.captioning.vision_language_model import VisionLanguageModel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

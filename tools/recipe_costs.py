@@ -19,14 +19,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
-from tools import program  # before all that takes long, for Ctrl-C meanwhile
+from tessera.tools import program  # before all that takes long, for Ctrl-C meanwhile
 
 # isort: split
 
-from recipes import RECIPES, find_recipe
-from tools.benchmarks.recipe_costs import Cost, recipe_cost
-from training.command_line import parse
-from training.config import TrainConfig
+from tessera.recipes import RECIPES, find_recipe
+from tessera.tools.benchmarks.recipe_costs import Cost, recipe_cost
+from tessera.training.command_line import parse
+from tessera.training.config import TrainConfig
 
 _TFLOPS = 300.0
 

@@ -27,11 +27,11 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
-from tools.download.causes import RETRYABLE, Cause
-from tools.download.job import JOB_FILE, Job, add_options
+from tessera.tools.download.causes import RETRYABLE, Cause
+from tessera.tools.download.job import JOB_FILE, Job, add_options
 
 if TYPE_CHECKING:
-    from tools.download.outcomes import Pass
+    from tessera.tools.download.outcomes import Pass
 
 _CHANGEABLE = ("processes", "threads", "timeout_s", "deadline_s", "retries", "user_agent")
 
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add_options(changed, Job, names=_CHANGEABLE, unset=True)
     arguments = parser.parse_args(argv)
-    from tools.download.processes import run_program
+    from tessera.tools.download.processes import run_program
 
     return run_program(lambda: _in_environment(arguments))
 
@@ -86,9 +86,9 @@ def retry(arguments: argparse.Namespace) -> dict[str, Any]:
         ValueError: the first pass is unfinished or at work, or an option is wrong.
         FileNotFoundError: there is no download.
     """
-    from tools.download.outcomes import passes_of, retry_folders
-    from tools.download.run import exclusive
-    from tools.download.table.prepare import write_retry_table
+    from tessera.tools.download.outcomes import passes_of, retry_folders
+    from tessera.tools.download.run import exclusive
+    from tessera.tools.download.table.prepare import write_retry_table
 
     out: Path = arguments.out.resolve()
     if not (out / JOB_FILE).is_file():
@@ -132,7 +132,7 @@ def retry(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _failing(passes: list[Pass], causes: Sequence[Cause]) -> tuple[list[int], dict[str, int]]:
     """Rows whose last outcome is one of the causes, and how many by cause."""
-    from tools.download.outcomes import outcomes
+    from tessera.tools.download.outcomes import outcomes
 
     listed = ", ".join(f"'{cause}'" for cause in causes)
     with outcomes(passes) as database:
@@ -155,9 +155,9 @@ def _run(
     out: Path, folder: Path, wanted: Sequence[Cause], arguments: argparse.Namespace
 ) -> dict[str, Any]:
     """Download a pass whose table is there."""
-    from tools.download.outcomes import passes_of
-    from tools.download.report import write_report
-    from tools.download.run import run_download
+    from tessera.tools.download.outcomes import passes_of
+    from tessera.tools.download.report import write_report
+    from tessera.tools.download.run import run_download
 
     job = replace(_job(Job.load(out), folder, arguments), table=str(folder / "table"))
     outcome = run_download(job, folder)

@@ -25,20 +25,25 @@ from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
-from tools import program  # before all that takes long, for Ctrl-C meanwhile
+from tessera.tools import program  # before all that takes long, for Ctrl-C meanwhile
 
 # isort: split
 import tyro
 
-from pipeline.selection import open_dataset
-from tools.captioning.checkpoint import choose_device, model_identity
-from tools.captioning.engine import Decoding, choose_backend
-from tools.captioning.examples import open_examples
-from tools.captioning.language_model import LanguageModel
-from tools.captioning.output import CaptionFile
-from tools.captioning.program import caption_dataset, data_identity, environment, run_program
-from tools.captioning.prompts import REWRITE_FILE, read_rewrite_prompt
-from tools.captioning.rewriter import Rewriter
+from tessera.pipeline.selection import open_dataset
+from tessera.tools.captioning.checkpoint import choose_device, model_identity
+from tessera.tools.captioning.engine import Decoding, choose_backend
+from tessera.tools.captioning.examples import open_examples
+from tessera.tools.captioning.language_model import LanguageModel
+from tessera.tools.captioning.output import CaptionFile
+from tessera.tools.captioning.program import (
+    caption_dataset,
+    data_identity,
+    environment,
+    run_program,
+)
+from tessera.tools.captioning.prompts import REWRITE_FILE, read_rewrite_prompt
+from tessera.tools.captioning.rewriter import Rewriter
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,21 +20,21 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
-from tools import program  # before all that takes long, for Ctrl-C meanwhile
+from tessera.tools import program  # before all that takes long, for Ctrl-C meanwhile
 
 # isort: split
 import torch
 import tyro
 from tqdm import tqdm
 
-from evaluation.search.engine import Search, open_search
-from evaluation.search.pictures import open_pictures
-from evaluation.search.server import ADDRESS, check_port, make_server
-from evaluation.text_features import open_text_features
-from model import Clip, build_clip
-from model.pretrained import load_pretrained, read_config, require_usual_resize
-from training.environment import num_cores
-from training.run_folder import newest_checkpoint
+from tessera.evaluation.search.engine import Search, open_search
+from tessera.evaluation.search.pictures import open_pictures
+from tessera.evaluation.search.server import ADDRESS, check_port, make_server
+from tessera.evaluation.text_features import open_text_features
+from tessera.model import Clip, build_clip
+from tessera.model.pretrained import load_pretrained, read_config, require_usual_resize
+from tessera.training.environment import num_cores
+from tessera.training.run_folder import newest_checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)

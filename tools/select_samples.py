@@ -27,15 +27,15 @@ from typing import Annotated, Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
-from tools import program  # before all that takes long, for Ctrl-C meanwhile
+from tessera.tools import program  # before all that takes long, for Ctrl-C meanwhile
 
 # isort: split
 import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-from pipeline.index import Index
-from pipeline.selection import (
+from tessera.pipeline.index import Index
+from tessera.pipeline.selection import (
     Dataset,
     list_selections,
     open_dataset,
@@ -43,8 +43,8 @@ from pipeline.selection import (
     remove_selection,
     write_selection,
 )
-from pipeline.selection.criteria import Chosen, Criteria, Step, choose, column_kinds
-from pipeline.selection.stored import check_name, is_stale, made_by, provenance_of
+from tessera.pipeline.selection.criteria import Chosen, Criteria, Step, choose, column_kinds
+from tessera.pipeline.selection.stored import check_name, is_stale, made_by, provenance_of
 
 _WHOLE = "only a selection that was announced as written is there"
 _CRITERIA = [f.name for f in fields(Criteria)]

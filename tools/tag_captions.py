@@ -21,14 +21,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
-from tools import program  # before all that takes long, for Ctrl-C meanwhile
+from tessera.tools import program  # before all that takes long, for Ctrl-C meanwhile
 
 # isort: split
 import tyro
 from tqdm import tqdm
 
-from pipeline.index import DEFAULT_SOURCE, open_index
-from pipeline.word_classes import write_word_classes
+from tessera.pipeline.index import DEFAULT_SOURCE, open_index
+from tessera.pipeline.word_classes import write_word_classes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

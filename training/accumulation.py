@@ -18,9 +18,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from pipeline import PackedBatch
-from pipeline.masking import MaskStrategy
-from training.parallel import bare, local, unsynchronised
+from tessera.pipeline import PackedBatch
+from tessera.pipeline.masking import MaskStrategy
+from tessera.training.parallel import bare, local, unsynchronised
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,10 +6,10 @@ import json
 import shlex
 from pathlib import Path
 
-from pipeline import Loader
-from training.metrics import NonFiniteLossError
-from training.stages import Stage, architecture
-from training.tensor_file import save_tensors
+from tessera.pipeline import Loader
+from tessera.training.metrics import NonFiniteLossError
+from tessera.training.stages import Stage, architecture
+from tessera.training.tensor_file import save_tensors
 
 _NUM_SHOWN = 8
 

@@ -27,10 +27,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pipeline.durable import sync_folder, write_text
-from training.distributed import Ranks
-from training.parallel import like
-from training.tensor_file import save_tensors
+from tessera.pipeline.durable import sync_folder, write_text
+from tessera.training.distributed import Ranks
+from tessera.training.parallel import like
+from tessera.training.tensor_file import save_tensors
 
 logger = logging.getLogger(__name__)
 

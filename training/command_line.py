@@ -8,8 +8,8 @@ from typing import Annotated
 
 import tyro
 
-from training.config import TrainConfig
-from training.miniature import miniature
+from tessera.training.config import TrainConfig
+from tessera.training.miniature import miniature
 
 DEFAULT_RECIPE = "demo"
 

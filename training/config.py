@@ -6,18 +6,18 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from evaluation.suite import Suite
-from model.losses.config import LossConfig
-from pipeline.augment_config import AugmentConfig
-from pipeline.crops import CropConfig
-from pipeline.decoding import DecoderKind
-from pipeline.masking import MaskConfig
-from pipeline.mixture import parse_set
-from pipeline.shard_cache import CacheConfig
-from pipeline.text_reduction import TextReductionKind
-from training.environment import num_cores, processes_here
-from training.optim_config import OptimConfig
-from training.tower_config import ImageSideConfig, TextSideConfig, check_sides
+from tessera.evaluation.suite import Suite
+from tessera.model.losses.config import LossConfig
+from tessera.pipeline.augment_config import AugmentConfig
+from tessera.pipeline.crops import CropConfig
+from tessera.pipeline.decoding import DecoderKind
+from tessera.pipeline.masking import MaskConfig
+from tessera.pipeline.mixture import parse_set
+from tessera.pipeline.shard_cache import CacheConfig
+from tessera.pipeline.text_reduction import TextReductionKind
+from tessera.training.environment import num_cores, processes_here
+from tessera.training.optim_config import OptimConfig
+from tessera.training.tower_config import ImageSideConfig, TextSideConfig, check_sides
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ import shlex
 from copy import deepcopy
 from typing import Any
 
-from training.config import OptimConfig, StageConfig, TrainConfig, to_json
+from tessera.training.config import OptimConfig, StageConfig, TrainConfig, to_json
 
 _FREE_TO_CHANGE = (
     "run_dir",

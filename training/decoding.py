@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import torch
 
-from pipeline import Loader, LoaderConfig
-from pipeline.decode_device import DecodeDevice, Prober, choose_device, probe_device
-from pipeline.decoding.gpu_trial import find_graph
-from training.checkpoint import Checkpoint
-from training.config import TrainConfig
-from training.distributed import Ranks
+from tessera.pipeline import Loader, LoaderConfig
+from tessera.pipeline.decode_device import DecodeDevice, Prober, choose_device, probe_device
+from tessera.pipeline.decoding.gpu_trial import find_graph
+from tessera.training.checkpoint import Checkpoint
+from tessera.training.config import TrainConfig
+from tessera.training.distributed import Ranks
 
 logger = logging.getLogger(__name__)
 

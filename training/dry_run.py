@@ -10,26 +10,26 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from evaluation.text_features import check_text_features
-from model import Clip, load_pretrained
-from pipeline import open_loader
-from pipeline.caption_mix import parse_weights
-from pipeline.mixture import Mixture, open_sets
-from pipeline.selection import Dataset
-from training.config import TrainConfig, to_json
-from training.config_differences import changed_fields, flatten, option
-from training.decoding import settle_decoding
-from training.distributed import Ranks
-from training.environment import device_words
-from training.estimate import Tokens, compute_type, matrix_rate, memory_bytes, step_flops
-from training.metrics import duration
-from training.opening import architecture_of, initial_weights
-from training.overlap import overlap_warnings
-from training.run_folder import RunFolder
-from training.run_loader import loader_config, rank_config
-from training.sides import set_trained, trained_words, with_encoder
-from training.stages import Stage, architecture, stages_of
-from training.watch import check_watch
+from tessera.evaluation.text_features import check_text_features
+from tessera.model import Clip, load_pretrained
+from tessera.pipeline import open_loader
+from tessera.pipeline.caption_mix import parse_weights
+from tessera.pipeline.mixture import Mixture, open_sets
+from tessera.pipeline.selection import Dataset
+from tessera.training.config import TrainConfig, to_json
+from tessera.training.config_differences import changed_fields, flatten, option
+from tessera.training.decoding import settle_decoding
+from tessera.training.distributed import Ranks
+from tessera.training.environment import device_words
+from tessera.training.estimate import Tokens, compute_type, matrix_rate, memory_bytes, step_flops
+from tessera.training.metrics import duration
+from tessera.training.opening import architecture_of, initial_weights
+from tessera.training.overlap import overlap_warnings
+from tessera.training.run_folder import RunFolder
+from tessera.training.run_loader import loader_config, rank_config
+from tessera.training.sides import set_trained, trained_words, with_encoder
+from tessera.training.stages import Stage, architecture, stages_of
+from tessera.training.watch import check_watch
 
 _ASSUMED_TEXT_TOKENS = 20.0
 """Of a caption, where the data are not there to count."""

@@ -11,7 +11,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from training.parallel import like
+from tessera.training.parallel import like
 
 M = TypeVar("M", bound=nn.Module)
 

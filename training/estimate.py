@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from model import Clip
-from model.config import ClipConfig
-from training.config import TrainConfig
-from training.optim_config import OptimizerName
+from tessera.model import Clip
+from tessera.model.config import ClipConfig
+from tessera.training.config import TrainConfig
+from tessera.training.optim_config import OptimizerName
 
 _STATES: dict[OptimizerName, int] = {"adamw": 2, "lamb": 2, "lion": 1, "sgd": 1}
 """Tensors of the optimiser for each parameter."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from training.config import TrainConfig
+from tessera.training.config import TrainConfig
 
 
 def check_extension(config: TrainConfig, run: Path, *, planned: int, step: int) -> None:

@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from training.config import TrainConfig
-from training.metrics import StepRecord
+from tessera.training.config import TrainConfig
+from tessera.training.metrics import StepRecord
 
 _WINDOW = 50
 """Steps that are looked at together."""

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.durable import write_text
-from training.stages import Stage
+from tessera.pipeline.durable import write_text
+from tessera.training.stages import Stage
 
 DEVICE = "waiting for the device"
 """What the host does when it reads losses, for a timeline."""

@@ -11,10 +11,10 @@ from dataclasses import replace
 from math import ceil, gcd
 from pathlib import Path
 
-from model.config import clip_config
-from pipeline.selection import parse_reference
-from training.config import OptimConfig, StageConfig, TrainConfig
-from training.tower_config import TextSideConfig
+from tessera.model.config import clip_config
+from tessera.pipeline.selection import parse_reference
+from tessera.training.config import OptimConfig, StageConfig, TrainConfig
+from tessera.training.tower_config import TextSideConfig
 
 ROOT = Path("data/mini")
 """Where recipes draw the pictures of a miniature."""

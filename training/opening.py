@@ -11,36 +11,36 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from evaluation.text_features import check_text_features
-from model import Clip, build_clip, load_pretrained, open_clip_weights
-from model.config import ClipConfig
-from model.execution import configure
-from model.losses import ContrastiveLoss, DistillationLoss, build_loss
-from model.losses.ranks import Ranks as LossRanks
-from pipeline import Loader, open_loader
-from pipeline.mixture import Mixture
-from training import checkpoint
-from training.checkpoint import Checkpoint, CheckpointError, CheckpointWriter
-from training.config import TrainConfig
-from training.decoding import settle_decoding
-from training.distributed import Ranks
-from training.ema import WeightAverage
-from training.health import Health
-from training.metrics import StepLog
-from training.optim import build_optimizer
-from training.overlap import overlap_warnings
-from training.parallel import parallelise, second_model
-from training.precision import TYPES, Precision, choose_precision
-from training.run_folder import RunFolder, newest_checkpoint
-from training.run_loader import rank_config
-from training.sample_ids import SampleIdLog
-from training.session import EMA, LORA, LOSS, MASK, Session, decoder_kind, fingerprints
-from training.sides import set_trained, trained_words, with_encoder
-from training.stages import Stage, fit_positions, stage_at, stages_of
-from training.stages import architecture as stage_architecture
-from training.timeline import Timeline
-from training.watch import open_watchers
-from training.watch_steps import SlowSteps, StepClock
+from tessera.evaluation.text_features import check_text_features
+from tessera.model import Clip, build_clip, load_pretrained, open_clip_weights
+from tessera.model.config import ClipConfig
+from tessera.model.execution import configure
+from tessera.model.losses import ContrastiveLoss, DistillationLoss, build_loss
+from tessera.model.losses.ranks import Ranks as LossRanks
+from tessera.pipeline import Loader, open_loader
+from tessera.pipeline.mixture import Mixture
+from tessera.training import checkpoint
+from tessera.training.checkpoint import Checkpoint, CheckpointError, CheckpointWriter
+from tessera.training.config import TrainConfig
+from tessera.training.decoding import settle_decoding
+from tessera.training.distributed import Ranks
+from tessera.training.ema import WeightAverage
+from tessera.training.health import Health
+from tessera.training.metrics import StepLog
+from tessera.training.optim import build_optimizer
+from tessera.training.overlap import overlap_warnings
+from tessera.training.parallel import parallelise, second_model
+from tessera.training.precision import TYPES, Precision, choose_precision
+from tessera.training.run_folder import RunFolder, newest_checkpoint
+from tessera.training.run_loader import rank_config
+from tessera.training.sample_ids import SampleIdLog
+from tessera.training.session import EMA, LORA, LOSS, MASK, Session, decoder_kind, fingerprints
+from tessera.training.sides import set_trained, trained_words, with_encoder
+from tessera.training.stages import Stage, fit_positions, stage_at, stages_of
+from tessera.training.stages import architecture as stage_architecture
+from tessera.training.timeline import Timeline
+from tessera.training.watch import open_watchers
+from tessera.training.watch_steps import SlowSteps, StepClock
 
 logger = logging.getLogger(__name__)
 

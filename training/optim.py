@@ -12,7 +12,7 @@ from timm.optim.sgdw import SGDW
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from training.config import OptimConfig
+from tessera.training.config import OptimConfig
 
 _NOT_DECAYED = ("bn", "ln", "bias", "logit_scale")
 """Parts of the names that open_clip leaves out of the decay, besides everything below 2-D."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pipeline.mixture import Mixture
-from pipeline.selection import Dataset, num_shared, open_dataset
-from training.config import EvaluationConfig
+from tessera.pipeline.mixture import Mixture
+from tessera.pipeline.selection import Dataset, num_shared, open_dataset
+from tessera.training.config import EvaluationConfig
 
 
 def overlap_warnings(train: Dataset | Mixture, config: EvaluationConfig) -> list[str]:

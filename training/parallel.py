@@ -23,8 +23,8 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor, Partial, Replicate, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from model import Clip
-from training.distributed import Ranks
+from tessera.model import Clip
+from tessera.training.distributed import Ranks
 
 Strategy = Literal["ddp", "fsdp"]
 

@@ -13,25 +13,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.encoder import Encoder
-from evaluation.gallery import mask_gallery, retrieval_examples
-from evaluation.report import ReportData, StepSeries, write_report
-from evaluation.scores import curves
-from evaluation.scores import from_json as scores_from_json
-from evaluation.scores import to_json as scores_to_json
-from evaluation.suite import Outcome, evaluate
-from evaluation.text_features import open_text_features
-from pipeline.durable import write_text
-from pipeline.mixture import Mixture
-from pipeline.selection import Dataset, open_dataset
-from pipeline.stats import LoaderStats
-from training.config import to_json
-from training.environment import device_words, versions
-from training.health import falling_scores
-from training.metrics import StepRecord, memory_bytes, read_records
-from training.run_folder import RunFolder, write_json
-from training.session import Session
-from training.stages import Stage, architecture, stages_of
+from tessera.evaluation.encoder import Encoder
+from tessera.evaluation.gallery import mask_gallery, retrieval_examples
+from tessera.evaluation.report import ReportData, StepSeries, write_report
+from tessera.evaluation.scores import curves
+from tessera.evaluation.scores import from_json as scores_from_json
+from tessera.evaluation.scores import to_json as scores_to_json
+from tessera.evaluation.suite import Outcome, evaluate
+from tessera.evaluation.text_features import open_text_features
+from tessera.pipeline.durable import write_text
+from tessera.pipeline.mixture import Mixture
+from tessera.pipeline.selection import Dataset, open_dataset
+from tessera.pipeline.stats import LoaderStats
+from tessera.training.config import to_json
+from tessera.training.environment import device_words, versions
+from tessera.training.health import falling_scores
+from tessera.training.metrics import StepRecord, memory_bytes, read_records
+from tessera.training.run_folder import RunFolder, write_json
+from tessera.training.session import Session
+from tessera.training.stages import Stage, architecture, stages_of
 
 logger = logging.getLogger(__name__)
 

@@ -7,12 +7,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pipeline.durable import remove_partials, write_text
-from pipeline.file_lock import FileLock, HeldError
-from training.checkpoint import checkpoint_folders, step_of
-from training.config import TrainConfig, to_json
-from training.config_differences import PLANNED, differences
-from training.extension import check_extension, pinned
+from tessera.pipeline.durable import remove_partials, write_text
+from tessera.pipeline.file_lock import FileLock, HeldError
+from tessera.training.checkpoint import checkpoint_folders, step_of
+from tessera.training.config import TrainConfig, to_json
+from tessera.training.config_differences import PLANNED, differences
+from tessera.training.extension import check_extension, pinned
 
 
 class RunFolder:

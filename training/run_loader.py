@@ -7,11 +7,11 @@ from math import gcd
 
 import torch
 
-from model.config import ClipConfig
-from pipeline import LoaderConfig
-from training.accumulation import equal_chunks
-from training.config import TrainConfig
-from training.distributed import Ranks
+from tessera.model.config import ClipConfig
+from tessera.pipeline import LoaderConfig
+from tessera.training.accumulation import equal_chunks
+from tessera.training.config import TrainConfig
+from tessera.training.distributed import Ranks
 
 
 def rank_config(

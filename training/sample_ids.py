@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipeline.durable import write_text
-from training.distributed import Ranks
+from tessera.pipeline.durable import write_text
+from tessera.training.distributed import Ranks
 
 
 class SampleIdLog:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from training.config import OptimConfig
+from tessera.training.config import OptimConfig
 
 
 def learning_rate(

@@ -13,36 +13,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import Clip, open_clip_weights
-from model.config import ClipConfig
-from model.lora import lora_state, merged_state
-from model.losses import ContrastiveLoss, distillation_loss
-from model.losses.ranks import Ranks as LossRanks
-from model.losses.same_caption import caption_keys, repeated_share
-from model.open_clip_config import preprocess_config
-from pipeline import Loader, PackedBatch
-from training import checkpoint
-from training.accumulation import Encoded, equal_chunks, split
-from training.bad_batch import write_bad_batch
-from training.checkpoint import Checkpoint, CheckpointWriter
-from training.config import TrainConfig, to_json
-from training.decoding import decode_device
-from training.distributed import Ranks
-from training.ema import WeightAverage
-from training.environment import versions
-from training.health import Health
-from training.metrics import DEVICE, NonFiniteLossError, StepLog, StepRecord
-from training.optim import set_learning_rate
-from training.parallel import state_on_host, whole, whole_clip
-from training.precision import Precision
-from training.run_folder import RunFolder
-from training.sample_ids import SampleIdLog
-from training.schedule import learning_rate
-from training.stages import Stage
-from training.step import train_step
-from training.timeline import Timeline
-from training.watch import Watcher
-from training.watch_steps import SlowSteps, StepClock
+from tessera.model import Clip, open_clip_weights
+from tessera.model.config import ClipConfig
+from tessera.model.lora import lora_state, merged_state
+from tessera.model.losses import ContrastiveLoss, distillation_loss
+from tessera.model.losses.ranks import Ranks as LossRanks
+from tessera.model.losses.same_caption import caption_keys, repeated_share
+from tessera.model.open_clip_config import preprocess_config
+from tessera.pipeline import Loader, PackedBatch
+from tessera.training import checkpoint
+from tessera.training.accumulation import Encoded, equal_chunks, split
+from tessera.training.bad_batch import write_bad_batch
+from tessera.training.checkpoint import Checkpoint, CheckpointWriter
+from tessera.training.config import TrainConfig, to_json
+from tessera.training.decoding import decode_device
+from tessera.training.distributed import Ranks
+from tessera.training.ema import WeightAverage
+from tessera.training.environment import versions
+from tessera.training.health import Health
+from tessera.training.metrics import DEVICE, NonFiniteLossError, StepLog, StepRecord
+from tessera.training.optim import set_learning_rate
+from tessera.training.parallel import state_on_host, whole, whole_clip
+from tessera.training.precision import Precision
+from tessera.training.run_folder import RunFolder
+from tessera.training.sample_ids import SampleIdLog
+from tessera.training.schedule import learning_rate
+from tessera.training.stages import Stage
+from tessera.training.step import train_step
+from tessera.training.timeline import Timeline
+from tessera.training.watch import Watcher
+from tessera.training.watch_steps import SlowSteps, StepClock
 
 logger = logging.getLogger(__name__)
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from model import Clip
-from model.config import ClipConfig
-from model.lora import add_lora
-from pipeline import Loader
-from training.config import TrainConfig
+from tessera.model import Clip
+from tessera.model.config import ClipConfig
+from tessera.model.lora import add_lora
+from tessera.pipeline import Loader
+from tessera.training.config import TrainConfig
 
 
 def with_encoder(architecture: ClipConfig, loader: Loader) -> ClipConfig:

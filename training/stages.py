@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from model.config import AdapterConfig, ClipConfig, clip_config, require_clip_bpe
-from model.open_clip_weights import is_text_name
-from model.positions import resize_image_positions, resize_text_positions, sin_cos_table
-from training.config import OptimConfig, StageConfig, TrainConfig
-from training.tower_config import ImageSideConfig
+from tessera.model.config import AdapterConfig, ClipConfig, clip_config, require_clip_bpe
+from tessera.model.open_clip_weights import is_text_name
+from tessera.model.positions import resize_image_positions, resize_text_positions, sin_cos_table
+from tessera.training.config import OptimConfig, StageConfig, TrainConfig
+from tessera.training.tower_config import ImageSideConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pipeline import PackedBatch
-from training.accumulation import LossOf, backward_in_chunks, encode, encode_in_chunks
-from training.config import TrainConfig
-from training.optim import clip_gradients
-from training.parallel import bare
-from training.timeline import Timeline
+from tessera.pipeline import PackedBatch
+from tessera.training.accumulation import LossOf, backward_in_chunks, encode, encode_in_chunks
+from tessera.training.config import TrainConfig
+from tessera.training.optim import clip_gradients
+from tessera.training.parallel import bare
+from tessera.training.timeline import Timeline
 
 
 def train_step(

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 
-from pipeline.printable import message_of
-from training.command_line import with_options
-from training.config import TrainConfig, to_json
-from training.config_differences import flatten
-from training.environment import processes_here
-from training.session import Session
+from tessera.pipeline.printable import message_of
+from tessera.training.command_line import with_options
+from tessera.training.config import TrainConfig, to_json
+from tessera.training.config_differences import flatten
+from tessera.training.environment import processes_here
+from tessera.training.session import Session
 
 _OUT_OF_MEMORY = (
     "could not create a primitive",  # all that oneDNN says of it

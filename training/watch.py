@@ -13,10 +13,10 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from pipeline.durable import write_text
-from training.config import TrainConfig, WatchConfig, to_json
-from training.metrics import StepRecord
-from training.run_folder import RunFolder
+from tessera.pipeline.durable import write_text
+from tessera.training.config import TrainConfig, WatchConfig, to_json
+from tessera.training.metrics import StepRecord
+from tessera.training.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 

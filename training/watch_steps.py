@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Callable
 from statistics import median
 
-from training.metrics import DEVICE, StepRecord
-from training.timeline import Timeline
+from tessera.training.metrics import DEVICE, StepRecord
+from tessera.training.timeline import Timeline
 
 DATA = "waiting for data"
 """Part of a step until its batch is there."""

@@ -16,8 +16,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.page.markup import Markup, escape, join, tag
-from evaluation.page.numbers import tick_labels, ticks
+from tessera.evaluation.page.markup import Markup, escape, join, tag
+from tessera.evaluation.page.numbers import tick_labels, ticks
 
 Numbers: TypeAlias = NDArray[Any]
 """Any real-valued array."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from evaluation.page.markup import Markup, join, tag
-from pipeline.durable import write_text
+from tessera.evaluation.page.markup import Markup, join, tag
+from tessera.pipeline.durable import write_text
 
 _STYLE = Path(__file__).with_name("style.css")
 # A browser that follows this policy fetches nothing and runs no script, whatever a caption holds.

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
-from evaluation.page.charts import Axis, Frame, Numbers, axis, bar_chart
-from evaluation.page.markup import Markup, tag
-from evaluation.page.numbers import short_count
+from tessera.evaluation.page.charts import Axis, Frame, Numbers, axis, bar_chart
+from tessera.evaluation.page.markup import Markup, tag
+from tessera.evaluation.page.numbers import short_count
 
 
 def histogram_figure(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from evaluation.report.data import (
+from tessera.evaluation.report.data import (
     GalleryItem,
     ReportData,
     RetrievalExample,
     StepSeries,
 )
-from evaluation.report.page import render_report, write_report
+from tessera.evaluation.report.page import render_report, write_report
 
 __all__ = [
     "GalleryItem",

@@ -13,8 +13,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.page.charts import Numbers
-from evaluation.scores import Score
+from tessera.evaluation.page.charts import Numbers
+from tessera.evaluation.scores import Score
 
 Picture: TypeAlias = NDArray[np.uint8]
 """[H, W, 3] uint8, RGB."""

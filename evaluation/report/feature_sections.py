@@ -5,12 +5,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from evaluation.page.charts import share_bar
-from evaluation.page.document import table
-from evaluation.page.markup import Markup, join, tag
-from evaluation.page.numbers import count, percent
-from evaluation.records import averages, sugarcrepe_sets
-from evaluation.scores import (
+from tessera.evaluation.page.charts import share_bar
+from tessera.evaluation.page.document import table
+from tessera.evaluation.page.markup import Markup, join, tag
+from tessera.evaluation.page.numbers import count, percent
+from tessera.evaluation.records import averages, sugarcrepe_sets
+from tessera.evaluation.scores import (
     LINEAR_PROBE,
     WEIGHT_DECAY,
     WINOGROUND,

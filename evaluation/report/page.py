@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from evaluation.page.document import Document, Section, render_document, write_document
-from evaluation.page.markup import Markup
-from evaluation.report import result_sections, training_sections
-from evaluation.report.data import ReportData
-from evaluation.report.summary import headlines, summary
+from tessera.evaluation.page.document import Document, Section, render_document, write_document
+from tessera.evaluation.page.markup import Markup
+from tessera.evaluation.report import result_sections, training_sections
+from tessera.evaluation.report.data import ReportData
+from tessera.evaluation.report.summary import headlines, summary
 
 _SECTIONS: tuple[tuple[str, str, Callable[[ReportData], Markup]], ...] = (
     ("learning", "Learning", training_sections.learning),

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from evaluation.page.markup import Markup, tag
-from evaluation.report.data import GalleryItem, Picture
+from tessera.evaluation.page.markup import Markup, tag
+from tessera.evaluation.report.data import GalleryItem, Picture
 
 _LARGEST = 320
 _LOSSLESS_BELOW = 96

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from evaluation.page.charts import Axis, Frame, axis, bar_chart, share_bar
-from evaluation.page.document import table
-from evaluation.page.markup import Markup, join, shorten, tag
-from evaluation.page.numbers import count, percent, standard_error
-from evaluation.records import num_classes
-from evaluation.report.data import (
+from tessera.evaluation.page.charts import Axis, Frame, axis, bar_chart, share_bar
+from tessera.evaluation.page.document import table
+from tessera.evaluation.page.markup import Markup, join, shorten, tag
+from tessera.evaluation.page.numbers import count, percent, standard_error
+from tessera.evaluation.records import num_classes
+from tessera.evaluation.report.data import (
     GalleryItem,
     Numbers,
     Picture,
@@ -20,10 +20,10 @@ from evaluation.report.data import (
     Result,
     RetrievalExample,
 )
-from evaluation.report.feature_sections import feature_tables
-from evaluation.report.pictures import cluster_panel, crop_panel, picture_tag, visible_panel
-from evaluation.report.summary import hidden_shares
-from evaluation.scores import RETRIEVAL, ZERO_SHOT, Score, SetScores, of_task
+from tessera.evaluation.report.feature_sections import feature_tables
+from tessera.evaluation.report.pictures import cluster_panel, crop_panel, picture_tag, visible_panel
+from tessera.evaluation.report.summary import hidden_shares
+from tessera.evaluation.scores import RETRIEVAL, ZERO_SHOT, Score, SetScores, of_task
 
 _NUM_SHOWN = 5
 _DIRECTIONS = (("text_to_image", "Text to image"), ("image_to_text", "Image to text"))

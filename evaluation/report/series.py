@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.page.charts import Numbers
-from evaluation.report.data import StepSeries
+from tessera.evaluation.page.charts import Numbers
+from tessera.evaluation.report.data import StepSeries
 
 Floats = NDArray[np.float64]
 

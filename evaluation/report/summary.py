@@ -6,13 +6,13 @@ import math
 
 import numpy as np
 
-from evaluation.page.charts import Numbers
-from evaluation.page.document import Headline
-from evaluation.page.numbers import count, decimal, percent, standard_error, times
-from evaluation.records import num_classes
-from evaluation.report.data import ReportData
-from evaluation.report.series import broke_at, data_wait, pairs_per_s, per_step, trend
-from evaluation.scores import RETRIEVAL, ZERO_SHOT, Score, SetScores, of_task
+from tessera.evaluation.page.charts import Numbers
+from tessera.evaluation.page.document import Headline
+from tessera.evaluation.page.numbers import count, decimal, percent, standard_error, times
+from tessera.evaluation.records import num_classes
+from tessera.evaluation.report.data import ReportData
+from tessera.evaluation.report.series import broke_at, data_wait, pairs_per_s, per_step, trend
+from tessera.evaluation.scores import RETRIEVAL, ZERO_SHOT, Score, SetScores, of_task
 
 
 def headlines(data: ReportData) -> list[Headline]:

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.page.charts import Axis, Frame, Line, axis, line_chart, share_bar
-from evaluation.page.document import definitions
-from evaluation.page.markup import Markup, join, tag
-from evaluation.page.numbers import count, decimal, duration, percent, short_count
-from evaluation.report.data import ReportData, StepSeries
-from evaluation.report.series import data_wait, shown_range, thin, trend, window_for
-from evaluation.report.summary import loss_ends
+from tessera.evaluation.page.charts import Axis, Frame, Line, axis, line_chart, share_bar
+from tessera.evaluation.page.document import definitions
+from tessera.evaluation.page.markup import Markup, join, tag
+from tessera.evaluation.page.numbers import count, decimal, duration, percent, short_count
+from tessera.evaluation.report.data import ReportData, StepSeries
+from tessera.evaluation.report.series import data_wait, shown_range, thin, trend, window_for
+from tessera.evaluation.report.summary import loss_ends
 
 _NUM_STRIPS = 60
 

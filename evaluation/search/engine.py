@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from evaluation.encoder import Encoder, Progress, TextFeatures
-from evaluation.search.pictures import Pictures, UploadedImage
-from model import Clip
+from tessera.evaluation.encoder import Encoder, Progress, TextFeatures
+from tessera.evaluation.search.pictures import Pictures, UploadedImage
+from tessera.model import Clip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from evaluation.image_sets import IMAGE_FORMATS
-from evaluation.page.document import render_page
-from evaluation.page.markup import Markup, join, shorten, tag
-from evaluation.page.numbers import count
-from evaluation.report.pictures import data_uri
-from evaluation.search.engine import Hit, Search
-from pipeline.decoding.picture import on_white
+from tessera.evaluation.image_sets import IMAGE_FORMATS
+from tessera.evaluation.page.document import render_page
+from tessera.evaluation.page.markup import Markup, join, shorten, tag
+from tessera.evaluation.page.numbers import count
+from tessera.evaluation.report.pictures import data_uri
+from tessera.evaluation.search.engine import Hit, Search
+from tessera.pipeline.decoding.picture import on_white
 
 _SIDE = 240
 

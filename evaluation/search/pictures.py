@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.image_sets import IMAGE_SUFFIXES, ImageFiles, ImageSet, IndexedImages
-from pipeline.selection import open_dataset
+from tessera.evaluation.image_sets import IMAGE_SUFFIXES, ImageFiles, ImageSet, IndexedImages
+from tessera.pipeline.selection import open_dataset
 
 _THREADS = 4
 """Reads in flight."""

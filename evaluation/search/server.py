@@ -16,9 +16,9 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
-from evaluation.page.markup import shorten
-from evaluation.search.engine import Search
-from evaluation.search.page import Answer, render_search, thumbnail
+from tessera.evaluation.page.markup import shorten
+from tessera.evaluation.search.engine import Search
+from tessera.evaluation.search.page import Answer, render_search, thumbnail
 
 logger = logging.getLogger(__name__)
 

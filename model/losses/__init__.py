@@ -6,11 +6,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from model.losses.base import ContrastiveLoss
-    from model.losses.build import build_loss
-    from model.losses.clip import clip_loss
-    from model.losses.config import LossConfig
-    from model.losses.distillation import DistillationLoss, distillation_loss
+    from tessera.model.losses.base import ContrastiveLoss
+    from tessera.model.losses.build import build_loss
+    from tessera.model.losses.clip import clip_loss
+    from tessera.model.losses.config import LossConfig
+    from tessera.model.losses.distillation import DistillationLoss, distillation_loss
 
 __all__ = [
     "ContrastiveLoss",

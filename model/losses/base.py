@@ -10,7 +10,7 @@ import abc
 
 from torch import Tensor, nn
 
-from model.losses.config import LossConfig
+from tessera.model.losses.config import LossConfig
 
 
 class ContrastiveLoss(nn.Module, abc.ABC):

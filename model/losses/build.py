@@ -6,12 +6,12 @@ from fractions import Fraction
 
 import torch.distributed as dist
 
-from model.losses.base import ContrastiveLoss
-from model.losses.clip import ClipLoss
-from model.losses.config import LossConfig
-from model.losses.fastclip import FastClipLoss
-from model.losses.ranks import Ranks
-from model.losses.siglip import SiglipLoss
+from tessera.model.losses.base import ContrastiveLoss
+from tessera.model.losses.clip import ClipLoss
+from tessera.model.losses.config import LossConfig
+from tessera.model.losses.fastclip import FastClipLoss
+from tessera.model.losses.ranks import Ranks
+from tessera.model.losses.siglip import SiglipLoss
 
 
 def build_loss(

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.losses.base import ContrastiveLoss, compared_captions
-from model.losses.config import LossConfig, MultiText
-from model.losses.ranks import Ranks
-from model.losses.tiles import Pairs, SoftmaxWeights, Weigh, with_gradients
+from tessera.model.losses.base import ContrastiveLoss, compared_captions
+from tessera.model.losses.config import LossConfig, MultiText
+from tessera.model.losses.ranks import Ranks
+from tessera.model.losses.tiles import Pairs, SoftmaxWeights, Weigh, with_gradients
 
 
 def clip_loss(

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.losses.base import ContrastiveLoss, check_features
-from model.losses.ranks import Ranks
+from tessera.model.losses.base import ContrastiveLoss, check_features
+from tessera.model.losses.ranks import Ranks
 
 _SMALLEST = 1e-6
 """Squared distances below this are rounding: float32 features of unit length carry about 1e-7."""

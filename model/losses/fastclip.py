@@ -25,12 +25,12 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from model.losses.base import ContrastiveLoss, check_features, compared_captions
-from model.losses.config import GammaSchedule, LossConfig
-from model.losses.ranks import Ranks
-from model.losses.sample_state import SampleState
-from model.losses.temperature import GlobalTemperature, updated_individual
-from model.losses.tiles import Pairs, SoftmaxWeights, with_gradients
+from tessera.model.losses.base import ContrastiveLoss, check_features, compared_captions
+from tessera.model.losses.config import GammaSchedule, LossConfig
+from tessera.model.losses.ranks import Ranks
+from tessera.model.losses.sample_state import SampleState
+from tessera.model.losses.temperature import GlobalTemperature, updated_individual
+from tessera.model.losses.tiles import Pairs, SoftmaxWeights, with_gradients
 
 SIDES = ("image", "text")
 """Names of the two columns of a [b, 2]."""

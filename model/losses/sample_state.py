@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from model.losses.ranks import Ranks
+from tessera.model.losses.ranks import Ranks
 
 
 class SampleState(nn.Module):

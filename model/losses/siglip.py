@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.losses.base import ContrastiveLoss, check_features, compared_captions
-from model.losses.config import LossConfig
-from model.losses.ranks import Ranks
-from model.losses.tiles import Pairs, with_gradients
+from tessera.model.losses.base import ContrastiveLoss, check_features, compared_captions
+from tessera.model.losses.config import LossConfig
+from tessera.model.losses.ranks import Ranks
+from tessera.model.losses.tiles import Pairs, with_gradients
 
 
 class SiglipLoss(ContrastiveLoss):

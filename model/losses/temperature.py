@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from model.losses.config import LossConfig
+from tessera.model.losses.config import LossConfig
 
 COLD = 0.03
 """Temperature from which down v3 learns it at a third of the rate."""

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from model.losses.ranks import Ranks
+from tessera.model.losses.ranks import Ranks
 
 Weigh = Callable[[Tensor, slice, slice], Tensor]
 """From cosines [r, c], and which images and which texts of all B they belong to, the

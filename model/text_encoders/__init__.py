@@ -4,7 +4,7 @@ transformers and peft are imported when one is opened; nothing is downloaded, an
 of a folder is run.
 """
 
-from model.text_encoders.encoder import Pooling, TextEncoder, TokenBatch
-from model.text_encoders.opening import open_text_encoder
+from tessera.model.text_encoders.encoder import Pooling, TextEncoder, TokenBatch
+from tessera.model.text_encoders.opening import open_text_encoder
 
 __all__ = ["Pooling", "TextEncoder", "TokenBatch", "open_text_encoder"]

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from model.local_transformers import check_folder, open_model, open_part
-from model.text_encoders.encoder import Pooling, TextEncoder
-from model.text_encoders.lora import with_lora
-from model.text_encoders.tokens import LanguageModelTokens, SentenceTokens
+from tessera.model.local_transformers import check_folder, open_model, open_part
+from tessera.model.text_encoders.encoder import Pooling, TextEncoder
+from tessera.model.text_encoders.lora import with_lora
+from tessera.model.text_encoders.tokens import LanguageModelTokens, SentenceTokens
 
 MODULES = "modules.json"
 """What makes a folder a sentence encoder: its steps, in the layout of sentence-transformers."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from model.text_encoders.encoder import TokenBatch
+from tessera.model.text_encoders.encoder import TokenBatch
 
 
 class LanguageModelTokens:

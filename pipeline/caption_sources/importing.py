@@ -19,17 +19,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.caption_record import CaptionRecord, record_path, write_record
-from pipeline.caption_sources.joins import Join
-from pipeline.caption_sources.partitions import TextPartitions
-from pipeline.caption_sources.rows import Reader
-from pipeline.captions import CAPTION_SCHEMA, caption_batch
-from pipeline.durable import sync_folder, work_folder
-from pipeline.index import CAPTIONS_DIR, DEFAULT_SOURCE, Index
-from pipeline.indexing.spool import TableSpool
-from pipeline.storage import head_tail_crc32
-from pipeline.tokenizer import encode_captions
-from pipeline.workers import map_in_processes
+from tessera.pipeline.caption_record import CaptionRecord, record_path, write_record
+from tessera.pipeline.caption_sources.joins import Join
+from tessera.pipeline.caption_sources.partitions import TextPartitions
+from tessera.pipeline.caption_sources.rows import Reader
+from tessera.pipeline.captions import CAPTION_SCHEMA, caption_batch
+from tessera.pipeline.durable import sync_folder, work_folder
+from tessera.pipeline.index import CAPTIONS_DIR, DEFAULT_SOURCE, Index
+from tessera.pipeline.indexing.spool import TableSpool
+from tessera.pipeline.storage import head_tail_crc32
+from tessera.pipeline.tokenizer import encode_captions
+from tessera.pipeline.workers import map_in_processes
 
 _TEXTS_AT_ONCE = 4096
 _HASHED_BYTES = 1 << 26

@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.caption_sources.alignment import AlignmentCheck
-from pipeline.caption_sources.rows import RowBatch
-from pipeline.index import DEFAULT_SOURCE, SOURCE_SEPARATOR, Index
-from pipeline.selection.split import hash_values
+from tessera.pipeline.caption_sources.alignment import AlignmentCheck
+from tessera.pipeline.caption_sources.rows import RowBatch
+from tessera.pipeline.index import DEFAULT_SOURCE, SOURCE_SEPARATOR, Index
+from tessera.pipeline.selection.split import hash_values
 
 _CHUNK_ROWS = 1 << 16
 Match = tuple[NDArray[np.int64], NDArray[np.int64]]

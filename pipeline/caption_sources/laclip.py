@@ -16,10 +16,10 @@ from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Literal
 
-from pipeline.caption_sources.alignment import AlignmentCheck
-from pipeline.caption_sources.rows import ROWS_AT_ONCE, RowBatch
-from pipeline.caption_sources.tables import stem_of
-from pipeline.caption_sources.text_lines import count_lines, csv_rows, read_lines
+from tessera.pipeline.caption_sources.alignment import AlignmentCheck
+from tessera.pipeline.caption_sources.rows import ROWS_AT_ONCE, RowBatch
+from tessera.pipeline.caption_sources.tables import stem_of
+from tessera.pipeline.caption_sources.text_lines import count_lines, csv_rows, read_lines
 
 _LOADED = (".png", ".jpg", ".jpeg")
 _NUM_SHOWN = 5

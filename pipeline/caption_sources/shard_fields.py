@@ -9,12 +9,12 @@ from typing import BinaryIO
 
 import numpy as np
 
-from pipeline.caption_sources.rows import RowBatch, check_text, json_object
-from pipeline.index import Index, ShardRecord
-from pipeline.indexing.clues import texts_at
-from pipeline.indexing.tar_walk import TarError, group_members, walk_tar
-from pipeline.storage import open_binary
-from pipeline.tables import texts_of
+from tessera.pipeline.caption_sources.rows import RowBatch, check_text, json_object
+from tessera.pipeline.index import Index, ShardRecord
+from tessera.pipeline.indexing.clues import texts_at
+from tessera.pipeline.indexing.tar_walk import TarError, group_members, walk_tar
+from tessera.pipeline.storage import open_binary
+from tessera.pipeline.tables import texts_of
 
 _MAX_JSON_BYTES = 16 * 1024**2
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.caption_sources.rows import ROWS_AT_ONCE, RowBatch
-from pipeline.tables import BadRow, Row, TableOptions, open_table, texts_of
-from pipeline.tables.cells import too_long
+from tessera.pipeline.caption_sources.rows import ROWS_AT_ONCE, RowBatch
+from tessera.pipeline.tables import BadRow, Row, TableOptions, open_table, texts_of
+from tessera.pipeline.tables.cells import too_long
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

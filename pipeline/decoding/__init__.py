@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from pipeline.decoding.choice import open_decoder
-    from pipeline.decoding.decoder import DaliGraph, Decoded, Decoder
+    from tessera.pipeline.decoding.choice import open_decoder
+    from tessera.pipeline.decoding.decoder import DaliGraph, Decoded, Decoder
 
 __all__ = ["DaliGraph", "Decoded", "Decoder", "DecoderKind", "open_decoder"]
 

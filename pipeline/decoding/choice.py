@@ -7,9 +7,9 @@ from typing import Literal
 
 import torch
 
-from pipeline.decoding import DecoderKind
-from pipeline.decoding.decoder import DaliGraph, Decoder
-from pipeline.native import CompilationError
+from tessera.pipeline.decoding import DecoderKind
+from tessera.pipeline.decoding.decoder import DaliGraph, Decoder
+from tessera.pipeline.native import CompilationError
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def open_decoder(
                 kind = "dali"
     if kind == "dali":
         # DALI takes a second to import, and whoever decodes without it needs none of it.
-        from pipeline.decoding.dali_graph import DaliDecoder
+        from tessera.pipeline.decoding.dali_graph import DaliDecoder
 
         return DaliDecoder(
             image_size=image_size,
@@ -68,10 +68,10 @@ def open_decoder(
 
 def _open_on_cpu(kind: Literal["turbo", "pil"], image_size: int, num_threads: int) -> Decoder:
     if kind == "pil":
-        from pipeline.decoding.pil import PilDecoder
+        from tessera.pipeline.decoding.pil import PilDecoder
 
         return PilDecoder(image_size, num_threads)
-    from pipeline.decoding.turbo import TurboDecoder
+    from tessera.pipeline.decoding.turbo import TurboDecoder
 
     try:
         return TurboDecoder(image_size, num_threads)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import PIL
 
-from pipeline.native import CompilationError, load_library
+from tessera.pipeline.native import CompilationError, load_library
 
 _FOLDER = Path(__file__).parent
 _SOURCES = (

@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 from nvidia.dali import fn, types
 from nvidia.dali.pipeline import Pipeline
 
-from pipeline.decoding.decoder import DaliGraph, Decoded, Decoder
-from pipeline.decoding.jpeg_walk import JpegLayoutError, walk_jpeg
-from pipeline.decoding.upright import stored_window, turn_upright
-from pipeline.device_copy import upload
+from tessera.pipeline.decoding.decoder import DaliGraph, Decoded, Decoder
+from tessera.pipeline.decoding.jpeg_walk import JpegLayoutError, walk_jpeg
+from tessera.pipeline.decoding.upright import stored_window, turn_upright
+from tessera.pipeline.device_copy import upload
 
 logger = logging.getLogger(__name__)
 

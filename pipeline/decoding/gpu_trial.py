@@ -3,8 +3,8 @@
 Libraries and GPUs exist whose JPEG decoder ends the process, hangs or returns wrong pictures, and
 on some machines the CPU decodes faster. So before a run decodes on a GPU, a child process decodes
 some of its pictures there, compares them with Pillow's, and times both decoders. The child runs
-`python -m pipeline.decoding.gpu_trial`: it reads its arguments as JSON on its standard input, and
-writes a line of JSON.
+`python -m tessera.pipeline.decoding.gpu_trial`: it reads its arguments as JSON on its standard
+input, and writes a line of JSON.
 
 Legend: B pictures.
 """
@@ -27,18 +27,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.decoding import DecoderKind
-from pipeline.decoding.choice import open_decoder
-from pipeline.decoding.decoder import DaliGraph, Decoder
-from pipeline.decoding.jpeg_walk import plain_jpeg
+from tessera.pipeline.decoding import DecoderKind
+from tessera.pipeline.decoding.choice import open_decoder
+from tessera.pipeline.decoding.decoder import DaliGraph, Decoder
+from tessera.pipeline.decoding.jpeg_walk import plain_jpeg
 
 LEAST_DECIBELS = 36.0
 """A picture that is farther from Pillow's (peak signal to noise ratio) is a wrong one. Sound
 decoders stay above 45; colours that are repeated in place of interpolated ones, about 38."""
 PATIENCE_S = 120.0
 """A child that has not answered after so many seconds hangs."""
-_ROOT = Path(__file__).parents[2]
-_COMMAND = (sys.executable, "-m", "pipeline.decoding.gpu_trial")
+_ROOT = Path(__file__).parents[3]  # of tessera/pipeline/decoding
+_COMMAND = (sys.executable, "-m", "tessera.pipeline.decoding.gpu_trial")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

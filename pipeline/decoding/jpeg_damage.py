@@ -12,7 +12,7 @@ from io import BytesIO
 import simplejpeg
 from PIL import Image
 
-from pipeline.decoding.jpeg_walk import bare_jpeg
+from tessera.pipeline.decoding.jpeg_walk import bare_jpeg
 
 _OF_PIXELS = re.compile(r"Premature|Inconsistent|Corrupt (?!.*extraneous)")
 _ODD_SAMPLING = "subsampling level"

@@ -13,7 +13,7 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
-from pipeline.decoding.exif import EXIF_PREFIX, exif_orientation
+from tessera.pipeline.decoding.exif import EXIF_PREFIX, exif_orientation
 
 MAX_SCANS = 100
 """Scans that a JPEG may have. Encoders write about 10, and each one is a visit to every pixel."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.decoding.jpeg_walk import JpegLayout
+from tessera.pipeline.decoding.jpeg_walk import JpegLayout
 
 _BEGINNINGS = {
     b"GIF8": "GIF",

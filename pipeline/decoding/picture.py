@@ -16,10 +16,10 @@ from io import BytesIO
 
 from PIL import Image, UnidentifiedImageError
 
-from pipeline.decoding.exif import exif_orientation
-from pipeline.decoding.jpeg_damage import jpeg_damage
-from pipeline.decoding.jpeg_walk import JpegLayout, JpegLayoutError, walk_jpeg
-from pipeline.decoding.other_formats import name_other_format, name_other_jpeg
+from tessera.pipeline.decoding.exif import exif_orientation
+from tessera.pipeline.decoding.jpeg_damage import jpeg_damage
+from tessera.pipeline.decoding.jpeg_walk import JpegLayout, JpegLayoutError, walk_jpeg
+from tessera.pipeline.decoding.other_formats import name_other_format, name_other_jpeg
 
 PICTURE_FORMATS = ("JPEG", "PNG", "WEBP")
 """Names by Pillow of the formats that are read."""

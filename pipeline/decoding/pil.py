@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.decoding.decoder import Decoded
-from pipeline.decoding.picture import Picture
+from tessera.pipeline.decoding.decoder import Decoded
+from tessera.pipeline.decoding.picture import Picture
 
 _REASON_LENGTH = 200
 

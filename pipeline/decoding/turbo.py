@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.decoding.compiled import load_jpeg_window
-from pipeline.decoding.decoder import Decoded
-from pipeline.decoding.pil import PilDecoder
-from pipeline.native import CompilationError
+from tessera.pipeline.decoding.compiled import load_jpeg_window
+from tessera.pipeline.decoding.decoder import Decoded
+from tessera.pipeline.decoding.pil import PilDecoder
+from tessera.pipeline.native import CompilationError
 
 _DECODED, _DAMAGED, _UNSUPPORTED = range(3)
 _REASON_LENGTH = 200

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.indexing.build import build_index
-    from pipeline.indexing.options import ScanOptions
-    from pipeline.indexing.report import IndexReport
+    from tessera.pipeline.indexing.build import build_index
+    from tessera.pipeline.indexing.options import ScanOptions
+    from tessera.pipeline.indexing.report import IndexReport
 
 __all__ = ["IndexReport", "ScanOptions", "build_index"]
 

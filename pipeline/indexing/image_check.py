@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from pipeline.decoding.picture import Picture, PictureError
-from pipeline.indexing.rejection import Reason, RejectedSampleError
+from tessera.pipeline.decoding.picture import Picture, PictureError
+from tessera.pipeline.indexing.rejection import Reason, RejectedSampleError
 
 MAX_IMAGE_PIXELS = 100_000_000
 """Pixels that a picture may claim unless another limit is given."""

@@ -17,17 +17,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline import index as layout
-from pipeline.arrow_file import column_view, list_parts, string_parts
-from pipeline.captions import CAPTION_SCHEMA
-from pipeline.indexing.clues import Clues
-from pipeline.indexing.options import ScanOptions
-from pipeline.indexing.rejection import Reason, Rejection
-from pipeline.indexing.scan_store import TABLES, Scan, rejected_batch
-from pipeline.indexing.spool import TableSpool
-from pipeline.indexing.survey import Repetition, Survey
-from pipeline.shard_record import stored_location
-from pipeline.tokenizer import TOKENIZER_NAME
+from tessera.pipeline import index as layout
+from tessera.pipeline.arrow_file import column_view, list_parts, string_parts
+from tessera.pipeline.captions import CAPTION_SCHEMA
+from tessera.pipeline.indexing.clues import Clues
+from tessera.pipeline.indexing.options import ScanOptions
+from tessera.pipeline.indexing.rejection import Reason, Rejection
+from tessera.pipeline.indexing.scan_store import TABLES, Scan, rejected_batch
+from tessera.pipeline.indexing.spool import TableSpool
+from tessera.pipeline.indexing.survey import Repetition, Survey
+from tessera.pipeline.shard_record import stored_location
+from tessera.pipeline.tokenizer import TOKENIZER_NAME
 
 _NUM_EXAMPLES = 3
 

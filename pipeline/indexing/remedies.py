@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from pipeline.indexing.clues import Clues
-from pipeline.indexing.options import ScanOptions
-from pipeline.indexing.rejection import Reason, Rejection
-from pipeline.printable import printable
+from tessera.pipeline.indexing.clues import Clues
+from tessera.pipeline.indexing.options import ScanOptions
+from tessera.pipeline.indexing.rejection import Reason, Rejection
+from tessera.pipeline.printable import printable
 
 _IMAGE_ENDINGS = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "img", "image")
 _TEXT_ENDINGS = ("txt", "text", "caption", "captions", "cap")

@@ -12,10 +12,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.indexing.options import ScanOptions
-from pipeline.storage import is_remote, open_binary
-from pipeline.tables import Row
-from pipeline.tables.parquet import ParquetTable
+from tessera.pipeline.indexing.options import ScanOptions
+from tessera.pipeline.storage import is_remote, open_binary
+from tessera.pipeline.tables import Row
+from tessera.pipeline.tables.parquet import ParquetTable
 
 KEY_FIELD = "key"
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any, BinaryIO
 
-from pipeline.indexing.clues import texts_at
-from pipeline.indexing.options import ScanOptions
-from pipeline.indexing.rejection import Reason, RejectedSampleError
-from pipeline.indexing.tar_walk import MemberGroup, TarMember
-from pipeline.tables.cells import too_long
+from tessera.pipeline.indexing.clues import texts_at
+from tessera.pipeline.indexing.options import ScanOptions
+from tessera.pipeline.indexing.rejection import Reason, RejectedSampleError
+from tessera.pipeline.indexing.tar_walk import MemberGroup, TarMember
+from tessera.pipeline.tables.cells import too_long
 
 MAX_TEXT_BYTES = 16 * 1024**2
 MOST_NAMED = 10

@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.indexing.options import ScanOptions
-from pipeline.indexing.scan_shard import scan_shard
-from pipeline.indexing.scan_store import store_scan
-from pipeline.storage import file_state, is_remote
-from pipeline.workers import start_worker, worker_killed
+from tessera.pipeline.indexing.options import ScanOptions
+from tessera.pipeline.indexing.scan_shard import scan_shard
+from tessera.pipeline.indexing.scan_store import store_scan
+from tessera.pipeline.storage import file_state, is_remote
+from tessera.pipeline.workers import start_worker, worker_killed
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def scan_shards(
     context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if "forkserver" in methods:
         # Imported once and shared by all workers.
-        context.set_forkserver_preload(["pipeline.tokenizer"])
+        context.set_forkserver_preload(["tessera.pipeline.tokenizer"])
     shared = _Shared(context)
     pool = ProcessPoolExecutor(
         num_workers, mp_context=context, initializer=_start_worker, initargs=(shared,)

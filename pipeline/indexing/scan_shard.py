@@ -18,14 +18,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.captions import caption_batch
-from pipeline.index import SAMPLE_SCHEMA, ShardRecord
-from pipeline.indexing.clues import NUM_PEEKED, Clues
-from pipeline.indexing.image_check import check_image
-from pipeline.indexing.options import ScanOptions
-from pipeline.indexing.rejection import Reason, RejectedSampleError, Rejection
-from pipeline.indexing.sample_columns import field_values, parquet_fields
-from pipeline.indexing.sample_texts import (
+from tessera.pipeline.captions import caption_batch
+from tessera.pipeline.index import SAMPLE_SCHEMA, ShardRecord
+from tessera.pipeline.indexing.clues import NUM_PEEKED, Clues
+from tessera.pipeline.indexing.image_check import check_image
+from tessera.pipeline.indexing.options import ScanOptions
+from tessera.pipeline.indexing.rejection import Reason, RejectedSampleError, Rejection
+from tessera.pipeline.indexing.sample_columns import field_values, parquet_fields
+from tessera.pipeline.indexing.sample_texts import (
     MAX_TEXT_BYTES,
     MOST_NAMED,
     missing,
@@ -34,8 +34,14 @@ from pipeline.indexing.sample_texts import (
     read_member,
     read_texts,
 )
-from pipeline.indexing.tar_walk import MemberGroup, TarError, TarMember, group_members, walk_tar
-from pipeline.storage import file_state, head_tail_crc32, open_binary, stem_of
+from tessera.pipeline.indexing.tar_walk import (
+    MemberGroup,
+    TarError,
+    TarMember,
+    group_members,
+    walk_tar,
+)
+from tessera.pipeline.storage import file_state, head_tail_crc32, open_binary, stem_of
 
 _TEXTS_AT_ONCE = 2048
 _ELSEWHERE = "; other members of it lie elsewhere in the tar, which is not sorted by name"
@@ -131,7 +137,7 @@ class _Scan:
 
     def tokenise(self) -> None:
         """Turn the waiting samples into rows; those without a token are rejected."""
-        from pipeline.tokenizer import encode_captions
+        from tessera.pipeline.tokenizer import encode_captions
 
         encoded = iter(encode_captions([t for each in self.candidates for t in each.texts]))
         for each in self.candidates:

@@ -16,21 +16,26 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from pipeline.arrow_file import map_batch, write_batch
-from pipeline.durable import write_text
-from pipeline.index import (
+from tessera.pipeline.arrow_file import map_batch, write_batch
+from tessera.pipeline.durable import write_text
+from tessera.pipeline.index import (
     FORMAT_VERSION,
     REJECTED_FILE,
     REJECTED_SCHEMA,
     SAMPLE_SCHEMA,
     Index,
 )
-from pipeline.indexing.clues import Clues
-from pipeline.indexing.options import ScanOptions
-from pipeline.indexing.rejection import Reason, Rejection
-from pipeline.indexing.scan_shard import ShardScan
-from pipeline.shard_record import ShardRecord, absolute_location, shard_records, stored_location
-from pipeline.tokenizer import TOKENIZER_NAME
+from tessera.pipeline.indexing.clues import Clues
+from tessera.pipeline.indexing.options import ScanOptions
+from tessera.pipeline.indexing.rejection import Reason, Rejection
+from tessera.pipeline.indexing.scan_shard import ShardScan
+from tessera.pipeline.shard_record import (
+    ShardRecord,
+    absolute_location,
+    shard_records,
+    stored_location,
+)
+from tessera.pipeline.tokenizer import TOKENIZER_NAME
 
 _SCAN_FILE = "scan.json"
 _SCAN_VERSION = 2

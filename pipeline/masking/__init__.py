@@ -6,15 +6,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.masking.blind import BlockMask, GridMask, NoMask, RandomMask
-    from pipeline.masking.cluster import ClusterMask
-    from pipeline.masking.config import MaskConfig
-    from pipeline.masking.edge_aware import EdgeAwareMask
-    from pipeline.masking.embedding import PatchEmbedding
-    from pipeline.masking.kmeans import KMeansMask
-    from pipeline.masking.packing import pack_visible
-    from pipeline.masking.similarity import anchor_similarity, max_anchor_similarity
-    from pipeline.masking.strategy import Clusters, MaskStrategy
+    from tessera.pipeline.masking.blind import BlockMask, GridMask, NoMask, RandomMask
+    from tessera.pipeline.masking.cluster import ClusterMask
+    from tessera.pipeline.masking.config import MaskConfig
+    from tessera.pipeline.masking.edge_aware import EdgeAwareMask
+    from tessera.pipeline.masking.embedding import PatchEmbedding
+    from tessera.pipeline.masking.kmeans import KMeansMask
+    from tessera.pipeline.masking.packing import pack_visible
+    from tessera.pipeline.masking.similarity import anchor_similarity, max_anchor_similarity
+    from tessera.pipeline.masking.strategy import Clusters, MaskStrategy
 
 __all__ = [
     "BlockMask",

@@ -10,7 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.masking.strategy import MaskStrategy, check_ratio, grid_shape, keep_lowest, num_kept
+from tessera.pipeline.masking.strategy import (
+    MaskStrategy,
+    check_ratio,
+    grid_shape,
+    keep_lowest,
+    num_kept,
+)
 
 
 @dataclass(frozen=True)

@@ -17,18 +17,18 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from pipeline.masking.calibration import find_threshold
-from pipeline.masking.config import ClusterMode
-from pipeline.masking.embedding import PatchEmbedding
-from pipeline.masking.selection import (
+from tessera.pipeline.masking.calibration import find_threshold
+from tessera.pipeline.masking.config import ClusterMode
+from tessera.pipeline.masking.embedding import PatchEmbedding
+from tessera.pipeline.masking.selection import (
     below_threshold,
     budget,
     fill_up,
     least_similar,
     within_budget,
 )
-from pipeline.masking.similarity import anchor_similarity, max_anchor_similarity
-from pipeline.masking.strategy import Clusters, MaskStrategy, check_ratio, num_kept
+from tessera.pipeline.masking.similarity import anchor_similarity, max_anchor_similarity
+from tessera.pipeline.masking.strategy import Clusters, MaskStrategy, check_ratio, num_kept
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from pipeline.masking.strategy import MaskStrategy
+    from tessera.pipeline.masking.strategy import MaskStrategy
 
 ClusterMode = Literal["budget", "threshold", "topk", "fill"]
 """What decides how much is dropped, as `ClusterMask` explains."""
@@ -69,10 +69,10 @@ class MaskConfig:
         Raises:
             ValueError: a value is out of its range or unknown, or belongs to another kind.
         """
-        from pipeline.masking.blind import BlockMask, GridMask, NoMask, RandomMask
-        from pipeline.masking.cluster import ClusterMask
-        from pipeline.masking.edge_aware import EdgeAwareMask
-        from pipeline.masking.kmeans import KMeansMask
+        from tessera.pipeline.masking.blind import BlockMask, GridMask, NoMask, RandomMask
+        from tessera.pipeline.masking.cluster import ClusterMask
+        from tessera.pipeline.masking.edge_aware import EdgeAwareMask
+        from tessera.pipeline.masking.kmeans import KMeansMask
 
         self._check_kind()
         builders: dict[str, Callable[[], MaskStrategy]] = {

@@ -27,10 +27,10 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from pipeline.masking.cluster import ClusterMask
-from pipeline.masking.edges import edge_strength
-from pipeline.masking.selection import sort_key
-from pipeline.masking.strategy import keep_lowest
+from tessera.pipeline.masking.cluster import ClusterMask
+from tessera.pipeline.masking.edges import edge_strength
+from tessera.pipeline.masking.selection import sort_key
+from tessera.pipeline.masking.strategy import keep_lowest
 
 _ENTROPY = 0.1
 """Weight of the plan's entropy, in units of similarity: how soft the matching is."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pipeline.masking.strategy import grid_shape
+from tessera.pipeline.masking.strategy import grid_shape
 
 _CHUNK = 8
 """Images at once on a CPU; more would leave its cache."""

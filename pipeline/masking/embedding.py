@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.masking.similarity import anchor_similarity, rows_of
-from pipeline.patches import normalise
+from tessera.pipeline.masking.similarity import anchor_similarity, rows_of
+from tessera.pipeline.patches import normalise
 
 
 class _State(NamedTuple):

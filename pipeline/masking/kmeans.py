@@ -16,9 +16,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
-from pipeline.masking.similarity import rows_of
-from pipeline.masking.strategy import Clusters, MaskStrategy, check_ratio, keep_lowest, num_kept
-from pipeline.patches import normalise
+from tessera.pipeline.masking.similarity import rows_of
+from tessera.pipeline.masking.strategy import (
+    Clusters,
+    MaskStrategy,
+    check_ratio,
+    keep_lowest,
+    num_kept,
+)
+from tessera.pipeline.patches import normalise
 
 _CHUNK = 8
 """Images at once."""

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.native import CompilationError, load_library
-from pipeline.patches import CLIP_MEAN, CLIP_STD
+from tessera.pipeline.native import CompilationError, load_library
+from tessera.pipeline.patches import CLIP_MEAN, CLIP_STD
 
 logger = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ def pack_visible(
         patches [T, D] uint8, their places [T] int32, and offsets [B+1] int32 of the images.
     """
     if patches.is_cuda and num_visible is not None:
-        from pipeline.masking import triton_cluster
+        from tessera.pipeline.masking import triton_cluster
 
         return triton_cluster.pack_visible(patches, visible, num_visible)
     chosen = visible.flatten().nonzero().squeeze(1)

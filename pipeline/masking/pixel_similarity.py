@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.patches import CLIP_MEAN, CLIP_STD, normalise
+from tessera.pipeline.patches import CLIP_MEAN, CLIP_STD, normalise
 
 _CHUNK = 4
 """Images at once; their float copies then stay in a CPU's cache, and calls cost little."""

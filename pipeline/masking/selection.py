@@ -12,7 +12,7 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from pipeline.masking.strategy import keep_lowest
+from tessera.pipeline.masking.strategy import keep_lowest
 
 
 def budget(num_images: int, num_patches: int, ratio: float) -> int:

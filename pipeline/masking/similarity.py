@@ -12,8 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pipeline.masking import native_similarity, pixel_similarity
-from pipeline.patches import normalise
+from tessera.pipeline.masking import native_similarity, pixel_similarity
+from tessera.pipeline.patches import normalise
 
 _FLAT = 1e-5
 """Below this ratio of centred to plain norm a patch is flat: the rest is float32 rounding."""
@@ -36,7 +36,7 @@ def anchor_similarity(patches: Tensor, anchors: Tensor) -> Tensor:
         [B, N, A] float32 in -1 .. 1.
     """
     if patches.is_cuda and patches.dtype == torch.uint8:
-        from pipeline.masking import triton_cluster
+        from tessera.pipeline.masking import triton_cluster
 
         return triton_cluster.anchor_similarity(patches, anchors)
     chunk = _CHUNK if patches.device.type == "cpu" else max(1, len(patches))
@@ -60,7 +60,7 @@ def max_anchor_similarity(patches: Tensor, anchors: Tensor) -> Tensor:
     if patches.dtype != torch.uint8:
         return anchor_similarity(patches, anchors).amax(dim=2)
     if patches.is_cuda:
-        from pipeline.masking import triton_cluster
+        from tessera.pipeline.masking import triton_cluster
 
         return triton_cluster.max_anchor_similarity(patches, anchors)
     similarity = native_similarity.max_anchor_similarity(patches, anchors)

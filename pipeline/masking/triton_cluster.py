@@ -26,7 +26,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pipeline.patches import CLIP_MEAN, CLIP_STD
+from tessera.pipeline.patches import CLIP_MEAN, CLIP_STD
 
 _SCALE = [1 / (255 * std) for std in CLIP_STD]
 _SHIFT = [-mean / std for mean, std in zip(CLIP_MEAN, CLIP_STD, strict=True)]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from pipeline.selection.reference import (
+from tessera.pipeline.selection.reference import (
     Dataset,
     Reference,
     num_shared,
     open_dataset,
     parse_reference,
 )
-from pipeline.selection.stored import (
+from tessera.pipeline.selection.stored import (
     Selection,
     list_selections,
     open_selection,

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.index import Index
+from tessera.pipeline.index import Index
 
 Column = Callable[[NDArray[np.int64]], pa.Array]
 """From [R] rows of the index to [R] values, null where there is none."""

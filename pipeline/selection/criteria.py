@@ -16,11 +16,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.selection.listed import read_ids
-from pipeline.selection.look_alikes import MAX_DISTANCE, near_repeats
-from pipeline.selection.reference import Dataset
-from pipeline.selection.split import hash_values, parse_parts, part_numbers
-from pipeline.selection.sql import JoinCounts, SampleTable, open_samples
+from tessera.pipeline.selection.listed import read_ids
+from tessera.pipeline.selection.look_alikes import MAX_DISTANCE, near_repeats
+from tessera.pipeline.selection.reference import Dataset
+from tessera.pipeline.selection.split import hash_values, parse_parts, part_numbers
+from tessera.pipeline.selection.sql import JoinCounts, SampleTable, open_samples
 
 NUM_EXAMPLES = 3
 _MAX_SHOWN = 60

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.selection.stored import check_name
+from tessera.pipeline.selection.stored import check_name
 
 _WORD = 8
 

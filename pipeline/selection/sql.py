@@ -35,10 +35,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.index import Index
-from pipeline.selection.columns import sample_columns
-from pipeline.selection.joined import MATCHED_BY, JoinedTable
-from pipeline.selection.sql_columns import (
+from tessera.pipeline.index import Index
+from tessera.pipeline.selection.columns import sample_columns
+from tessera.pipeline.selection.joined import MATCHED_BY, JoinedTable
+from tessera.pipeline.selection.sql_columns import (
     DERIVED,
     DOMAIN,
     WHOLE_NUMBERS,
@@ -46,7 +46,7 @@ from pipeline.selection.sql_columns import (
     quoted,
     stored,
 )
-from pipeline.selection.sql_syntax import columns_of, first_line
+from tessera.pipeline.selection.sql_syntax import columns_of, first_line
 
 CHUNK_ROWS = 1 << 17
 """Rows that are handed to DuckDB together; bounds the memory, decides nothing."""

@@ -1,8 +1,8 @@
 """Pack a person's own pictures and captions into WebDataset shards."""
 
-from pipeline.sharding.image_bytes import ImageOptions
-from pipeline.sharding.shards import PackOptions, PackReport, make_shards
-from pipeline.sharding.sources import SourceOptions, open_source
+from tessera.pipeline.sharding.image_bytes import ImageOptions
+from tessera.pipeline.sharding.shards import PackOptions, PackReport, make_shards
+from tessera.pipeline.sharding.sources import SourceOptions, open_source
 
 __all__ = [
     "ImageOptions",

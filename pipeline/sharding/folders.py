@@ -6,9 +6,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.class_prompts import in_class_order, prompts_of_folders
-from pipeline.indexing.scan_shard import MAX_TEXT_BYTES
-from pipeline.sharding.samples import (
+from tessera.pipeline.class_prompts import in_class_order, prompts_of_folders
+from tessera.pipeline.indexing.scan_shard import MAX_TEXT_BYTES
+from tessera.pipeline.sharding.samples import (
     Draft,
     ImageFolder,
     Skipped,

@@ -8,10 +8,10 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from pipeline.decoding.picture import PICTURE_FORMATS, Picture, PictureError, on_white
-from pipeline.indexing.image_check import MAX_IMAGE_PIXELS, check_image
-from pipeline.indexing.rejection import Reason, RejectedSampleError
-from pipeline.sharding.samples import SkippedError, SkipReason
+from tessera.pipeline.decoding.picture import PICTURE_FORMATS, Picture, PictureError, on_white
+from tessera.pipeline.indexing.image_check import MAX_IMAGE_PIXELS, check_image
+from tessera.pipeline.indexing.rejection import Reason, RejectedSampleError
+from tessera.pipeline.sharding.samples import SkippedError, SkipReason
 
 # Not all that Pillow knows: for EPS it starts another program.
 _FORMATS = (*PICTURE_FORMATS, "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "ICO")

@@ -10,11 +10,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.class_prompts import in_class_order
-from pipeline.indexing.image_check import MAX_IMAGE_BYTES
-from pipeline.indexing.rejection import Reason, RejectedSampleError
-from pipeline.tables import texts_of
-from pipeline.tables.cells import is_null, too_long
+from tessera.pipeline.class_prompts import in_class_order
+from tessera.pipeline.indexing.image_check import MAX_IMAGE_BYTES
+from tessera.pipeline.indexing.rejection import Reason, RejectedSampleError
+from tessera.pipeline.tables import texts_of
+from tessera.pipeline.tables.cells import is_null, too_long
 
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from pipeline.class_prompts import CLASS_NAMES, TEMPLATES, as_template
-from pipeline.dataset_file import DatasetFile
-from pipeline.durable import sync_folder, work_folder, write_text
-from pipeline.indexing.rejection import RejectedSampleError
-from pipeline.sharding.image_bytes import ImageOptions, prepare_image
-from pipeline.sharding.samples import (
+from tessera.pipeline.class_prompts import CLASS_NAMES, TEMPLATES, as_template
+from tessera.pipeline.dataset_file import DatasetFile
+from tessera.pipeline.durable import sync_folder, work_folder, write_text
+from tessera.pipeline.indexing.rejection import RejectedSampleError
+from tessera.pipeline.sharding.image_bytes import ImageOptions, prepare_image
+from tessera.pipeline.sharding.samples import (
     Draft,
     Skipped,
     SkippedError,
@@ -28,7 +28,7 @@ from pipeline.sharding.samples import (
     Source,
     read_image_file,
 )
-from pipeline.sharding.side_table import FILE_NAME, SideTable
+from tessera.pipeline.sharding.side_table import FILE_NAME, SideTable
 
 SKIPPED_FILE = "skipped.jsonl"
 _TEMPLATE = "a photo of a {c}."

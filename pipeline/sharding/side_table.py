@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.indexing.options import DHASH, SHA256
-from pipeline.sharding.samples import Draft, Source
-from pipeline.tables.cells import is_null
+from tessera.pipeline.indexing.options import DHASH, SHA256
+from tessera.pipeline.sharding.samples import Draft, Source
+from tessera.pipeline.tables.cells import is_null
 
 KEY = "key"
 FILE_NAME = "file_name"

@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from pipeline.sharding.folders import holds_pictures, metadata_table, read_folder
-from pipeline.sharding.samples import (
+from tessera.pipeline.sharding.folders import holds_pictures, metadata_table, read_folder
+from tessera.pipeline.sharding.samples import (
     Draft,
     ImageFolder,
     Skipped,
@@ -21,7 +21,7 @@ from pipeline.sharding.samples import (
     read_image_file,
     usable_captions,
 )
-from pipeline.tables import (
+from tessera.pipeline.tables import (
     BadRow,
     Problem,
     Row,
@@ -31,7 +31,12 @@ from pipeline.tables import (
     open_table,
     required_column,
 )
-from pipeline.tables.parquet import ArrowTable, SavedDataset, is_saved_dataset, parquet_files
+from tessera.pipeline.tables.parquet import (
+    ArrowTable,
+    SavedDataset,
+    is_saved_dataset,
+    parquet_files,
+)
 
 _PROBLEMS = {
     Problem.UNREADABLE: SkipReason.UNREADABLE_ROW,

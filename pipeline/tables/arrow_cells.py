@@ -6,8 +6,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.tables.cells import MAX_TEXT_CHARACTERS
-from pipeline.tables.table import Problem
+from tessera.pipeline.tables.cells import MAX_TEXT_CHARACTERS
+from tessera.pipeline.tables.table import Problem
 
 
 class BadCell:

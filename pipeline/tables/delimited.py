@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pipeline.tables.table import USUAL_NAMES, BadRow, Problem, Row, check_columns
+from tessera.pipeline.tables.table import USUAL_NAMES, BadRow, Problem, Row, check_columns
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".token")
 """Of files that are read here."""

@@ -5,11 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.tables.delimited import SUFFIXES as DELIMITED
-from pipeline.tables.delimited import DelimitedTable
-from pipeline.tables.json_files import JsonLinesTable, JsonTable
-from pipeline.tables.parquet import ParquetTable, SavedDataset, is_saved_dataset, parquet_files
-from pipeline.tables.table import Table
+from tessera.pipeline.tables.delimited import SUFFIXES as DELIMITED
+from tessera.pipeline.tables.delimited import DelimitedTable
+from tessera.pipeline.tables.json_files import JsonLinesTable, JsonTable
+from tessera.pipeline.tables.parquet import (
+    ParquetTable,
+    SavedDataset,
+    is_saved_dataset,
+    parquet_files,
+)
+from tessera.pipeline.tables.table import Table
 
 _JSON_LINES = (".jsonl", ".ndjson")
 KINDS = "a .csv, .tsv, .txt, .jsonl, .json or .parquet file, or a folder of parquet files"

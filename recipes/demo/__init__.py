@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.caption_mix import parse_weights
-from pipeline.crops import CropConfig
-from pipeline.masking import MaskConfig
-from pipeline.selection import parse_reference
-from training import miniature
-from training.config import DataConfig, EvaluationConfig, OptimConfig, TrainConfig
+from tessera.pipeline.caption_mix import parse_weights
+from tessera.pipeline.crops import CropConfig
+from tessera.pipeline.masking import MaskConfig
+from tessera.pipeline.selection import parse_reference
+from tessera.training import miniature
+from tessera.training.config import DataConfig, EvaluationConfig, OptimConfig, TrainConfig
 
 __all__ = ["demo", "draw_demo_data", "draw_miniature_data"]
 
@@ -59,7 +59,7 @@ def draw_demo_data(config: TrainConfig) -> None:
     folders = [parse_reference(each).index_dir for each in config.data.train_references]
     if Path(str(demo().data.train)) not in folders:
         return
-    from recipes.demo.drawing import draw_data
+    from tessera.recipes.demo.drawing import draw_data
 
     draw_data(_ROOT, num_train=_NUM_TRAIN, num_heldout=_NUM_HELDOUT)
 
@@ -75,7 +75,12 @@ def draw_miniature_data(config: TrainConfig) -> None:
     train = parse_reference(config.data.train_references[0])
     if train.index_dir != miniature.TRAIN:
         return
-    from recipes.demo.drawing import draw_data, select_half, tag_captions, write_captions_again
+    from tessera.recipes.demo.drawing import (
+        draw_data,
+        select_half,
+        tag_captions,
+        write_captions_again,
+    )
 
     draw_data(miniature.ROOT, num_train=_NUM_MINI_TRAIN, num_heldout=_NUM_MINI_HELDOUT)
     for name, _ in parse_weights(config.data.captions):

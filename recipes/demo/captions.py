@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from random import Random
 
-from recipes.demo.objects import COLOURS, HELDOUT_PAIRS, SHAPE_BY_NAME
-from recipes.demo.scenes import Scene, Thing
+from tessera.recipes.demo.objects import COLOURS, HELDOUT_PAIRS, SHAPE_BY_NAME
+from tessera.recipes.demo.scenes import Scene, Thing
 
 TEXTURE_WORDS: dict[str, tuple[str, ...]] = {
     "plain": ("plain", "plain", "solid"),

@@ -8,22 +8,22 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pipeline.caption_sources import ImportOptions, TableReader, ValueJoin, import_captions
-from pipeline.index import open_index
-from pipeline.indexing import ScanOptions, build_index
-from pipeline.selection import list_selections, open_dataset, write_selection
-from pipeline.selection.criteria import Criteria, choose
-from pipeline.word_classes import read_word_classes, write_word_classes
-from recipes.demo.captions import (
+from tessera.pipeline.caption_sources import ImportOptions, TableReader, ValueJoin, import_captions
+from tessera.pipeline.index import open_index
+from tessera.pipeline.indexing import ScanOptions, build_index
+from tessera.pipeline.selection import list_selections, open_dataset, write_selection
+from tessera.pipeline.selection.criteria import Criteria, choose
+from tessera.pipeline.word_classes import read_word_classes, write_word_classes
+from tessera.recipes.demo.captions import (
     BACKGROUND_PHRASES,
     SIZE_WORDS,
     TEXTURE_WORDS,
     VARIED,
     write_captions,
 )
-from recipes.demo.objects import COLOURS, SHAPE_BY_NAME
-from recipes.demo.scenes import describe, sample_rng
-from recipes.demo.shards import demo_shards_ready, write_demo_shards
+from tessera.recipes.demo.objects import COLOURS, SHAPE_BY_NAME
+from tessera.recipes.demo.scenes import describe, sample_rng
+from tessera.recipes.demo.shards import demo_shards_ready, write_demo_shards
 
 _SEED = 0
 _TEXTS_AGAIN = 4

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from recipes.demo import outlines_figures as figures
-from recipes.demo import outlines_things as things
-from recipes.demo.outlines import Part
+from tessera.recipes.demo import outlines_figures as figures
+from tessera.recipes.demo import outlines_things as things
+from tessera.recipes.demo.outlines import Part
 
 ANY_TURN = 180.0
 

@@ -11,7 +11,7 @@ from random import Random
 
 import numpy as np
 
-from recipes.demo.outlines import (
+from tessera.recipes.demo.outlines import (
     DARK,
     FILL,
     HOLE,

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from recipes.demo.objects import COLOURS, SHAPE_BY_NAME
-from recipes.demo.outlines import HOLE, Part
+from tessera.recipes.demo.objects import COLOURS, SHAPE_BY_NAME
+from tessera.recipes.demo.outlines import HOLE, Part
 
 _SUPERSAMPLING = 3
 _MARGIN_PX = 4

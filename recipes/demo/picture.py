@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from recipes.demo.backgrounds import Pixels, paint_background
-from recipes.demo.objects import SHAPE_BY_NAME
-from recipes.demo.paint import Sprite, mix_palette, paint_object
-from recipes.demo.scenes import Scene
+from tessera.recipes.demo.backgrounds import Pixels, paint_background
+from tessera.recipes.demo.objects import SHAPE_BY_NAME
+from tessera.recipes.demo.paint import Sprite, mix_palette, paint_object
+from tessera.recipes.demo.scenes import Scene
 
 _NOISE_EDGE = 384
 

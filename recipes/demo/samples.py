@@ -6,10 +6,10 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 
-from recipes.demo.captions import FULL, VARIED, write_captions
-from recipes.demo.objects import HELDOUT_PAIRS
-from recipes.demo.picture import encode_jpeg, paint_scene
-from recipes.demo.scenes import Scene, Split, describe, sample_rng
+from tessera.recipes.demo.captions import FULL, VARIED, write_captions
+from tessera.recipes.demo.objects import HELDOUT_PAIRS
+from tessera.recipes.demo.picture import encode_jpeg, paint_scene
+from tessera.recipes.demo.scenes import Scene, Split, describe, sample_rng
 
 _FIRST_HELDOUT_KEY = 500_000_000
 

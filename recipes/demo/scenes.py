@@ -14,7 +14,7 @@ from itertools import product
 from random import Random
 from typing import Literal
 
-from recipes.demo.objects import (
+from tessera.recipes.demo.objects import (
     COLOURS,
     HELDOUT_PAIRS,
     SHAPES,

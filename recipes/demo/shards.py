@@ -25,11 +25,11 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from recipes.demo import backgrounds, paint, picture
-from recipes.demo.captions import class_names
-from recipes.demo.objects import HELDOUT_PAIRS
-from recipes.demo.samples import make_sample
-from recipes.demo.scenes import Split
+from tessera.recipes.demo import backgrounds, paint, picture
+from tessera.recipes.demo.captions import class_names
+from tessera.recipes.demo.objects import HELDOUT_PAIRS
+from tessera.recipes.demo.samples import make_sample
+from tessera.recipes.demo.scenes import Split
 
 DRAWING_VERSION = 3
 """Raise it whenever the same seed draws other pictures or words: old data is then made anew."""

@@ -27,12 +27,12 @@ from typing import Any
 import torch
 import tyro
 
+from tessera.training.environment import machine
 from tests.faults import data_faults, rank_faults, tool_faults, training_faults
 from tests.faults.bench import Bench, WrongRunError
 from tests.faults.outcome import Fault, Outcome, SkippedError
 from tests.faults.processes import ROOT
 from tests.faults.table import summary, table
-from training.environment import machine
 
 FAULTS: dict[str, Fault] = {
     **tool_faults.FAULTS,

@@ -21,12 +21,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.torch import load_file
 
-from pipeline.indexing import ScanOptions, build_index
+from tessera.pipeline.indexing import ScanOptions, build_index
+from tessera.training.checkpoint import CheckpointError, load
+from tessera.training.sample_ids import read_sample_ids
 from tests.conftest import caption_of, jpeg_bytes, sample_members, write_tar
 from tests.faults.processes import ROOT
 from tests.tiny_models import save_llama
-from training.checkpoint import CheckpointError, load
-from training.sample_ids import read_sample_ids
 
 BATCH = 16
 NUM_TRAIN = 96

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.indexing import ScanOptions, build_index
+from tessera.pipeline.indexing import ScanOptions, build_index
+from tessera.training.sample_ids import read_sample_ids
 from tests.faults.bench import (
     LIMIT_S,
     NUM_STEPS,
@@ -29,7 +30,6 @@ from tests.faults.bench import (
 from tests.faults.outcome import Outcome, line_with
 from tests.faults.processes import running
 from tests.faults.training_faults import go_on
-from training.sample_ids import read_sample_ids
 
 _SLOW_BYTES_PER_S = 200_000
 _STOPPED_S = 60.0

@@ -28,10 +28,10 @@ from pathlib import Path
 import torch
 import tyro
 
+from tessera.training.environment import machine
+from tessera.training.sample_ids import read_sample_ids
 from tests.faults.processes import ROOT, Job, Usage
 from tests.faults.soak_report import write_report
-from training.environment import machine
-from training.sample_ids import read_sample_ids
 
 _BATCH = 32
 _ENDLESS = 10**9

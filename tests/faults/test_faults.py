@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.index import open_index
+from tessera.pipeline.index import open_index
 from tests.faults import data_faults, tool_faults
 from tests.faults.__main__ import inject, main
 from tests.faults.bench import BATCH, NUM_STEPS, STEPS_OF_PASS, Bench, check_order

@@ -242,7 +242,7 @@ def download_killed(bench: Bench, choose: random.Random, folder: Path) -> Outcom
 
 
 def _download(table: Path, out: Path) -> list[object]:
-    words = ["-m", "tools.download", out, "--table", table, "--samples-per-shard", 40]
+    words = ["-m", "tessera.tools.download", out, "--table", table, "--samples-per-shard", 40]
     speed = ["--processes", 2, "--threads", 4, "--image-size", 64, "--retries", 0]
     local = ["--allow-address", "127.0.0.1/32", "--no-dns-probe", "--min-free-gb", 0.2]
     return [sys.executable, *words, *speed, *local, "--stall-seconds", 60]

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from model import Clip, build_clip, clip_loss
-from model.execution import configure
-from model.packing import build_layout, packed_attention
+from tessera.model import Clip, build_clip, clip_loss
+from tessera.model.execution import configure
+from tessera.model.packing import build_layout, packed_attention
 
 pytestmark = [
     pytest.mark.gpu,

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from model import build_clip
-from pipeline.decoding import DaliGraph, Decoder, open_decoder
-from pipeline.decoding.gpu_trial import TrialPictures, TrialSettings, find_graph
-from pipeline.patches import patchify
+from tessera.model import build_clip
+from tessera.pipeline.decoding import DaliGraph, Decoder, open_decoder
+from tessera.pipeline.decoding.gpu_trial import TrialPictures, TrialSettings, find_graph
+from tessera.pipeline.patches import patchify
 from tests.decoder_pictures import encode, photo, with_orientation
 
 pytestmark = [

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import LoaderConfig, PackedBatch, open_loader
-from pipeline.device_copy import DeviceCopier
-from pipeline.masking import MaskConfig
-from pipeline.prefetch import Prefetched
+from tessera.pipeline import LoaderConfig, PackedBatch, open_loader
+from tessera.pipeline.device_copy import DeviceCopier
+from tessera.pipeline.masking import MaskConfig
+from tessera.pipeline.prefetch import Prefetched
 
 pytestmark = pytest.mark.gpu
 

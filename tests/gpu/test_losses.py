@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model import LossConfig, build_loss
-from model.losses.config import METHODS
+from tessera.model import LossConfig, build_loss
+from tessera.model.losses.config import METHODS
 from tests.unit.model.losses import reference
 
 pytestmark = pytest.mark.gpu

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from pipeline.masking import (
+from tessera.pipeline.masking import (
     ClusterMask,
     EdgeAwareMask,
     anchor_similarity,
     max_anchor_similarity,
     pack_visible,
 )
-from pipeline.masking.edges import edge_strength
+from tessera.pipeline.masking.edges import edge_strength
 
 pytestmark = [
     pytest.mark.gpu,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model import Clip, build_clip, clip_loss
+from tessera.model import Clip, build_clip, clip_loss
 
 pytestmark = pytest.mark.gpu
 LENGTHS = [1, 196, 60, 137, 98, 2, 64, 65]

@@ -9,18 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from model import build_clip, clip_loss
-from model.execution import configure
-from model.losses import LossConfig, build_loss
-from model.losses.config import LossKind
-from pipeline import PackedBatch
-from training.accumulation import Encoded, split
-from training.config import OptimConfig, TrainConfig
-from training.opening import architecture_of
-from training.optim import build_optimizer
-from training.precision import TYPES, Precision
-from training.step import train_step
-from training.timeline import Timeline
+from tessera.model import build_clip, clip_loss
+from tessera.model.execution import configure
+from tessera.model.losses import LossConfig, build_loss
+from tessera.model.losses.config import LossKind
+from tessera.pipeline import PackedBatch
+from tessera.training.accumulation import Encoded, split
+from tessera.training.config import OptimConfig, TrainConfig
+from tessera.training.opening import architecture_of
+from tessera.training.optim import build_optimizer
+from tessera.training.precision import TYPES, Precision
+from tessera.training.step import train_step
+from tessera.training.timeline import Timeline
 
 RUN = TrainConfig(
     recipe="",

@@ -15,11 +15,11 @@ import pytest
 import torch
 import torch._dynamo.utils
 
-from recipes import find_recipe
-from training.config import DataConfig, EvaluationConfig
-from training.opening import open_session
-from training.run_folder import RunFolder
-from training.timeline import Timeline
+from tessera.recipes import find_recipe
+from tessera.training.config import DataConfig, EvaluationConfig
+from tessera.training.opening import open_session
+from tessera.training.run_folder import RunFolder
+from tessera.training.timeline import Timeline
 
 pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,11 +11,11 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from pipeline.decoding import open_decoder
-from pipeline.indexing.image_check import check_image
-from pipeline.indexing.rejection import Reason, RejectedSampleError
-from pipeline.sharding.image_bytes import ImageOptions, prepare_image
-from pipeline.sharding.samples import SkippedError
+from tessera.pipeline.decoding import open_decoder
+from tessera.pipeline.indexing.image_check import check_image
+from tessera.pipeline.indexing.rejection import Reason, RejectedSampleError
+from tessera.pipeline.sharding.image_bytes import ImageOptions, prepare_image
+from tessera.pipeline.sharding.samples import SkippedError
 from tests.decoder_pictures import encode, photo, with_orientation
 from tests.every_picture import SOUND
 from tests.hostile.harness import Parser
@@ -134,7 +134,7 @@ def _packed(_: Path) -> Callable[[bytes], object]:
 
 
 def _downloaded(_: Path) -> Callable[[bytes], object]:
-    from tools.download.upright import UprightResizer
+    from tessera.tools.download.upright import UprightResizer
 
     resizer = UprightResizer(
         image_size=32,

@@ -14,17 +14,17 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from model.pretrained import read_config, read_state_dict
-from pipeline.caption_record import CaptionRecord, write_record
-from pipeline.crops import CropConfig, draw_windows
-from pipeline.index import open_index
-from pipeline.indexing import ScanOptions, build_index
-from pipeline.indexing.scan_shard import scan_shard
-from pipeline.reader import ShardReader
+from tessera.model.pretrained import read_config, read_state_dict
+from tessera.pipeline.caption_record import CaptionRecord, write_record
+from tessera.pipeline.crops import CropConfig, draw_windows
+from tessera.pipeline.index import open_index
+from tessera.pipeline.indexing import ScanOptions, build_index
+from tessera.pipeline.indexing.scan_shard import scan_shard
+from tessera.pipeline.reader import ShardReader
+from tessera.training.checkpoint import CheckpointError, load
 from tests.decoder_pictures import encode, photo
 from tests.hostile.harness import Parser
 from tests.hostile.mutate import tar_checksums
-from training.checkpoint import CheckpointError, load
 
 _NUM_SAMPLES = 6
 _SCAN = ScanOptions(captions="json:captions", columns=("url",), sha256=True, dhash=True)

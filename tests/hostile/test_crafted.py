@@ -15,21 +15,21 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from model.pretrained import read_config, read_state_dict
-from pipeline.indexing import ScanOptions
-from pipeline.indexing.rejection import Reason
-from pipeline.indexing.scan_shard import ShardScan, scan_shard
-from pipeline.tokenizer import encode_captions
+from tessera.model.pretrained import read_config, read_state_dict
+from tessera.pipeline.indexing import ScanOptions
+from tessera.pipeline.indexing.rejection import Reason
+from tessera.pipeline.indexing.scan_shard import ShardScan, scan_shard
+from tessera.pipeline.tokenizer import encode_captions
+from tessera.tools import index_shards
+from tessera.tools.download.causes import Cause, RefusedError
+from tessera.tools.download.fetch import Fetcher, FetchLimits
+from tessera.tools.download.upright import UprightResizer
+from tessera.training.checkpoint import CheckpointError, load
 from tests.decoder_pictures import encode, photo
 from tests.hostile import stores
 from tests.hostile.mutate import mutated, tar_checksums
 from tests.hostile.stores import tar_of
 from tests.hostile_pictures import pixel_bomb
-from tools import index_shards
-from tools.download.causes import Cause, RefusedError
-from tools.download.fetch import Fetcher, FetchLimits
-from tools.download.upright import UprightResizer
-from training.checkpoint import CheckpointError, load
 
 PICTURE = encode(photo(40, 30))
 

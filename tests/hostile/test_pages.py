@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from evaluation.batch_sheet import make_sheet, write_sheet_page
-from evaluation.index_report import write_index_report
-from evaluation.page.document import (
+from tessera.evaluation.batch_sheet import make_sheet, write_sheet_page
+from tessera.evaluation.index_report import write_index_report
+from tessera.evaluation.page.document import (
     Document,
     Headline,
     Section,
@@ -21,14 +21,14 @@ from evaluation.page.document import (
     render_document,
     table,
 )
-from evaluation.search.engine import Search
-from evaluation.search.page import Answer, render_search
-from evaluation.search.pictures import open_pictures
-from evaluation.search.server import make_server
-from model import build_clip
-from pipeline import LoaderConfig, open_loader
-from pipeline.indexing import ScanOptions, build_index
-from pipeline.masking import MaskConfig
+from tessera.evaluation.search.engine import Search
+from tessera.evaluation.search.page import Answer, render_search
+from tessera.evaluation.search.pictures import open_pictures
+from tessera.evaluation.search.server import make_server
+from tessera.model import build_clip
+from tessera.pipeline import LoaderConfig, open_loader
+from tessera.pipeline.indexing import ScanOptions, build_index
+from tessera.pipeline.masking import MaskConfig
 from tests.decoder_pictures import encode, photo
 from tests.hostile.stores import tar_of
 

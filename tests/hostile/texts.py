@@ -11,13 +11,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.caption_sources import LaclipReader, TableReader
-from pipeline.sharding import SourceOptions, open_source
-from pipeline.sharding.samples import SkippedError
-from pipeline.tokenizer import encode_captions, encode_pieces
+from tessera.pipeline.caption_sources import LaclipReader, TableReader
+from tessera.pipeline.sharding import SourceOptions, open_source
+from tessera.pipeline.sharding.samples import SkippedError
+from tessera.pipeline.tokenizer import encode_captions, encode_pieces
+from tessera.tools.download.table.layout import detect_format
+from tessera.tools.download.table.rows import Tally, read_batches
 from tests.hostile.harness import Parser
-from tools.download.table.layout import detect_format
-from tools.download.table.rows import Tally, read_batches
 
 _ROWS = [
     (f"pictures/{n:09d}.jpg", f"http://a.example/{n}.jpg", f"thing{n}, dog{n} near place{n} \u05d0")

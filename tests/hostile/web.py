@@ -8,10 +8,10 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tessera.tools.download.causes import RefusedError
+from tessera.tools.download.fetch import Fetcher, FetchLimits
 from tests.decoder_pictures import encode, photo
 from tests.hostile.harness import Parser
-from tools.download.causes import RefusedError
-from tools.download.fetch import Fetcher, FetchLimits
 
 
 def _answers(_: Path) -> list[bytes]:

@@ -20,14 +20,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
-from model import LossConfig
-from model.losses.config import MultiText
-from pipeline.masking import MaskConfig
-from training.config import DataConfig, DistributedConfig, OptimConfig, TrainConfig
-from training.distributed import Ranks, join_ranks
-from training.opening import open_session
-from training.run_folder import RunFolder
-from training.timeline import Timeline
+from tessera.model import LossConfig
+from tessera.model.losses.config import MultiText
+from tessera.pipeline.masking import MaskConfig
+from tessera.training.config import DataConfig, DistributedConfig, OptimConfig, TrainConfig
+from tessera.training.distributed import Ranks, join_ranks
+from tessera.training.opening import open_session
+from tessera.training.run_folder import RunFolder
+from tessera.training.timeline import Timeline
 
 NUM_STEPS = 3
 NUM_SAVED = 2

@@ -21,22 +21,22 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from pipeline.masking import MaskConfig
-from training.checkpoint import load_latest
-from training.config import (
+from tessera.pipeline.masking import MaskConfig
+from tessera.training.checkpoint import load_latest
+from tessera.training.config import (
     DataConfig,
     DistributedConfig,
     OptimConfig,
     TrainConfig,
 )
-from training.distributed import Ranks, join_ranks
-from training.opening import open_session
-from training.optim import build_optimizer
-from training.optim_config import OptimizerName
-from training.parallel import whole
-from training.run_folder import RunFolder
-from training.session import EMA
-from training.timeline import Timeline
+from tessera.training.distributed import Ranks, join_ranks
+from tessera.training.opening import open_session
+from tessera.training.optim import build_optimizer
+from tessera.training.optim_config import OptimizerName
+from tessera.training.parallel import whole
+from tessera.training.run_folder import RunFolder
+from tessera.training.session import EMA
+from tessera.training.timeline import Timeline
 
 NUM_STEPS, NUM_SAVED = 4, 2
 RATES = {"lamb": 1e-2, "lion": 1e-4, "sgd": 1e-2}

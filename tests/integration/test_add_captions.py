@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import LoaderConfig, open_loader
-from pipeline.index import open_index
+from tessera.pipeline import LoaderConfig, open_loader
+from tessera.pipeline.index import open_index
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_SAMPLES = 96

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.index import open_index
-from tools.benchmark_large_index import write_index
+from tessera.pipeline.index import open_index
+from tessera.tools.benchmark_large_index import write_index
 
 ROOT = Path(__file__).resolve().parents[2]
 

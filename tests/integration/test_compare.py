@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tools import compare
+from tessera.tools import compare
 
 
 def test_runs_are_made_compared_and_taken_over(

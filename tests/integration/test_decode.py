@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn.functional import normalize
 
-from model import build_clip
-from pipeline.crops import DRAWS_PER_WINDOW, CropConfig, draw_windows
-from pipeline.decoding import DecoderKind, open_decoder
-from pipeline.patches import patchify
+from tessera.model import build_clip
+from tessera.pipeline.crops import DRAWS_PER_WINDOW, CropConfig, draw_windows
+from tessera.pipeline.decoding import DecoderKind, open_decoder
+from tessera.pipeline.patches import patchify
 
 SIZE = 224
 SCALES = [(0.4, 1.0), (0.9, 1.0)]

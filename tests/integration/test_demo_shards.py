@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline.index import open_index
-from pipeline.indexing import ScanOptions, build_index
-from recipes.demo import shards as demo_shards
-from recipes.demo.captions import class_names
-from recipes.demo.objects import HELDOUT_PAIRS
-from recipes.demo.shards import demo_shards_ready, write_demo_shards
+from tessera.pipeline.index import open_index
+from tessera.pipeline.indexing import ScanOptions, build_index
+from tessera.recipes.demo import shards as demo_shards
+from tessera.recipes.demo.captions import class_names
+from tessera.recipes.demo.objects import HELDOUT_PAIRS
+from tessera.recipes.demo.shards import demo_shards_ready, write_demo_shards
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_TRAIN, NUM_HELDOUT = 70, 40
@@ -171,7 +171,7 @@ def test_ctrl_c_ends_the_workers_at_once_and_quietly(tmp_path: Path, whole_group
     program = f"""
 import sys
 from pathlib import Path
-from recipes.demo.shards import write_demo_shards
+from tessera.recipes.demo.shards import write_demo_shards
 try:
     write_demo_shards(Path({str(tmp_path / "set")!r}), num_train=100000, num_heldout=10,
                       num_workers=2, progress=lambda n: print(n, flush=True))

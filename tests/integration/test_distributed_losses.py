@@ -18,8 +18,8 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # of the processes it starts
 
-from model import LossConfig, build_loss
-from model.losses.config import LossKind, MultiText
+from tessera.model import LossConfig, build_loss
+from tessera.model.losses.config import LossKind, MultiText
 from tests.unit.model.losses.linear_towers import (
     NUM_SAMPLES,
     STEPS_PER_PASS,

@@ -18,8 +18,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from model.losses.config import LossKind, MultiText
-from training.sample_ids import read_sample_ids
+from tessera.model.losses.config import LossKind, MultiText
+from tessera.training.sample_ids import read_sample_ids
 
 ROOT = Path(__file__).resolve().parents[2]
 BATCH = 16

@@ -20,9 +20,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tessera.tools.download.causes import Cause, classify
+from tessera.tools.download.finished import read_outcomes
 from tests.hostile_server import BAD_URLS, KINDS, PICTURES, HostileServer, size_of
-from tools.download.causes import Cause, classify
-from tools.download.finished import read_outcomes
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_ROWS = 2000
@@ -149,7 +149,14 @@ def living(process: subprocess.Popen[str]) -> list[int]:
 
 
 def start(source: Source, out: Path, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "tools.download", str(out), "--table", str(source.path)]
+    command = [
+        sys.executable,
+        "-m",
+        "tessera.tools.download",
+        str(out),
+        "--table",
+        str(source.path),
+    ]
     return subprocess.Popen(
         [*command, *OPTIONS, *options],
         cwd=ROOT,

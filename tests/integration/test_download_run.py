@@ -18,20 +18,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tessera.tools.download.finished import ShardBook
+from tessera.tools.download.job import Job
+from tessera.tools.download.progress import Progress
+from tessera.tools.download.run import (
+    DownloadFailedError,
+    Limits,
+    default_stall_s,
+    exclusive,
+    run_download,
+)
+from tessera.tools.download.table.prepare import prepare_table
 from tests.hostile_server import PICTURES, HostileServer
-from tools.download.finished import ShardBook
-from tools.download.job import Job
-from tools.download.progress import Progress
-from tools.download.run import DownloadFailedError, Limits, default_stall_s, exclusive, run_download
-from tools.download.table.prepare import prepare_table
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNNER = """\
 import os, sys, time
 from pathlib import Path
-from tools.download.job import Job
-from tools.download.run import Limits, run_download
-from tools.download.upright import UprightResizer
+from tessera.tools.download.job import Job
+from tessera.tools.download.run import Limits, run_download
+from tessera.tools.download.upright import UprightResizer
 
 resize = UprightResizer.__call__
 

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model.text_encoders import open_text_encoder
-from pipeline.index import open_index
-from pipeline.text_embeddings import EmbeddingWriter, open_text_embeddings
+from tessera.model.text_encoders import open_text_encoder
+from tessera.pipeline.index import open_index
+from tessera.pipeline.text_embeddings import EmbeddingWriter, open_text_embeddings
+from tessera.tools import embed_captions
 from tests.conftest import write_tar
 from tests.tiny_models import save_llama
-from tools import embed_captions
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_wrong_use_ends_with_2_and_says_why(tool: Any, index: Path, llama: Path)
 
 def test_files_of_llm2clip_are_taken_over(tool: Any, index: Path, tmp_path: Path) -> None:
     # One text for each sample: keep the first of the two.
-    from pipeline.arrow_file import map_batch, write_batch
+    from tessera.pipeline.arrow_file import map_batch, write_batch
 
     whole = map_batch(index / "captions" / "caption.arrow")
     write_batch(index / "captions" / "short.arrow", whole.take(list(range(0, 192, 2))))

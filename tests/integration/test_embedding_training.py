@@ -14,11 +14,11 @@ import pytest
 from safetensors.torch import load_file
 
 import train
-from pipeline.index import open_index
-from pipeline.text_embeddings import EncoderRecord, write_text_embeddings
+from tessera.pipeline.index import open_index
+from tessera.pipeline.text_embeddings import EncoderRecord, write_text_embeddings
+from tessera.tools import embed_captions, evaluate
+from tessera.training.metrics import read_records
 from tests.tiny_models import save_llama
-from tools import embed_captions, evaluate
-from training.metrics import read_records
 
 ROOT = Path(__file__).resolve().parents[2]
 E = 24

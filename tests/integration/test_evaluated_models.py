@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from model.config import clip_config
-from model.open_clip_config import open_clip_config
-from tools import evaluate as evaluate_tool
+from tessera.model.config import clip_config
+from tessera.model.open_clip_config import open_clip_config
+from tessera.tools import evaluate as evaluate_tool
 
 
 def test_published_weights_bring_their_own_pixel_statistics() -> None:

@@ -17,15 +17,15 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluation.compositional import SUGARCREPE_FILES
-from evaluation.encoder import Encoder
-from evaluation.gallery import mask_gallery, retrieval_examples
-from evaluation.image_sets import ImageFiles, IndexedImages, decode, evaluation_transform
-from evaluation.labelled import read_prompts
-from evaluation.linear_probe import Split, fit
-from evaluation.records import lines
-from evaluation.retrieval import evaluate_retrieval
-from evaluation.scores import (
+from tessera.evaluation.compositional import SUGARCREPE_FILES
+from tessera.evaluation.encoder import Encoder
+from tessera.evaluation.gallery import mask_gallery, retrieval_examples
+from tessera.evaluation.image_sets import ImageFiles, IndexedImages, decode, evaluation_transform
+from tessera.evaluation.labelled import read_prompts
+from tessera.evaluation.linear_probe import Split, fit
+from tessera.evaluation.records import lines
+from tessera.evaluation.retrieval import evaluate_retrieval
+from tessera.evaluation.scores import (
     LINEAR_PROBE,
     NUM_PROMPTS,
     RETRIEVAL,
@@ -34,20 +34,26 @@ from evaluation.scores import (
     of_task,
     shots_of,
 )
-from evaluation.suite import Suite, evaluate
-from evaluation.views import ViewConfig
-from evaluation.zero_shot import class_features, evaluate_zero_shot
-from model import Clip, build_clip, open_clip_weights
-from pipeline import LoaderConfig, open_loader
-from pipeline.index import open_index
-from pipeline.indexing import ScanOptions, build_index
-from pipeline.masking import MaskConfig
-from pipeline.selection import open_dataset
-from pipeline.sharding import ImageOptions, PackOptions, SourceOptions, make_shards, open_source
-from pipeline.storage import folder_of, list_shards
+from tessera.evaluation.suite import Suite, evaluate
+from tessera.evaluation.views import ViewConfig
+from tessera.evaluation.zero_shot import class_features, evaluate_zero_shot
+from tessera.model import Clip, build_clip, open_clip_weights
+from tessera.pipeline import LoaderConfig, open_loader
+from tessera.pipeline.index import open_index
+from tessera.pipeline.indexing import ScanOptions, build_index
+from tessera.pipeline.masking import MaskConfig
+from tessera.pipeline.selection import open_dataset
+from tessera.pipeline.sharding import (
+    ImageOptions,
+    PackOptions,
+    SourceOptions,
+    make_shards,
+    open_source,
+)
+from tessera.pipeline.storage import folder_of, list_shards
+from tessera.tools import evaluate as evaluate_tool
 from tests.compositional_sets import write_sugarcrepe, write_winoground
 from tests.conftest import COLOURS, sample_members, write_tar
-from tools import evaluate as evaluate_tool
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -16,10 +16,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model import Clip, build_clip, open_clip_weights
-from model.config import ClipConfig, clip_config
-from model.open_clip_config import open_clip_config, preprocess_config
-from tools import export as tool
+from tessera.model import Clip, build_clip, open_clip_weights
+from tessera.model.config import ClipConfig, clip_config
+from tessera.model.open_clip_config import open_clip_config, preprocess_config
+from tessera.tools import export as tool
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -224,7 +224,7 @@ def test_result_with_other_features_is_not_kept(
         weights = dump(clip)
         return weights | {"visual.proj": weights["visual.proj"].flip(0).contiguous()}
 
-    monkeypatch.setattr("model.open_clip_weights.dump", wrong)
+    monkeypatch.setattr("tessera.model.open_clip_weights.dump", wrong)
     out = tmp_path / "exported"
     with pytest.raises(tool.ExportError, match="features differ by"):
         tool.export(tool.Arguments(checkpoint=checkpoint, format="open_clip", out=out))

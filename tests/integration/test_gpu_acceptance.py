@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.gpu_acceptance import STEPS, Step, run_step
+from tessera.tools.gpu_acceptance import STEPS, Step, run_step
 
 ROOT = Path(__file__).resolve().parents[2]
 GROUPS = (("probe", "decode"), ("tests", "train-gpu-decode"), ("step", "profile"), ("comparison",))

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.index import Index, open_index
+from tessera.pipeline.index import Index, open_index
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("TESSERA_DATA", ROOT.parent / "shared" / "data"))

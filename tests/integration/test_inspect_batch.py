@@ -13,14 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluation.batch_sheet import make_sheet, write_sheet_page, write_sheet_picture
-from pipeline import LoaderConfig, open_loader
-from pipeline.crops import CropConfig
-from pipeline.index import open_index
-from pipeline.masking import MaskConfig
-from pipeline.reader import ShardReader
-from training.checkpoint import Checkpoint, save
-from training.run_folder import RunFolder
+from tessera.evaluation.batch_sheet import make_sheet, write_sheet_page, write_sheet_picture
+from tessera.pipeline import LoaderConfig, open_loader
+from tessera.pipeline.crops import CropConfig
+from tessera.pipeline.index import open_index
+from tessera.pipeline.masking import MaskConfig
+from tessera.pipeline.reader import ShardReader
+from tessera.training.checkpoint import Checkpoint, save
+from tessera.training.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = LoaderConfig(

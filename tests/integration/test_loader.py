@@ -17,12 +17,12 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline import LoaderConfig, open_evaluation_loader, open_loader
-from pipeline.augment_config import AugmentConfig
-from pipeline.index import open_index
-from pipeline.indexing import build_index
-from pipeline.masking import MaskConfig
-from pipeline.patches import patchify
+from tessera.pipeline import LoaderConfig, open_evaluation_loader, open_loader
+from tessera.pipeline.augment_config import AugmentConfig
+from tessera.pipeline.index import open_index
+from tessera.pipeline.indexing import build_index
+from tessera.pipeline.masking import MaskConfig
+from tessera.pipeline.patches import patchify
 from tests.conftest import caption_of, jpeg_bytes, sample_members, write_tar
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -174,7 +174,7 @@ def damaged_index(coloured_index: Path, tmp_path: Path) -> tuple[Path, list[int]
 
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Damage that comes after the check at the start: during the run."""
-    monkeypatch.setattr("pipeline.index.Index.check_shards", lambda _: None)
+    monkeypatch.setattr("tessera.pipeline.index.Index.check_shards", lambda _: None)
 
 
 def test_bad_samples_are_replaced_counted_and_named(
@@ -388,7 +388,7 @@ def test_memory_is_flat_over_passes(coloured_index: Path) -> None:
     """
     script = f"""
         from pathlib import Path
-        from pipeline import LoaderConfig, open_loader
+        from tessera.pipeline import LoaderConfig, open_loader
 
         def private_bytes():
             lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
@@ -443,7 +443,7 @@ def test_the_packing_thread_has_the_loaders_own_threads(
         found.append(torch.get_num_threads())
         return patchify(images, patch_size)
 
-    monkeypatch.setattr("pipeline.assembler.patchify", cut)
+    monkeypatch.setattr("tessera.pipeline.assembler.patchify", cut)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.index import Index, open_index
-from tools import index_shards, make_shards
+from tessera.pipeline.index import Index, open_index
+from tessera.tools import index_shards, make_shards
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -295,7 +295,7 @@ def test_folder_with_texts_beside_pictures(tmp_path: Path) -> None:
 
 
 def test_classes_by_sub_folder_are_ready_for_zero_shot(tmp_path: Path) -> None:
-    from evaluation.labelled import read_prompts
+    from tessera.evaluation.labelled import read_prompts
 
     for number, name in enumerate(["7", "10", "sea lion"]):
         write_pictures(tmp_path / "set" / name, number + 1)
@@ -311,7 +311,7 @@ def test_classes_by_sub_folder_are_ready_for_zero_shot(tmp_path: Path) -> None:
 
 
 def test_class_folders_and_their_shards_have_the_same_prompts(tmp_path: Path) -> None:
-    from evaluation.labelled import open_labelled, read_prompts
+    from tessera.evaluation.labelled import open_labelled, read_prompts
 
     source = tmp_path / "set"
     for number, name in enumerate(["golden_retriever", "sea__lion", "tree"]):

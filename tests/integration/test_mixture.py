@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import LoaderConfig, open_loader
-from pipeline.index import open_index
-from pipeline.indexing import ScanOptions, build_index
-from pipeline.masking import MaskConfig
-from pipeline.selection import write_selection
+from tessera.pipeline import LoaderConfig, open_loader
+from tessera.pipeline.index import open_index
+from tessera.pipeline.indexing import ScanOptions, build_index
+from tessera.pipeline.masking import MaskConfig
+from tessera.pipeline.selection import write_selection
+from tessera.training.config import DataConfig
+from tessera.training.dry_run import DryRun
+from tessera.training.sample_ids import read_sample_ids
 from tests.conftest import sample_members, write_tar
 from tests.integration.test_distributed_train import BATCH, finish, kill_at, losses, start, training
 from tests.unit.training.test_config import small
-from training.config import DataConfig
-from training.dry_run import DryRun
-from training.sample_ids import read_sample_ids
 
 CONFIG = LoaderConfig(
     batch_size=24, image_size=32, patch_size=8, context_length=24, mask=MaskConfig(), num_threads=1

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline import Loader, LoaderConfig, PackedBatch, open_loader
-from pipeline.augment_config import AugmentConfig
-from pipeline.crops import CropConfig
-from pipeline.masking import ClusterMask, MaskConfig
+from tessera.pipeline import Loader, LoaderConfig, PackedBatch, open_loader
+from tessera.pipeline.augment_config import AugmentConfig
+from tessera.pipeline.crops import CropConfig
+from tessera.pipeline.masking import ClusterMask, MaskConfig
 
 STEPS = 8
 CONFIG = LoaderConfig(
@@ -104,7 +104,7 @@ def test_a_threshold_is_found_from_good_samples_only_and_agreed(
         ) as loader:
             found.append(threshold(loader))
     assert found[0] == found[1] == found[2]
-    monkeypatch.setattr("pipeline.plan._CALIBRATION_SAMPLES", 4)
+    monkeypatch.setattr("tessera.pipeline.plan._CALIBRATION_SAMPLES", 4)
     with open_loader(coloured_index, config) as loader:
         assert threshold(loader) != found[0], "the check above could not have failed"
 

@@ -12,10 +12,10 @@ import pytest
 from safetensors.torch import load_file
 
 import train
-from recipes import RECIPES, find_recipe
-from training.command_line import parse
-from training.metrics import read_records
-from training.stages import architecture, stages_of
+from tessera.recipes import RECIPES, find_recipe
+from tessera.training.command_line import parse
+from tessera.training.metrics import read_records
+from tessera.training.stages import architecture, stages_of
 
 VARIANTS = (
     ("cluster-rgb-03", "--mask.mode", "fill"),

@@ -15,10 +15,10 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from pipeline import LoaderConfig, open_loader, storage
-from pipeline.index import open_index
-from pipeline.indexing import ScanOptions, build_index
-from pipeline.shard_cache import CacheConfig
+from tessera.pipeline import LoaderConfig, open_loader, storage
+from tessera.pipeline.index import open_index
+from tessera.pipeline.indexing import ScanOptions, build_index
+from tessera.pipeline.shard_cache import CacheConfig
 
 NUM_STEPS = 14
 

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.index import open_index
+from tessera.pipeline.index import open_index
+from tessera.tools.captioning.program import run_program
+from tessera.tools.recaption import recaption
+from tessera.tools.rewrite_captions import rewrite
 from tests import stand_in_vllm
 from tests.tiny_models import WORDS, save_blip, save_llama, save_llava
-from tools.captioning.program import run_program
-from tools.recaption import recaption
-from tools.rewrite_captions import rewrite
 
 ROOT = Path(__file__).resolve().parents[2]
 PAIRS = "input\toutput\n" + "".join(f"a {c} dog\tthe dog is {c}\n" for c in ("red", "blue", "old"))
@@ -105,7 +105,9 @@ def test_rewrites_by_vllm_go_on_and_are_not_mixed_with_others(
 ) -> None:
     """Shows our side only: tests/stand_in_vllm.py stands for vLLM, and a device for the GPU."""
     stand_in_vllm.install(monkeypatch)
-    monkeypatch.setattr("tools.rewrite_captions.choose_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(
+        "tessera.tools.rewrite_captions.choose_device", lambda _: torch.device("cuda")
+    )
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "no GPU")
     (tmp_path / "pairs.tsv").write_text(PAIRS)
     out, broken = tmp_path / "rewrites.jsonl", tmp_path / "broken.jsonl"
@@ -129,7 +131,9 @@ def test_rewrites_by_vllm_go_on_and_are_not_mixed_with_others(
     assert broken.read_bytes() == out.read_bytes()
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["num_done_before"] == 40
 
-    monkeypatch.setattr("tools.rewrite_captions.choose_device", lambda _: torch.device("cpu"))
+    monkeypatch.setattr(
+        "tessera.tools.rewrite_captions.choose_device", lambda _: torch.device("cpu")
+    )
     assert run_here(monkeypatch, rewrite, *words, "--out", out) == 2
     assert "made with another settings.backend" in capsys.readouterr().err
 

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import LoaderConfig, open_evaluation_loader, open_loader
-from pipeline.indexing import ScanOptions, build_index
-from pipeline.masking import MaskConfig
-from pipeline.selection import open_dataset
+from tessera.pipeline import LoaderConfig, open_evaluation_loader, open_loader
+from tessera.pipeline.indexing import ScanOptions, build_index
+from tessera.pipeline.masking import MaskConfig
+from tessera.pipeline.selection import open_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = LoaderConfig(

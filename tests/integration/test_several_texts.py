@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import LoaderConfig, PackedBatch, open_evaluation_loader, open_loader
-from pipeline.index import open_index
-from pipeline.tokenizer import encode_captions
-from training.accumulation import split
+from tessera.pipeline import LoaderConfig, PackedBatch, open_evaluation_loader, open_loader
+from tessera.pipeline.index import open_index
+from tessera.pipeline.tokenizer import encode_captions
+from tessera.training.accumulation import split
 
 CONFIG = LoaderConfig(
     batch_size=12,

@@ -17,12 +17,12 @@ import torch
 from safetensors.torch import load_file
 
 import train
-from model.losses import LossConfig, fastclip
-from pipeline import PackedBatch
-from pipeline.device_copy import DeviceCopier, Sent
-from pipeline.masking import MaskConfig
-from training.command_line import Command
-from training.config import (
+from tessera.model.losses import LossConfig, fastclip
+from tessera.pipeline import PackedBatch
+from tessera.pipeline.device_copy import DeviceCopier, Sent
+from tessera.pipeline.masking import MaskConfig
+from tessera.training.command_line import Command
+from tessera.training.config import (
     DataConfig,
     EvaluationConfig,
     OptimConfig,
@@ -30,13 +30,13 @@ from training.config import (
     TrainConfig,
     WatchConfig,
 )
-from training.interrupt import Interrupted, StopRequests
-from training.metrics import NonFiniteLossError, StepRecord, read_records
-from training.opening import open_session
-from training.run_folder import RunFolder
-from training.sample_ids import read_sample_ids
-from training.session import Session
-from training.timeline import Timeline
+from tessera.training.interrupt import Interrupted, StopRequests
+from tessera.training.metrics import NonFiniteLossError, StepRecord, read_records
+from tessera.training.opening import open_session
+from tessera.training.run_folder import RunFolder
+from tessera.training.sample_ids import read_sample_ids
+from tessera.training.session import Session
+from tessera.training.timeline import Timeline
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -16,8 +16,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.caption_sources import TableReader
-from pipeline.sharding import ImageOptions, PackOptions, SourceOptions, make_shards, open_source
+from tessera.pipeline.caption_sources import TableReader
+from tessera.pipeline.sharding import (
+    ImageOptions,
+    PackOptions,
+    SourceOptions,
+    make_shards,
+    open_source,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS = ["a café, in Köln", "two dogs; one cat", "a red | green flag", "a man"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.printable import message_of
+from tessera.pipeline.printable import message_of
 
 ROOT = Path(__file__).resolve().parents[2]
 NUMBER = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.dataset_file import DatasetFile, read_dataset_file
-from pipeline.index import open_index
-from pipeline.indexing.sources import described
+from tessera.pipeline.dataset_file import DatasetFile, read_dataset_file
+from tessera.pipeline.index import open_index
+from tessera.pipeline.indexing.sources import described
 from tests.conftest import sample_members, write_tar
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("pipeline", "model", "training", "evaluation", "recipes", "tools")
+PACKAGES = ("pipeline", "model", "training", "evaluation", "report", "recipes", "tools")
 FORBIDDEN = {
-    "pipeline": ("model", "training", "evaluation", "recipes", "tools", "train", "tests"),
-    "model": ("pipeline", "training", "evaluation", "recipes", "tools", "train", "tests"),
+    "pipeline": ("report", "model", "training", "evaluation", "recipes", "tools", "train", "tests"),
+    "model": ("report", "pipeline", "training", "evaluation", "recipes", "tools", "train", "tests"),
     "evaluation": ("training", "recipes", "tools", "train", "tests"),
     "training": ("recipes", "tools", "train", "tests"),
+    "report": ("model", "training", "evaluation", "recipes", "tools", "train", "tests"),
     "recipes": ("tools", "train", "tests"),
     "tools": ("train", "tests"),
 }
@@ -38,8 +39,19 @@ def imports(path: Path) -> set[str]:
 @pytest.mark.parametrize("package", PACKAGES)
 def test_packages_only_import_what_lies_below_them(package: str) -> None:
     for path in (ROOT / package).rglob("*.py"):
-        roots = {name.split(".")[0] for name in imports(path)}
+        roots = {name.removeprefix("tessera.").split(".")[0] for name in imports(path)}
         assert not roots & set(FORBIDDEN[package]), path
+
+
+def test_every_import_is_by_the_one_name() -> None:
+    for path in [*modules(), ROOT / "train.py"]:
+        roots = {name.split(".")[0] for name in imports(path)}
+        assert not roots & set(PACKAGES), path
+
+
+def test_the_one_name_reaches_every_folder() -> None:
+    linked = {path.name for path in (ROOT / "tessera").iterdir() if path.is_symlink()}
+    assert linked == {*PACKAGES, "train.py"}
 
 
 def test_one_module_imports_dali() -> None:
@@ -55,11 +67,11 @@ def test_one_module_imports_dali() -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        "pipeline.index",
-        "pipeline.order",
-        "pipeline.captions",
-        "pipeline.tokenizer",
-        "pipeline.indexing.build",
+        "tessera.pipeline.index",
+        "tessera.pipeline.order",
+        "tessera.pipeline.captions",
+        "tessera.pipeline.tokenizer",
+        "tessera.pipeline.indexing.build",
     ],
 )
 def test_indexing_starts_without_torch(module: str) -> None:

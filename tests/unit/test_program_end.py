@@ -10,7 +10,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from pipeline.storage import list_shards
+from tessera.pipeline.storage import list_shards
 from tests.conftest import sample_members, write_tar
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,7 +85,7 @@ def test_what_needs_little_waits_for_little(words: tuple[str, ...], absent: tupl
     command = [sys.executable, "-X", "importtime", *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
-    assert "recipes.clip" in imported
+    assert "tessera.recipes.clip" in imported
     assert not imported & set(absent)
 
 

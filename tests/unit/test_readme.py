@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from recipes import RECIPES, find_recipe
-from training.command_line import parse
+from tessera.recipes import RECIPES, find_recipe
+from tessera.training.command_line import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

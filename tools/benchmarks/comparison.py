@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 
-from pipeline.selection import Dataset
-from pipeline.storage import is_remote
-from tools.benchmarks.dali_reader import DaliReaderSide, NvjpegSide
-from tools.benchmarks.ladder import as_json, ladder
-from tools.benchmarks.limits import FullDecodeSide, TransformSide
-from tools.benchmarks.loaders import open_clip_side, torchvision_side
-from tools.benchmarks.own import LoaderSide, StepwiseSide
-from tools.benchmarks.side import Setting
-from tools.benchmarks.turns import Entrant, Results, spread, take_turns
+from tessera.pipeline.selection import Dataset
+from tessera.pipeline.storage import is_remote
+from tessera.tools.benchmarks.dali_reader import DaliReaderSide, NvjpegSide
+from tessera.tools.benchmarks.ladder import as_json, ladder
+from tessera.tools.benchmarks.limits import FullDecodeSide, TransformSide
+from tessera.tools.benchmarks.loaders import open_clip_side, torchvision_side
+from tessera.tools.benchmarks.own import LoaderSide, StepwiseSide
+from tessera.tools.benchmarks.side import Setting
+from tessera.tools.benchmarks.turns import Entrant, Results, spread, take_turns
 
 BASELINES = ("open_clip_transform", "open_clip", "torchvision", "dali_reader")
 """Every baseline there is."""

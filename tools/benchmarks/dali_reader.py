@@ -9,9 +9,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from pipeline.patches import CLIP_MEAN, CLIP_STD
-from tools.benchmarks.limits import jpeg_files
-from tools.benchmarks.side import Setting, UnavailableError, Work
+from tessera.pipeline.patches import CLIP_MEAN, CLIP_STD
+from tessera.tools.benchmarks.limits import jpeg_files
+from tessera.tools.benchmarks.side import Setting, UnavailableError, Work
 
 _DEPTH = 2
 _SHUFFLED = 1000

@@ -17,14 +17,14 @@ from typing import Any, get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the packages lie in the checkout
 
-from tools import program  # before all that takes long, for Ctrl-C meanwhile
+from tessera.tools import program  # before all that takes long, for Ctrl-C meanwhile
 
 # isort: split
-from pipeline import LoaderConfig
-from pipeline.decode_device import probe_pictures
-from pipeline.decoding.decoder import DaliGraph
-from pipeline.decoding.gpu_trial import TrialSettings, try_graph
-from pipeline.selection import open_dataset
+from tessera.pipeline import LoaderConfig
+from tessera.pipeline.decode_device import probe_pictures
+from tessera.pipeline.decoding.decoder import DaliGraph
+from tessera.pipeline.decoding.gpu_trial import TrialSettings, try_graph
+from tessera.pipeline.selection import open_dataset
 
 _TIMED_S = 0.3
 

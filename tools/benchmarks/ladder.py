@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tools.benchmarks.turns import Turn
+from tessera.tools.benchmarks.turns import Turn
 
 WHOLE_STEP = "whole step"
 """The last rung: with the plan and the hand-over between the stages."""

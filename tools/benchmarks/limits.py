@@ -10,9 +10,9 @@ from importlib import import_module
 import numpy as np
 from PIL import Image
 
-from pipeline.reader import ShardReader
-from pipeline.selection import open_dataset
-from tools.benchmarks.side import Setting, UnavailableError, Work
+from tessera.pipeline.reader import ShardReader
+from tessera.pipeline.selection import open_dataset
+from tessera.tools.benchmarks.side import Setting, UnavailableError, Work
 
 _MOST_HELD = 256
 _TRIAL_IMAGES = 24

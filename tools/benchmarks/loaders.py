@@ -11,8 +11,8 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from tools.benchmarks.limits import open_clip_transform
-from tools.benchmarks.side import Setting, UnavailableError, Work
+from tessera.tools.benchmarks.limits import open_clip_transform
+from tessera.tools.benchmarks.side import Setting, UnavailableError, Work
 
 _MANY = 1_000_000_000
 _SHUFFLED = 1000
@@ -120,7 +120,7 @@ class _TorchvisionTransform:
             from torchvision.transforms import v2
         except ImportError as error:
             raise UnavailableError(f"torchvision is not installed ({error})") from None
-        from pipeline.patches import CLIP_MEAN, CLIP_STD
+        from tessera.pipeline.patches import CLIP_MEAN, CLIP_STD
 
         self._decode, self._mode = decode_image, ImageReadMode.RGB
         self._transform = v2.Compose(

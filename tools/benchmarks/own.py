@@ -6,9 +6,9 @@ import time
 
 import torch
 
-from pipeline import open_loader
-from pipeline.stats import LoaderStats
-from tools.benchmarks.side import Setting, Work
+from tessera.pipeline import open_loader
+from tessera.pipeline.stats import LoaderStats
+from tessera.tools.benchmarks.side import Setting, Work
 
 
 class LoaderSide:

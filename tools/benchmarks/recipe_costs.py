@@ -6,17 +6,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.caption_mix import parse_weights, text_counts
-from tools.benchmarks.train_flops import (
+from tessera.pipeline.caption_mix import parse_weights, text_counts
+from tessera.tools.benchmarks.train_flops import (
     Work,
     adapter_forward,
     image_forward,
     step_flops,
     text_forward,
 )
-from tools.benchmarks.train_lengths import cc12m_captions
-from training.config import TrainConfig
-from training.stages import architecture, stages_of
+from tessera.tools.benchmarks.train_lengths import cc12m_captions
+from tessera.training.config import TrainConfig
+from tessera.training.stages import architecture, stages_of
 
 _SAMPLE = 1_024
 """Pairs whose lengths stand for a batch's; long enough for mask groups and captions' lengths."""

@@ -9,12 +9,19 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from evaluation.page.charts import Frame, Line, axis, line_chart, share_bar
-from evaluation.page.document import Document, Headline, Section, definitions, table, write_document
-from evaluation.page.markup import Markup, escape, join, tag
-from evaluation.page.numbers import count, percent
-from tools.benchmarks.report_text import NAMES
-from tools.benchmarks.sweep import by_setting
+from tessera.evaluation.page.charts import Frame, Line, axis, line_chart, share_bar
+from tessera.evaluation.page.document import (
+    Document,
+    Headline,
+    Section,
+    definitions,
+    table,
+    write_document,
+)
+from tessera.evaluation.page.markup import Markup, escape, join, tag
+from tessera.evaluation.page.numbers import count, percent
+from tessera.tools.benchmarks.report_text import NAMES
+from tessera.tools.benchmarks.sweep import by_setting
 
 _WIDTH, _ROW, _LABEL, _MARGIN = 1100, 34, 380, 24
 _INK, _QUIET, _BAR, _OWN = (32, 32, 32), (110, 110, 110), (168, 186, 196), (13, 122, 112)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tools.benchmarks import ladder
+from tessera.tools.benchmarks import ladder
 
 NAMES = {
     "full_decode": "libjpeg-turbo full decode alone, one core",

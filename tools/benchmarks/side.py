@@ -7,9 +7,9 @@ from typing import Any, Protocol
 
 import torch
 
-from pipeline import LoaderConfig
-from pipeline.crops import CropConfig
-from pipeline.masking import MaskConfig
+from tessera.pipeline import LoaderConfig
+from tessera.pipeline.crops import CropConfig
+from tessera.pipeline.masking import MaskConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import LoaderConfig
-from pipeline.order import SampleOrder
-from pipeline.reader import ShardReader
-from pipeline.selection import Dataset
-from pipeline.storage import is_remote
+from tessera.pipeline import LoaderConfig
+from tessera.pipeline.order import SampleOrder
+from tessera.pipeline.reader import ShardReader
+from tessera.pipeline.selection import Dataset
+from tessera.pipeline.storage import is_remote
 
 _PIECE_BYTES = 4 * 1024**2
 _MOST_BYTES = 1024**3

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from tools.benchmarks.own import LoaderSide
-from tools.benchmarks.side import Setting
-from tools.benchmarks.turns import Entrant, take_turns
+from tessera.tools.benchmarks.own import LoaderSide
+from tessera.tools.benchmarks.side import Setting
+from tessera.tools.benchmarks.turns import Entrant, take_turns
 
 
 @dataclass(frozen=True, kw_only=True)

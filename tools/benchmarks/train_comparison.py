@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from model.config import ClipConfig, clip_config
-from tools.benchmarks import train_flops
-from tools.benchmarks.train_lengths import (
+from tessera.model.config import ClipConfig, clip_config
+from tessera.tools.benchmarks import train_flops
+from tessera.tools.benchmarks.train_lengths import (
     captions_of,
     cc12m_captions,
     full_captions,
     visible_patches,
 )
-from tools.benchmarks.train_sides import (
+from tessera.tools.benchmarks.train_sides import (
     MatrixSide,
     OpenClipStep,
     OwnStep,
@@ -23,7 +23,7 @@ from tools.benchmarks.train_sides import (
     StepSetting,
     kept_patches,
 )
-from tools.benchmarks.turns import Entrant, Results, Turn, spread, take_turns
+from tessera.tools.benchmarks.turns import Entrant, Results, Turn, spread, take_turns
 
 SideName = Literal[
     "open_clip", "open_clip_drop50", "padded_cluster", "ours_full", "ours_0", "ours_50", "ours_75"

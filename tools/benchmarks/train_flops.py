@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from model.config import ClipConfig, TextConfig, VisionConfig
+from tessera.model.config import ClipConfig, TextConfig, VisionConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

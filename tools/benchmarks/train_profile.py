@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.profiler import ProfilerActivity, profile
 
-from tools.benchmarks.train_sides import OwnStep, StepSetting
+from tessera.tools.benchmarks.train_sides import OwnStep, StepSetting
 
 _KINDS = (
     ("attention", r"flash|fmha|attention|cudnn_sdpa"),

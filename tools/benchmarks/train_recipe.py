@@ -12,14 +12,14 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from pipeline import PackedBatch
-from training.config import TrainConfig
-from training.environment import machine
-from training.metrics import memory_bytes
-from training.opening import open_session
-from training.run_folder import RunFolder
-from training.session import Session
-from training.timeline import Timeline
+from tessera.pipeline import PackedBatch
+from tessera.training.config import TrainConfig
+from tessera.training.environment import machine
+from tessera.training.metrics import memory_bytes
+from tessera.training.opening import open_session
+from tessera.training.run_folder import RunFolder
+from tessera.training.session import Session
+from tessera.training.timeline import Timeline
 
 
 def measure(config: TrainConfig, num_steps: int, num_warmup: int) -> dict[str, object]:

@@ -15,14 +15,14 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
-from model import build_clip, clip_loss
-from model.config import clip_config
-from model.execution import configure
-from tools.benchmarks.side import UnavailableError, Work
-from tools.benchmarks.train_memory import forget_peak, peak_memory
-from training.config import OptimConfig
-from training.optim import build_optimizer
-from training.precision import TYPES, Precision
+from tessera.model import build_clip, clip_loss
+from tessera.model.config import clip_config
+from tessera.model.execution import configure
+from tessera.tools.benchmarks.side import UnavailableError, Work
+from tessera.tools.benchmarks.train_memory import forget_peak, peak_memory
+from tessera.training.config import OptimConfig
+from tessera.training.optim import build_optimizer
+from tessera.training.precision import TYPES, Precision
 
 KEPT_SHARE = 0.7
 """Tokens that the released code of cluster masking keeps of each image (min_mask_ratio 0.3)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tools.benchmarks.train_comparison import TITLES
+from tessera.tools.benchmarks.train_comparison import TITLES
 
 _ACTIVITIES = ("forward", "loss", "backward", "optimiser")
 

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import torch
 
-from tools.benchmarks.side import Side, UnavailableError
+from tessera.tools.benchmarks.side import Side, UnavailableError
 
 _START_S = 120.0
 _TURN_S = 600.0

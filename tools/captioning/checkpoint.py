@@ -9,8 +9,8 @@ from typing import Literal
 
 import torch
 
-from model.local_transformers import check_folder
-from pipeline.storage import head_tail_crc32
+from tessera.model.local_transformers import check_folder
+from tessera.pipeline.storage import head_tail_crc32
 
 
 def model_identity(folder: Path) -> dict[str, str]:

@@ -9,10 +9,10 @@ from typing import Protocol
 
 import torch
 
-from model.local_transformers import open_part
-from tools.captioning.engine import Backend, Completion, Decoding, Engine
-from tools.captioning.transformers_engine import TransformersEngine
-from tools.captioning.vllm_engine import VllmEngine
+from tessera.model.local_transformers import open_part
+from tessera.tools.captioning.engine import Backend, Completion, Decoding, Engine
+from tessera.tools.captioning.transformers_engine import TransformersEngine
+from tessera.tools.captioning.vllm_engine import VllmEngine
 
 
 class TextModel(Protocol):

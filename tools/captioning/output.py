@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from pipeline.durable import sync_folder, write_text
-from pipeline.file_lock import FileLock, HeldError
-from pipeline.selection import Dataset
+from tessera.pipeline.durable import sync_folder, write_text
+from tessera.pipeline.file_lock import FileLock, HeldError
+from tessera.pipeline.selection import Dataset
 
 _KEYS_AT_ONCE = 4096
 

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from pipeline.selection import Dataset
-from tools import program
-from tools.captioning.engine import Backend, import_vllm
-from tools.captioning.output import CaptionFile
-from tools.captioning.rounds import Captioner, caption_all
+from tessera.pipeline.selection import Dataset
+from tessera.tools import program
+from tessera.tools.captioning.engine import Backend, import_vllm
+from tessera.tools.captioning.output import CaptionFile
+from tessera.tools.captioning.rounds import Captioner, caption_all
 
 _SECONDS_BETWEEN_LINES = 60
 

@@ -10,15 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.decoding.picture import Picture, PictureError
-from pipeline.index import Index
-from pipeline.reader import ShardReader
-from tools.captioning.engine import Completion
-from tools.captioning.judging import Fault, fault_of, tidied
-from tools.captioning.language_model import TextModel
-from tools.captioning.prompts import RecaptionPrompts, shortened
-from tools.captioning.rounds import Material, Outcome, first_captions, sampling_seed
-from tools.captioning.vision_language_model import PictureModel
+from tessera.pipeline.decoding.picture import Picture, PictureError
+from tessera.pipeline.index import Index
+from tessera.pipeline.reader import ShardReader
+from tessera.tools.captioning.engine import Completion
+from tessera.tools.captioning.judging import Fault, fault_of, tidied
+from tessera.tools.captioning.language_model import TextModel
+from tessera.tools.captioning.prompts import RecaptionPrompts, shortened
+from tessera.tools.captioning.rounds import Material, Outcome, first_captions, sampling_seed
+from tessera.tools.captioning.vision_language_model import PictureModel
 
 
 class Recaptioner:

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.counter_random import Purpose, uniforms
-from pipeline.index import Index
-from tools.captioning.engine import Completion
-from tools.captioning.examples import DRAWS_PER_EXAMPLE, ExampleSet
-from tools.captioning.judging import Fault, fault_of, tidied
-from tools.captioning.language_model import TextModel
-from tools.captioning.prompts import RewritePrompt, shortened
-from tools.captioning.rounds import (
+from tessera.pipeline.counter_random import Purpose, uniforms
+from tessera.pipeline.index import Index
+from tessera.tools.captioning.engine import Completion
+from tessera.tools.captioning.examples import DRAWS_PER_EXAMPLE, ExampleSet
+from tessera.tools.captioning.judging import Fault, fault_of, tidied
+from tessera.tools.captioning.language_model import TextModel
+from tessera.tools.captioning.prompts import RewritePrompt, shortened
+from tessera.tools.captioning.rounds import (
     Material,
     Outcome,
     first_captions,

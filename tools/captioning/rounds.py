@@ -9,11 +9,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.captions import CaptionTable
-from pipeline.counter_random import Purpose, keys
-from pipeline.selection import Dataset
-from tools.captioning.judging import Fault
-from tools.captioning.output import CaptionFile, Row
+from tessera.pipeline.captions import CaptionTable
+from tessera.pipeline.counter_random import Purpose, keys
+from tessera.pipeline.selection import Dataset
+from tessera.tools.captioning.judging import Fault
+from tessera.tools.captioning.output import CaptionFile, Row
 
 FINAL = (Fault.REFUSED, Fault.UNREADABLE)
 """Faults that a further try would not heal."""

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.local_transformers import open_model
-from tools.captioning.engine import Completion, Decoding
+from tessera.model.local_transformers import open_model
+from tessera.tools.captioning.engine import Completion, Decoding
 
 
 class TransformersEngine:

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import torch
 from PIL.Image import Image
 
-from model.local_transformers import open_model, open_part
-from tools.captioning.engine import Decoding
+from tessera.model.local_transformers import open_model, open_part
+from tessera.tools.captioning.engine import Decoding
 
 
 class PictureModel(Protocol):

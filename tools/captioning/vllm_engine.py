@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from model.local_transformers import open_part
-from tools.captioning.engine import Completion, Decoding, import_vllm
+from tessera.model.local_transformers import open_part
+from tessera.tools.captioning.engine import Completion, Decoding, import_vllm
 
 _MOST_CONTEXT = 8192
 """Tokens. vLLM reserves memory for one answer of full length: too much for 128k of context."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from evaluation.page.numbers import flop_count
-from tools.comparison.reading import TITLES, interval_words, signed_points
-from tools.comparison.results import Cell, Row, Table
+from tessera.evaluation.page.numbers import flop_count
+from tessera.tools.comparison.reading import TITLES, interval_words, signed_points
+from tessera.tools.comparison.results import Cell, Row, Table
 
 
 def markdown(tables: Sequence[Table], sentences: Sequence[str], commands: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.page.charts import (
+from tessera.evaluation.page.charts import (
     Frame,
     Line,
     axis,
@@ -18,14 +18,14 @@ from evaluation.page.charts import (
     line_chart,
     series_look,
 )
-from evaluation.page.document import Document, Headline, Section, table, write_document
-from evaluation.page.markup import Markup, join, tag
-from evaluation.page.numbers import count, duration, flop_count, flop_unit, percent
-from evaluation.report.series import shown_range
-from tools.comparison.markdown import cost_of_a_point, mean_and_deviation, relative
-from tools.comparison.reading import TITLES, interval_words, signed_points
-from tools.comparison.results import Cell, Row, Table
-from tools.comparison.runs import LOSS, Curve
+from tessera.evaluation.page.document import Document, Headline, Section, table, write_document
+from tessera.evaluation.page.markup import Markup, join, tag
+from tessera.evaluation.page.numbers import count, duration, flop_count, flop_unit, percent
+from tessera.evaluation.report.series import shown_range
+from tessera.tools.comparison.markdown import cost_of_a_point, mean_and_deviation, relative
+from tessera.tools.comparison.reading import TITLES, interval_words, signed_points
+from tessera.tools.comparison.results import Cell, Row, Table
+from tessera.tools.comparison.runs import LOSS, Curve
 
 _ALONG: tuple[tuple[str, Callable[[Curve], NDArray[np.float64]]], ...] = (
     ("samples", lambda curve: curve.samples),

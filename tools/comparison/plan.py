@@ -17,13 +17,13 @@ from functools import cache
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from recipes import find_recipe
-from tools.benchmarks.recipe_costs import stage_costs
-from tools.benchmarks.train_lengths import captions_of
-from tools.comparison.variants import Variant
-from training.command_line import parse
-from training.config import TrainConfig
-from training.stages import stages_of
+from tessera.recipes import find_recipe
+from tessera.tools.benchmarks.recipe_costs import stage_costs
+from tessera.tools.benchmarks.train_lengths import captions_of
+from tessera.tools.comparison.variants import Variant
+from tessera.training.command_line import parse
+from tessera.training.config import TrainConfig
+from tessera.training.stages import stages_of
 
 Form: TypeAlias = Literal["samples", "compute"]
 _NAME = re.compile(r"[\w.-]+")

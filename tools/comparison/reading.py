@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from evaluation.page.numbers import percent
-from tools.comparison.results import Cell, Row, Table
+from tessera.evaluation.page.numbers import percent
+from tessera.tools.comparison.results import Cell, Row, Table
 
 TITLES = {"samples": "equal samples", "compute": "equal compute"}
 

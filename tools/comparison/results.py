@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tools.comparison.plan import Form, Plan
-from tools.comparison.runs import FinishedRun
-from tools.comparison.scores import Figure
-from tools.comparison.statistics import Spread, paired
+from tessera.tools.comparison.plan import Form, Plan
+from tessera.tools.comparison.runs import FinishedRun
+from tessera.tools.comparison.scores import Figure
+from tessera.tools.comparison.statistics import Spread, paired
 
 _ERRORS = 1.96
 """A score above chance exceeds it by so many standard errors of guessing, or more."""

@@ -19,13 +19,13 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.report.series import trend
-from tools.comparison.plan import PlannedRun, flops_of
-from tools.comparison.scores import Figure, figures_of
-from training.config import to_json
-from training.config_differences import differences
-from training.metrics import read_records
-from training.run_folder import RunFolder
+from tessera.evaluation.report.series import trend
+from tessera.tools.comparison.plan import PlannedRun, flops_of
+from tessera.tools.comparison.scores import Figure, figures_of
+from tessera.training.config import to_json
+from tessera.training.config_differences import differences
+from tessera.training.metrics import read_records
+from tessera.training.run_folder import RunFolder
 
 _ROOT = Path(__file__).resolve().parents[2]
 _POINTS = 120

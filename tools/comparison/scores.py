@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from evaluation.scores import (
+from tessera.evaluation.scores import (
     LINEAR_PROBE,
     RECALL_OF,
     RETRIEVAL,

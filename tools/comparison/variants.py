@@ -9,11 +9,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from pipeline.masking import MaskConfig
-from recipes import RECIPES, find_recipe
-from recipes.clip import clip
-from training.config import to_json
-from training.config_differences import differences
+from tessera.pipeline.masking import MaskConfig
+from tessera.recipes import RECIPES, find_recipe
+from tessera.recipes.clip import clip
+from tessera.training.config import to_json
+from tessera.training.config_differences import differences
 
 _FILLED = {
     "fill-03": ("cluster-rgb-03", ("--mask.mode", "fill")),

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tools.download.job import Job, add_options, check_options, from_arguments, option
+from tessera.tools.download.job import Job, add_options, check_options, from_arguments, option
 
 if TYPE_CHECKING:  # what is large is imported where it is used, so that --help needs nothing
-    from tools.download.table.summary import TableSummary
+    from tessera.tools.download.table.summary import TableSummary
 
 _DESCRIPTION = """\
 Download CC12M, or any table of links and captions, as WebDataset shards.
@@ -90,13 +90,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     for title, kind in (("source", Source), ("pictures and fetching", Job), ("running", Running)):
         add_options(parser.add_argument_group(title), kind)
     arguments = parser.parse_args(argv)
-    from tools.download.processes import run_program
+    from tessera.tools.download.processes import run_program
 
     return run_program(lambda: _run(arguments))
 
 
 def _run(arguments: argparse.Namespace) -> dict[str, Any]:
-    from tools.download.run import exclusive
+    from tessera.tools.download.run import exclusive
 
     source = Source(**from_arguments(Source, arguments))
     running = Running(**from_arguments(Running, arguments))
@@ -121,9 +121,9 @@ def _run(arguments: argparse.Namespace) -> dict[str, Any]:
 def _download(
     source: Source, running: Running, folder: Path, out: str, options: dict[str, Any]
 ) -> dict[str, Any]:
-    from tools.download.report import write_report
-    from tools.download.run import Limits, run_download
-    from tools.download.table.prepare import CC12M_ROWS, CC12M_URL, prepare_table
+    from tessera.tools.download.report import write_report
+    from tessera.tools.download.run import Limits, run_download
+    from tessera.tools.download.table.prepare import CC12M_ROWS, CC12M_URL, prepare_table
 
     def job_for(extra_columns: tuple[str, ...]) -> Job:
         return Job(
@@ -188,9 +188,9 @@ def _check_before(running: Running, folder: Path, job: Job, table: TableSummary)
     Raises:
         ValueError: the download must not start.
     """
-    from tools.download import preflight
-    from tools.download.finished import ShardBook
-    from tools.download.job import JOB_FILE
+    from tessera.tools.download import preflight
+    from tessera.tools.download.finished import ShardBook
+    from tessera.tools.download.job import JOB_FILE
 
     rows_left = table.num_rows
     if (folder / JOB_FILE).is_file():
@@ -223,8 +223,8 @@ def _check_before(running: Running, folder: Path, job: Job, table: TableSummary)
 
 def _take_mirror(source: Source, running: Running, folder: Path) -> dict[str, Any]:
     """Take ready-made shards instead of downloading pictures one by one."""
-    from pipeline.durable import write_text
-    from tools.download.mirror import take_mirror
+    from tessera.pipeline.durable import write_text
+    from tessera.tools.download.mirror import take_mirror
 
     if running.dry_run:
         return {"dry_run": True, "folder": str(folder), "source": str(source.mirror or "hub")}

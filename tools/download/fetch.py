@@ -29,10 +29,10 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from tools.download.addresses import follow, may_connect, parse_url
-from tools.download.causes import Cause, RefusedError, cause_of_http_status
-from tools.download.image_kind import image_kind
-from tools.download.opt_out import agent_token, opts_out
+from tessera.tools.download.addresses import follow, may_connect, parse_url
+from tessera.tools.download.causes import Cause, RefusedError, cause_of_http_status
+from tessera.tools.download.image_kind import image_kind
+from tessera.tools.download.opt_out import agent_token, opts_out
 
 _MAX_REDIRECTS = 8
 _BACKOFF_S = 0.5  # before the first further try; then twice as long each time, times 0.5 to 1.5

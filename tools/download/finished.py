@@ -25,9 +25,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow.dataset import Dataset, dataset
 
-from pipeline.indexing.tar_walk import walk_tar
-from tools.download.causes import classify
-from tools.download.job import Job
+from tessera.pipeline.indexing.tar_walk import walk_tar
+from tessera.tools.download.causes import classify
+from tessera.tools.download.job import Job
 
 _VERIFIED = "verified.jsonl"
 _ENDINGS = (".tar", ".parquet", "_stats.json")

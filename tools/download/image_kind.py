@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tools.download.causes import Cause, RefusedError
+from tessera.tools.download.causes import Cause, RefusedError
 
 _READ = {
     b"\xff\xd8\xff": "jpeg",

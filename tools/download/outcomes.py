@@ -10,11 +10,11 @@ from pathlib import Path
 
 import duckdb
 
-from tools.download.causes import Cause
-from tools.download.finished import ShardBook
-from tools.download.job import JOB_FILE
-from tools.download.table.prepare import HOST
-from tools.download.table.summary import load_summary
+from tessera.tools.download.causes import Cause
+from tessera.tools.download.finished import ShardBook
+from tessera.tools.download.job import JOB_FILE
+from tessera.tools.download.table.prepare import HOST
+from tessera.tools.download.table.summary import load_summary
 
 _PASS = re.compile(r"retry-(\d{2,})")
 _CAUSE = f"""CASE WHEN status = 'success' THEN NULL

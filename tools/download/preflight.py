@@ -18,8 +18,8 @@ from typing import Any
 import duckdb
 import numpy as np
 
-from tools.download.job import Job
-from tools.download.table.prepare import HOST
+from tessera.tools.download.job import Job
+from tessera.tools.download.table.prepare import HOST
 
 _SAMPLE_BYTES, _SAMPLE_SIZE = 31_000, 256
 _LARGEST_SIZE = 1024  # few pictures of the web are larger, and none is enlarged

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from pipeline.durable import write_text
-from tools.download.causes import Cause
-from tools.download.outcomes import Pass, outcomes, passes_of
-from tools.download.table.prepare import CC12M_BYTES, CC12M_ROWS
-from tools.download.table.summary import load_summary
+from tessera.pipeline.durable import write_text
+from tessera.tools.download.causes import Cause
+from tessera.tools.download.outcomes import Pass, outcomes, passes_of
+from tessera.tools.download.table.prepare import CC12M_BYTES, CC12M_ROWS
+from tessera.tools.download.table.summary import load_summary
 
 PUBLISHED = (
     ("2021, the crawl that papers train on", 0.883),

@@ -24,15 +24,15 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from pipeline.durable import remove_partials, write_text
-from tools.download.causes import Cause
-from tools.download.fetch import FetchLimits, check_certificates
-from tools.download.finished import ShardBook
-from tools.download.job import JOB_FILE, Job
-from tools.download.processes import stop_on_sigterm
-from tools.download.progress import Progress
-from tools.download.upright import UprightResizer
-from tools.download.workers import LOG, Shard, Workers, kill_workers, wait_for_orphans
+from tessera.pipeline.durable import remove_partials, write_text
+from tessera.tools.download.causes import Cause
+from tessera.tools.download.fetch import FetchLimits, check_certificates
+from tessera.tools.download.finished import ShardBook
+from tessera.tools.download.job import JOB_FILE, Job
+from tessera.tools.download.processes import stop_on_sigterm
+from tessera.tools.download.progress import Progress
+from tessera.tools.download.upright import UprightResizer
+from tessera.tools.download.workers import LOG, Shard, Workers, kill_workers, wait_for_orphans
 
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 _MAX_IDLE_ROUNDS = 3
@@ -198,7 +198,7 @@ class _Run:
                 self._call_img2dataset()
 
     def _call_img2dataset(self) -> None:
-        worker = importlib.import_module("tools.download.worker")
+        worker = importlib.import_module("tessera.tools.download.worker")
         main: Any = worker.img2dataset_main
         reader: Any = importlib.import_module("img2dataset.reader")
         resizer, limits, job = _resizer_of(self._job), _limits_of(self._job), self._job

@@ -16,9 +16,9 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, ImageOps
 
-from pipeline.decoding.jpeg_walk import MAX_SCANS, JpegLayoutError, walk_jpeg
-from tools.download.causes import Cause, RefusedError
-from tools.download.image_kind import image_kind
+from tessera.pipeline.decoding.jpeg_walk import MAX_SCANS, JpegLayoutError, walk_jpeg
+from tessera.tools.download.causes import Cause, RefusedError
+from tessera.tools.download.image_kind import image_kind
 
 Resized = tuple[bytes | None, int | None, int | None, int | None, int | None, str | None]
 

@@ -19,10 +19,10 @@ from typing import Any
 import fsspec
 import pyarrow as pa
 
-from tools.download.causes import Cause, RefusedError, classify
-from tools.download.fetch import Fetcher, FetchLimits
-from tools.download.processes import without_unused_imports
-from tools.download.upright import UprightResizer
+from tessera.tools.download.causes import Cause, RefusedError, classify
+from tessera.tools.download.fetch import Fetcher, FetchLimits
+from tessera.tools.download.processes import without_unused_imports
+from tessera.tools.download.upright import UprightResizer
 
 # `import img2dataset.downloader as x` would do, but `img2dataset.main` is a function under that
 # name, so all of them are asked for in the same way.

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tools.download.causes import Cause
+from tessera.tools.download.causes import Cause
 
 LOG = "download.log"
 _LOCK = "workers.lock"
@@ -117,6 +117,6 @@ def _begin_worker(folder: Path, counts: Any) -> None:
     with (folder / LOG).open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    from tools.download import worker
+    from tessera.tools.download import worker
 
     worker.counts = counts

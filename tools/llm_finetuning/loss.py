@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from model.losses.ranks import Ranks
+from tessera.model.losses.ranks import Ranks
 
 
 def info_nce(

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from evaluation.retrieval import score_retrieval
-from evaluation.scores import RETRIEVAL, of_task
-from model.text_encoders import TextEncoder
-from tools.llm_finetuning.pairs import TextPool
+from tessera.evaluation.retrieval import score_retrieval
+from tessera.evaluation.scores import RETRIEVAL, of_task
+from tessera.model.text_encoders import TextEncoder
+from tessera.tools.llm_finetuning.pairs import TextPool
 
 _BATCH_SIZE = 64
 

@@ -17,19 +17,19 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from model.losses.ranks import Ranks as LossRanks
-from model.text_encoders import TextEncoder, open_text_encoder
-from model.text_encoders.lora import adapter_tensors, add_lora, restore_adapter, save_lora
-from pipeline.durable import write_text
-from pipeline.file_lock import FileLock, HeldError
-from pipeline.selection import Dataset, open_dataset
-from pipeline.text_embeddings import open_text_embeddings
-from tools.captioning.checkpoint import choose_dtype
-from tools.llm_finetuning.loss import info_nce
-from tools.llm_finetuning.pairs import PairDraw, Pairs, TextPool
-from tools.llm_finetuning.probe import ProbeScores, probe
-from tools.llm_finetuning.settings import Settings
-from training.checkpoint import (
+from tessera.model.losses.ranks import Ranks as LossRanks
+from tessera.model.text_encoders import TextEncoder, open_text_encoder
+from tessera.model.text_encoders.lora import adapter_tensors, add_lora, restore_adapter, save_lora
+from tessera.pipeline.durable import write_text
+from tessera.pipeline.file_lock import FileLock, HeldError
+from tessera.pipeline.selection import Dataset, open_dataset
+from tessera.pipeline.text_embeddings import open_text_embeddings
+from tessera.tools.captioning.checkpoint import choose_dtype
+from tessera.tools.llm_finetuning.loss import info_nce
+from tessera.tools.llm_finetuning.pairs import PairDraw, Pairs, TextPool
+from tessera.tools.llm_finetuning.probe import ProbeScores, probe
+from tessera.tools.llm_finetuning.settings import Settings
+from tessera.training.checkpoint import (
     OPTIMIZER,
     Checkpoint,
     load_on_all,
@@ -38,9 +38,9 @@ from training.checkpoint import (
     restore_optimizer,
     save,
 )
-from training.distributed import Ranks
-from training.optim import build_optimizer, clip_gradients, set_learning_rate
-from training.schedule import learning_rate
+from tessera.training.distributed import Ranks
+from tessera.training.optim import build_optimizer, clip_gradients, set_learning_rate
+from tessera.training.schedule import learning_rate
 
 logger = logging.getLogger(__name__)
 

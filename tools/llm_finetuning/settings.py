@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from model.text_encoders.lora import LoraConfig
-from pipeline.index import DEFAULT_SOURCE
-from training.config import OptimConfig
+from tessera.model.text_encoders.lora import LoraConfig
+from tessera.pipeline.index import DEFAULT_SOURCE
+from tessera.training.config import OptimConfig
 
 _NOT_IDENTITY = ("index", "llm", "out", "probe", "device", "log_every", "save_every", "keep",
                  "num_threads")  # fmt: skip

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from evaluation.compositional import (
+from tessera.evaluation.compositional import (
     open_sugarcrepe,
     open_winoground,
     score_sugarcrepe,
     score_winoground,
 )
-from evaluation.records import records
+from tessera.evaluation.records import records
 from tests.compositional_sets import write_sugarcrepe, write_winoground
 
 

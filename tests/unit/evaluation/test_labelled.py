@@ -8,7 +8,7 @@ import open_clip
 import pytest
 from PIL import Image
 
-from evaluation.labelled import open_labelled, read_prompts
+from tessera.evaluation.labelled import open_labelled, read_prompts
 
 
 def write_class_folders(folder: Path, names: list[str], per_class: int = 2) -> Path:

@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from evaluation import linear_probe
-from evaluation.linear_probe import Split, choose_weight_decay, few_shot, fit, probe
-from evaluation.scores import LINEAR_PROBE, of_task
+from tessera.evaluation import linear_probe
+from tessera.evaluation.linear_probe import Split, choose_weight_decay, few_shot, fit, probe
+from tessera.evaluation.scores import LINEAR_PROBE, of_task
 
 
 def clusters(per_class: int, seed: int, num_classes: int = 6, dim: int = 20) -> Split:

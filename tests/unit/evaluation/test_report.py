@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.page.charts import Frame, Line, axis, line_chart
-from evaluation.page.markup import escape, shorten, tag
-from evaluation.page.numbers import decimal, duration, percent, tick_labels, ticks
-from evaluation.report import (
+from tessera.evaluation.page.charts import Frame, Line, axis, line_chart
+from tessera.evaluation.page.markup import escape, shorten, tag
+from tessera.evaluation.page.numbers import decimal, duration, percent, tick_labels, ticks
+from tessera.evaluation.report import (
     GalleryItem,
     ReportData,
     RetrievalExample,
@@ -23,10 +23,17 @@ from evaluation.report import (
     render_report,
     write_report,
 )
-from evaluation.report.pictures import cells_path, data_uri
-from evaluation.report.series import data_wait, pairs_per_s, shown_range, thin, trend
-from evaluation.report.summary import against_chance, headlines, summary
-from evaluation.scores import LINEAR_PROBE, RETRIEVAL, SUGARCREPE, WINOGROUND, ZERO_SHOT, Score
+from tessera.evaluation.report.pictures import cells_path, data_uri
+from tessera.evaluation.report.series import data_wait, pairs_per_s, shown_range, thin, trend
+from tessera.evaluation.report.summary import against_chance, headlines, summary
+from tessera.evaluation.scores import (
+    LINEAR_PROBE,
+    RETRIEVAL,
+    SUGARCREPE,
+    WINOGROUND,
+    ZERO_SHOT,
+    Score,
+)
 from tests.chromium import Browser
 
 SCRIPT = "<script>alert(1)</script>"

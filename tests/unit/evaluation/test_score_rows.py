@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from evaluation.records import lines, records
-from evaluation.scores import (
+from tessera.evaluation.records import lines, records
+from tessera.evaluation.scores import (
     LINEAR_PROBE,
     RETRIEVAL,
     ZERO_SHOT,

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from evaluation import retrieval
-from evaluation.labelled import read_prompts
-from evaluation.retrieval import score_retrieval
-from evaluation.scores import RETRIEVAL, ZERO_SHOT, Score, of_task
-from evaluation.zero_shot import accuracies, score_zero_shot
+from tessera.evaluation import retrieval
+from tessera.evaluation.labelled import read_prompts
+from tessera.evaluation.retrieval import score_retrieval
+from tessera.evaluation.scores import RETRIEVAL, ZERO_SHOT, Score, of_task
+from tessera.evaluation.zero_shot import accuracies, score_zero_shot
 
 ROOT = Path(__file__).resolve().parents[3]
 

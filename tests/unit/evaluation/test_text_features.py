@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluation.text_features import stored_embeddings
-from pipeline.index import Index, open_index
-from pipeline.text_embeddings import EmbeddingWriter, EncoderRecord, write_text_embeddings
+from tessera.evaluation.text_features import stored_embeddings
+from tessera.pipeline.index import Index, open_index
+from tessera.pipeline.text_embeddings import EmbeddingWriter, EncoderRecord, write_text_embeddings
 
 MINE = EncoderRecord(
     id="mine", path="nowhere", revision="1" * 64, pooling="mean", dim=3, dtype="float32"

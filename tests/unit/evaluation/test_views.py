@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.views import ViewConfig
-from pipeline.masking import MaskConfig
+from tessera.evaluation.views import ViewConfig
+from tessera.pipeline.masking import MaskConfig
 
 PATCHES = torch.randn(6, 64, 12, generator=torch.Generator().manual_seed(0))
 IDS = np.array([3, 5, 8, 13, 21, 34])

@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model import AdapterConfig, Clip, load_pretrained, open_clip_weights
-from model.config import ClipConfig, clip_config
-from model.open_clip_config import from_open_clip, open_clip_config
-from model.pretrained import OPEN_CLIP_WEIGHTS
-from training.tensor_file import save_tensors
+from tessera.model import AdapterConfig, Clip, load_pretrained, open_clip_weights
+from tessera.model.config import ClipConfig, clip_config
+from tessera.model.open_clip_config import from_open_clip, open_clip_config
+from tessera.model.pretrained import OPEN_CLIP_WEIGHTS
+from tessera.training.tensor_file import save_tensors
 
 E = 24
 DEMO = clip_config("tessera-demo")

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from model import Clip, build_clip, clip_loss
-from model.execution import configure
-from model.packing import pad_total
+from tessera.model import Clip, build_clip, clip_loss
+from tessera.model.execution import configure
+from tessera.model.packing import pad_total
 
 CAPTIONS = [[5, 9, 20], [32, 2, 7], [3, 3, 4], [14, 9, 12], [8, 8, 25]]
 

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import save_file
 
-from model import Clip, ClipConfig, TextConfig, VisionConfig, build_clip, hugging_face
-from model.config import clip_config
-from model.pretrained import load_pretrained, read_config
+from tessera.model import Clip, ClipConfig, TextConfig, VisionConfig, build_clip, hugging_face
+from tessera.model.config import clip_config
+from tessera.model.pretrained import load_pretrained, read_config
 
 transformers = pytest.importorskip("transformers")
 

@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 
-from model import Clip, open_clip_weights
-from model.config import clip_config
-from model.execution import configure
-from model.lora import LowRankUpdate, add_lora, lora_state, merged_state
+from tessera.model import Clip, open_clip_weights
+from tessera.model.config import clip_config
+from tessera.model.execution import configure
+from tessera.model.lora import LowRankUpdate, add_lora, lora_state, merged_state
 
 DEMO = clip_config("tessera-demo")
 

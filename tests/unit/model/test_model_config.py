@@ -9,9 +9,9 @@ from typing import Any
 import open_clip
 import pytest
 
-from model import ClipConfig, TextConfig, VisionConfig
-from model.config import clip_config, require_clip_bpe
-from model.open_clip_config import from_open_clip, open_clip_config
+from tessera.model import ClipConfig, TextConfig, VisionConfig
+from tessera.model.config import clip_config, require_clip_bpe
+from tessera.model.open_clip_config import from_open_clip, open_clip_config
 
 
 def is_plain(name: str) -> bool:

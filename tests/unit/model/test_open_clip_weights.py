@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model import Clip, build_clip
-from model.open_clip_weights import dump, load, open_clip_config
+from tessera.model import Clip, build_clip
+from tessera.model.open_clip_weights import dump, load, open_clip_config
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from model import build_clip
-from model.packing import (
+from tessera.model import build_clip
+from tessera.model.packing import (
     PackedLayout,
     build_layout,
     packed_attention,
@@ -158,7 +158,7 @@ def documented_varlen_attn(
 def test_flash_path_asks_for_the_same_attention(
     causal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("model.packing.varlen_attn", documented_varlen_attn)
+    monkeypatch.setattr("tessera.model.packing.varlen_attn", documented_varlen_attn)
     padded = layout_of([1, 20, 3, 11], causal=causal)
     flash = dataclasses.replace(padded, padded=None, lengths=None)
     query, key, value = torch.randn(3, 35, HEADS, CHANNELS).unbind(0)

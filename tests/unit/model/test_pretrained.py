@@ -16,11 +16,11 @@ from open_clip.model import resize_pos_embed, resize_text_pos_embed
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model import Clip, ClipConfig, TextConfig, VisionConfig, build_clip, hugging_face
-from model.open_clip_config import open_clip_config, preprocess_config
-from model.open_clip_weights import dump
-from model.positions import resize_image_positions
-from model.pretrained import (
+from tessera.model import Clip, ClipConfig, TextConfig, VisionConfig, build_clip, hugging_face
+from tessera.model.open_clip_config import open_clip_config, preprocess_config
+from tessera.model.open_clip_weights import dump
+from tessera.model.positions import resize_image_positions
+from tessera.model.pretrained import (
     load_pretrained,
     read_config,
     read_state_dict,

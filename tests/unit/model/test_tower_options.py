@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model import Clip, build_clip, open_clip_weights
-from model.execution import configure
-from model.open_clip_config import from_open_clip
+from tessera.model import Clip, build_clip, open_clip_weights
+from tessera.model.execution import configure
+from tessera.model.open_clip_config import from_open_clip
 
 SIDE, GRID, CONTEXT, VOCAB, EOS = 6, 4, 12, 60, 2
 

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model import Clip, build_clip, clip_loss, open_clip_weights
-from model.config import CLIP_PIXEL_MEAN, CLIP_PIXEL_STD
-from model.execution import configure
-from model.open_clip_config import from_open_clip
-from pipeline.tokenizer import tokenize_prompts
+from tessera.model import Clip, build_clip, clip_loss, open_clip_weights
+from tessera.model.config import CLIP_PIXEL_MEAN, CLIP_PIXEL_STD
+from tessera.model.execution import configure
+from tessera.model.open_clip_config import from_open_clip
+from tessera.pipeline.tokenizer import tokenize_prompts
 
 CAPTIONS = ["a dog", "a photo of a very long cat asleep on a red mat", "snow, hills; and 3 skiers!"]
 

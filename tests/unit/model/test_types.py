@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from model import Clip, build_clip
-from model.execution import configure
+from tessera.model import Clip, build_clip
+from tessera.model.execution import configure
 
 BF16, F32 = torch.bfloat16, torch.float32
 LENGTHS, CAPTIONS = [20, 64, 33], [5, 9, 20]

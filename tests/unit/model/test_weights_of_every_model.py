@@ -8,8 +8,8 @@ import open_clip
 import pytest
 import torch
 
-from model import build_clip, open_clip_weights
-from model.config import ClipConfig, clip_config
+from tessera.model import build_clip, open_clip_weights
+from tessera.model.config import ClipConfig, clip_config
 
 
 def plain_configs() -> list[ClipConfig]:

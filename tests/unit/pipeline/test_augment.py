@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms import functional
 
-from pipeline.augment import DRAWS_PER_IMAGE, augment
-from pipeline.augment_config import AugmentConfig
+from tessera.pipeline.augment import DRAWS_PER_IMAGE, augment
+from tessera.pipeline.augment_config import AugmentConfig
 
 CHANGES = (
     functional.adjust_brightness,

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.arrow_file import write_batch
-from pipeline.caption_mix import CaptionMix, parse_weights, text_counts
-from pipeline.caption_record import CaptionRecord, write_record
-from pipeline.captions import caption_batch
-from pipeline.counter_random import Purpose, uniforms
-from pipeline.index import Index, open_index
-from pipeline.tokenizer import encode_captions
+from tessera.pipeline.arrow_file import write_batch
+from tessera.pipeline.caption_mix import CaptionMix, parse_weights, text_counts
+from tessera.pipeline.caption_record import CaptionRecord, write_record
+from tessera.pipeline.captions import caption_batch
+from tessera.pipeline.counter_random import Purpose, uniforms
+from tessera.pipeline.index import Index, open_index
+from tessera.pipeline.tokenizer import encode_captions
 
 NUM_SAMPLES = 96
 

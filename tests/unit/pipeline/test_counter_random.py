@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pipeline.counter_random import Purpose, uniforms
+from tessera.pipeline.counter_random import Purpose, uniforms
 
 
 def test_a_draw_does_not_depend_on_its_batch() -> None:

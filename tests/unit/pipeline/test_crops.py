@@ -5,8 +5,8 @@ import pytest
 import torch
 from torchvision.transforms import RandomResizedCrop
 
-from pipeline.counter_random import Purpose, uniforms
-from pipeline.crops import DRAWS_PER_WINDOW, CropConfig, centre_windows, draw_windows
+from tessera.pipeline.counter_random import Purpose, uniforms
+from tessera.pipeline.crops import DRAWS_PER_WINDOW, CropConfig, centre_windows, draw_windows
 
 
 def windows_of(width: int, height: int, crop: CropConfig, count: int) -> np.ndarray:

@@ -9,18 +9,18 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline import LoaderConfig, open_evaluation_loader, open_loader
-from pipeline.decode_device import (
+from tessera.pipeline import LoaderConfig, open_evaluation_loader, open_loader
+from tessera.pipeline.decode_device import (
     DecodeDevice,
     choose_device,
     probe_device,
     probe_pictures,
     settle_device,
 )
-from pipeline.decoding.gpu_trial import Trial, TrialPictures, TrialSettings
-from pipeline.decoding.jpeg_walk import walk_jpeg
-from pipeline.indexing import build_index
-from pipeline.selection import Dataset, open_dataset
+from tessera.pipeline.decoding.gpu_trial import Trial, TrialPictures, TrialSettings
+from tessera.pipeline.decoding.jpeg_walk import walk_jpeg
+from tessera.pipeline.indexing import build_index
+from tessera.pipeline.selection import Dataset, open_dataset
 from tests.conftest import write_tar
 from tests.decoder_pictures import encode, photo, with_orientation
 

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from pipeline.batch import PackedBatch
-from pipeline.device_copy import DeviceCopier
+from tessera.pipeline.batch import PackedBatch
+from tessera.pipeline.device_copy import DeviceCopier
 
 
 def batch() -> PackedBatch:

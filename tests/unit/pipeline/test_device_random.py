@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from pipeline import device_random
-from pipeline.counter_random import Purpose, keys, uniforms
+from tessera.pipeline import device_random
+from tessera.pipeline.counter_random import Purpose, keys, uniforms
 
 
 def test_noise_of_torch_is_that_of_numpy() -> None:

@@ -12,17 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.durable import remove_partials, work_folder, write_text
-from pipeline.file_lock import FileLock, HeldError
+from tessera.pipeline.durable import remove_partials, work_folder, write_text
+from tessera.pipeline.file_lock import FileLock, HeldError
+from tessera.tools.captioning.output import CaptionFile
+from tessera.training.run_folder import RunFolder
 from tests.unit.training.test_config import small
-from tools.captioning.output import CaptionFile
-from training.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[3]
 HOLDER = """
 import sys, time
 from pathlib import Path
-from pipeline.file_lock import FileLock
+from tessera.pipeline.file_lock import FileLock
 import fcntl
 def none(*_): raise OSError(38, "Function not implemented")
 fcntl.flock = none
@@ -38,7 +38,7 @@ def no_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
         raise OSError(request.param, os.strerror(request.param))
 
     monkeypatch.setattr(fcntl, "flock", fail)
-    monkeypatch.setattr("pipeline.file_lock._warned", set())
+    monkeypatch.setattr("tessera.pipeline.file_lock._warned", set())
 
 
 @pytest.mark.usefixtures("no_locks")
@@ -78,7 +78,7 @@ def test_work_folders_files_and_partials_do_without(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("no_locks")
 def test_a_caption_file_opens(coloured_index: Path, tmp_path: Path) -> None:
-    from pipeline.selection import open_dataset
+    from tessera.pipeline.selection import open_dataset
 
     dataset = open_dataset(str(coloured_index))
     for _ in range(2):

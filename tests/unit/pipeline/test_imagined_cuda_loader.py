@@ -15,12 +15,12 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline import LoaderConfig, PackedBatch, open_loader
-from pipeline.augment_config import AugmentConfig
-from pipeline.decoding.decoder import Decoded
-from pipeline.loader import Loader
-from pipeline.masking import MaskConfig, triton_cluster
-from training.accumulation import equal_chunks, split
+from tessera.pipeline import LoaderConfig, PackedBatch, open_loader
+from tessera.pipeline.augment_config import AugmentConfig
+from tessera.pipeline.decoding.decoder import Decoded
+from tessera.pipeline.loader import Loader
+from tessera.pipeline.masking import MaskConfig, triton_cluster
+from tessera.training.accumulation import equal_chunks, split
 
 CONFIG = LoaderConfig(
     batch_size=32,
@@ -101,7 +101,9 @@ def imagined(monkeypatch: pytest.MonkeyPatch) -> set[int]:
     monkeypatch.setattr(Tensor, "record_stream", lambda self, stream: None)
     monkeypatch.setattr(triton_cluster, "_similarity_kernel", Kernel())
     monkeypatch.setattr(triton_cluster, "_gather_kernel", Kernel())
-    monkeypatch.setattr("pipeline.assembler.open_decoder", lambda *a, **k: ImaginedDecoder())
+    monkeypatch.setattr(
+        "tessera.pipeline.assembler.open_decoder", lambda *a, **k: ImaginedDecoder()
+    )
     return pinned
 
 

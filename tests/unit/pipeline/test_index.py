@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.arrow_file import map_batch, write_batch
-from pipeline.index import open_index
-from pipeline.indexing import ScanOptions, build_index
-from pipeline.storage import head_tail_crc32
+from tessera.pipeline.arrow_file import map_batch, write_batch
+from tessera.pipeline.index import open_index
+from tessera.pipeline.indexing import ScanOptions, build_index
+from tessera.pipeline.storage import head_tail_crc32
 
 
 def write_shard(path: Path, keys: str, text: str = "a caption") -> Path:

@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline import LoaderConfig, PackedBatch, open_loader
-from pipeline.loader import Loader
-from pipeline.mask_updates import MaskWeights
-from pipeline.masking import MaskConfig
+from tessera.pipeline import LoaderConfig, PackedBatch, open_loader
+from tessera.pipeline.loader import Loader
+from tessera.pipeline.mask_updates import MaskWeights
+from tessera.pipeline.masking import MaskConfig
 from tests.imagined_cuda import imagined_cuda
 
 EVERY, STEPS = 3, 8

@@ -8,9 +8,9 @@ import hypothesis.strategies as st
 import numpy as np
 from hypothesis import given, settings
 
-from pipeline.mixed_order import Interleaving, MixedOrder
-from pipeline.order import SampleOrder
-from pipeline.window_order import WindowOrder
+from tessera.pipeline.mixed_order import Interleaving, MixedOrder
+from tessera.pipeline.order import SampleOrder
+from tessera.pipeline.window_order import WindowOrder
 
 QUOTAS = st.lists(st.integers(1, 40), min_size=2, max_size=4)
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from pipeline.order import SampleOrder
-from pipeline.window_order import WindowOrder
+from tessera.pipeline.order import SampleOrder
+from tessera.pipeline.window_order import WindowOrder
 
 
 @pytest.mark.parametrize("num_samples", [1, 2, 3, 17, 256, 1000, 4097])

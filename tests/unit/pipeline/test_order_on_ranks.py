@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from numpy.typing import NDArray
 
-from pipeline.order import Order, SampleOrder
-from pipeline.window_order import WindowOrder
+from tessera.pipeline.order import Order, SampleOrder
+from tessera.pipeline.window_order import WindowOrder
 
 KINDS = ("global", "window")
 

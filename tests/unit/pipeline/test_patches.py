@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline.patches import CLIP_MEAN, CLIP_STD, normalise, patchify, unpatchify
+from tessera.pipeline.patches import CLIP_MEAN, CLIP_STD, normalise, patchify, unpatchify
 
 
 def test_patches_are_row_major_and_hold_y_x_channel() -> None:

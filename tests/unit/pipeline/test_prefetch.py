@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline.prefetch import Prefetched
+from tessera.pipeline.prefetch import Prefetched
 
 
 def test_items_come_in_order() -> None:

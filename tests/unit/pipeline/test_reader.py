@@ -9,8 +9,8 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from pipeline.index import Index
-from pipeline.reader import ShardReader
+from tessera.pipeline.index import Index
+from tessera.pipeline.reader import ShardReader
 
 _NUM_SHARDS = 300
 _SIZE = 256

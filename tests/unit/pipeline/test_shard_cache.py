@@ -14,9 +14,9 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from pipeline import shard_cache
-from pipeline.index import ShardRecord
-from pipeline.shard_cache import CacheConfig, ShardCache
+from tessera.pipeline import shard_cache
+from tessera.pipeline.index import ShardRecord
+from tessera.pipeline.shard_cache import CacheConfig, ShardCache
 
 SIZE = 200_000
 

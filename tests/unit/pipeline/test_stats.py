@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline.stats import LoaderStats, StageStats
+from tessera.pipeline.stats import LoaderStats, StageStats
 
 
 def test_work_and_both_waits_are_kept_apart() -> None:

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.index import Index, open_index
-from pipeline.text_embeddings import (
+from tessera.pipeline.index import Index, open_index
+from tessera.pipeline.text_embeddings import (
     EmbeddingWriter,
     EncoderRecord,
     open_text_embeddings,

@@ -19,9 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from open_clip.tokenizer import SimpleTokenizer
 
-from pipeline import tokenizer
-from pipeline.captions import EOT, MAX_TOKENS, SOT
-from pipeline.tokenizer import encode_captions, token_strings
+from tessera.pipeline import tokenizer
+from tessera.pipeline.captions import EOT, MAX_TOKENS, SOT
+from tessera.pipeline.tokenizer import encode_captions, token_strings
 
 ROOT = Path(__file__).resolve().parents[3]
 DATA = Path(os.environ.get("TESSERA_DATA", ROOT.parent / "shared" / "data"))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.window_order import WindowOrder
+from tessera.pipeline.window_order import WindowOrder
 
 
 def shards_of(counts: list[int]) -> NDArray[np.int64]:

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.arrow_file import write_batch
-from pipeline.captions import CaptionTable, caption_batch
-from pipeline.index import open_index
-from pipeline.tokenizer import encode_captions, encode_pieces, token_strings
-from pipeline.word_classes import (
+from tessera.pipeline.arrow_file import write_batch
+from tessera.pipeline.captions import CaptionTable, caption_batch
+from tessera.pipeline.index import open_index
+from tessera.pipeline.tokenizer import encode_captions, encode_pieces, token_strings
+from tessera.pipeline.word_classes import (
     class_of,
     classify,
     open_tagger,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline.workers import map_in_processes
+from tessera.pipeline.workers import map_in_processes
 
 
 def square(number: int) -> int:

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from recipes.demo.backgrounds import paint_background
-from recipes.demo.captions import (
+from tessera.recipes.demo.backgrounds import paint_background
+from tessera.recipes.demo.captions import (
     BACKGROUND_PHRASES,
     COUNT_WORDS,
     FULL,
@@ -25,7 +25,7 @@ from recipes.demo.captions import (
     TEXTURE_WORDS,
     class_names,
 )
-from recipes.demo.objects import (
+from tessera.recipes.demo.objects import (
     BACKGROUNDS,
     COLOURS,
     HELDOUT_PAIRS,
@@ -34,10 +34,10 @@ from recipes.demo.objects import (
     textures_of,
     train_backgrounds,
 )
-from recipes.demo.paint import mix_palette, paint_object
-from recipes.demo.picture import lay_out
-from recipes.demo.samples import DemoSample, make_sample
-from recipes.demo.scenes import Scene, Split, Thing, describe
+from tessera.recipes.demo.paint import mix_palette, paint_object
+from tessera.recipes.demo.picture import lay_out
+from tessera.recipes.demo.samples import DemoSample, make_sample
+from tessera.recipes.demo.scenes import Scene, Split, Thing, describe
 
 NAMES = {
     shape.name: {name for pair in ((shape.name, shape.plural), *shape.other_names) for name in pair}
@@ -214,7 +214,7 @@ def test_numbers_agree_with_nouns() -> None:
         things=(Thing(shape="leaf", colour="red", texture="plain", size="small", count=2),),
         background="sand",
     )
-    from recipes.demo.captions import write_captions
+    from tessera.recipes.demo.captions import write_captions
 
     for caption in write_captions(Random(0), two, FULL, 60):
         assert "leaves" in caption.lower()

@@ -7,11 +7,11 @@ import shlex
 
 import pytest
 
-from recipes import RECIPES, clip, clipa, cluster_masking, find_recipe, flip, list_recipes
-from tools.benchmarks.recipe_costs import recipe_cost
-from training.command_line import parse
-from training.config import TrainConfig
-from training.stages import architecture, stages_of
+from tessera.recipes import RECIPES, clip, clipa, cluster_masking, find_recipe, flip, list_recipes
+from tessera.tools.benchmarks.recipe_costs import recipe_cost
+from tessera.training.command_line import parse
+from tessera.training.config import TrainConfig
+from tessera.training.stages import architecture, stages_of
 
 PUBLISHED = [name for name in RECIPES if name not in ("demo", "flickr8k")]
 

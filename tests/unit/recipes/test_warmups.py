@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from recipes import RECIPES
-from recipes.datasets import IMAGENET_PASS
-from training.config import OptimConfig, StageConfig, TrainConfig
-from training.stages import stages_of
+from tessera.recipes import RECIPES
+from tessera.recipes.datasets import IMAGENET_PASS
+from tessera.training.config import OptimConfig, StageConfig, TrainConfig
+from tessera.training.stages import stages_of
 
 _CC12M = 2_000 * 2_048
 _PUBLISHED = {

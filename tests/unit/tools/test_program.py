@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import pytest
 
-from tools import program
+from tessera.tools import program
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -5,15 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from model import build_clip
-from model.config import AdapterConfig, clip_config
-from model.losses import DistillationLoss, LossConfig, build_loss
-from model.losses.ranks import Ranks
-from pipeline import PackedBatch
+from tessera.model import build_clip
+from tessera.model.config import AdapterConfig, clip_config
+from tessera.model.losses import DistillationLoss, LossConfig, build_loss
+from tessera.model.losses.ranks import Ranks
+from tessera.pipeline import PackedBatch
+from tessera.training.accumulation import backward_in_chunks, encode, encode_in_chunks, split
+from tessera.training.opening import architecture_of
+from tessera.training.parallel import bare
 from tests.unit.training.test_config import small
-from training.accumulation import backward_in_chunks, encode, encode_in_chunks, split
-from training.opening import architecture_of
-from training.parallel import bare
 
 KINDS = ("clip", "siglip", "sogclr", "isogclr", "fastclip_v3")
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from training import checkpoint
-from training.checkpoint import Checkpoint, CheckpointError, CheckpointWriter
+from tessera.training import checkpoint
+from tessera.training.checkpoint import Checkpoint, CheckpointError, CheckpointWriter
 
 
 def trained() -> tuple[nn.Linear, torch.optim.AdamW]:

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from model import LossConfig
-from pipeline.crops import CropConfig
-from pipeline.masking import MaskConfig
-from recipes import RECIPES, find_recipe
-from training.config import (
+from tessera.model import LossConfig
+from tessera.pipeline.crops import CropConfig
+from tessera.pipeline.masking import MaskConfig
+from tessera.recipes import RECIPES, find_recipe
+from tessera.training.config import (
     DataConfig,
     EvaluationConfig,
     OptimConfig,
@@ -18,8 +18,8 @@ from training.config import (
     TrainConfig,
     to_json,
 )
-from training.config_differences import differences
-from training.stages import stages_of
+from tessera.training.config_differences import differences
+from tessera.training.stages import stages_of
 
 ALL = (TrainConfig, DataConfig, OptimConfig, EvaluationConfig, MaskConfig, CropConfig)
 

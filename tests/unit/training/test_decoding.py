@@ -10,19 +10,19 @@ from typing import Any
 import pytest
 import torch
 
-from model import build_clip
-from pipeline import LoaderConfig
-from pipeline.decoding.gpu_trial import Trial, TrialPictures, TrialSettings
+from tessera.model import build_clip
+from tessera.pipeline import LoaderConfig
+from tessera.pipeline.decoding.gpu_trial import Trial, TrialPictures, TrialSettings
+from tessera.training.checkpoint import Checkpoint
+from tessera.training.config import DataConfig, TrainConfig, to_json
+from tessera.training.config_differences import differences
+from tessera.training.decoding import settle_decoding
+from tessera.training.distributed import Ranks
+from tessera.training.opening import open_session
+from tessera.training.run_folder import RunFolder
+from tessera.training.run_loader import loader_config
+from tessera.training.timeline import Timeline
 from tests.unit.training.test_config import small
-from training.checkpoint import Checkpoint
-from training.config import DataConfig, TrainConfig, to_json
-from training.config_differences import differences
-from training.decoding import settle_decoding
-from training.distributed import Ranks
-from training.opening import open_session
-from training.run_folder import RunFolder
-from training.run_loader import loader_config
-from training.timeline import Timeline
 
 GPU = torch.device("cuda", 1)
 SOUND = Trial(graph="whole", num_pictures=50, gpu_rate=9000.0, cpu_rate=4000.0)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.distributed import RankError, Ranks, join_ranks
+from tessera.training.distributed import RankError, Ranks, join_ranks
 
 
 def run_rank(rank: int, port: int, work: Callable[[Ranks], None], out: Path) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from training.ema import WeightAverage
+from tessera.training.ema import WeightAverage
 
 
 def test_it_is_the_average_that_the_formula_gives() -> None:

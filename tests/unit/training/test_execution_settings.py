@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipeline import PackedBatch
-from pipeline.masking import MaskConfig, pack_visible
-from training.accumulation import equal_chunks, split
-from training.config import TrainConfig
+from tessera.pipeline import PackedBatch
+from tessera.pipeline.masking import MaskConfig, pack_visible
+from tessera.training.accumulation import equal_chunks, split
+from tessera.training.config import TrainConfig
 
 RUN = TrainConfig(
     recipe="demo", run_dir="", model="tessera-demo", total_samples=64, batch_size=8, compile=True

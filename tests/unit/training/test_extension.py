@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.masking import MaskConfig
+from tessera.pipeline.masking import MaskConfig
+from tessera.training.config import OptimConfig, StageConfig, TrainConfig, to_json
+from tessera.training.run_folder import RunFolder
 from tests.unit.training.test_config import small
-from training.config import OptimConfig, StageConfig, TrainConfig, to_json
-from training.run_folder import RunFolder
 
 CONSTANT = replace(small(), optim=OptimConfig(schedule="constant", warmup=0.1))
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from model import LossConfig
+from tessera.model import LossConfig
+from tessera.training.config import OptimConfig, TrainConfig
+from tessera.training.health import Health, falling_scores
+from tessera.training.metrics import StepRecord
 from tests.unit.training.test_config import small
-from training.config import OptimConfig, TrainConfig
-from training.health import Health, falling_scores
-from training.metrics import StepRecord
 
 CHANCE = math.log(100)
 

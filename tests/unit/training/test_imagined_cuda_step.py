@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from model import build_clip
-from model.execution import configure
-from model.losses import LossConfig, build_loss
-from model.losses.config import LossKind
-from pipeline import PackedBatch
+from tessera.model import build_clip
+from tessera.model.execution import configure
+from tessera.model.losses import LossConfig, build_loss
+from tessera.model.losses.config import LossKind
+from tessera.pipeline import PackedBatch
+from tessera.training.accumulation import encode, encode_in_chunks, split
+from tessera.training.config import TrainConfig
+from tessera.training.opening import architecture_of
 from tests.imagined_cuda import HostWaitError, imagined_cuda
-from training.accumulation import encode, encode_in_chunks, split
-from training.config import TrainConfig
-from training.opening import architecture_of
 
 PAIRS, PATCHES, TOKENS = 4, 80, 40
 

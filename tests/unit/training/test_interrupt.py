@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from training.interrupt import Interrupted, StopRequests
+from tessera.training.interrupt import Interrupted, StopRequests
 
 
 def test_a_signal_outside_the_loop_ends_at_once() -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.config import TrainConfig
-from training.metrics import DEVICE, NonFiniteLossError, StepLog, describe, read_records
-from training.stages import Stage, stages_of
+from tessera.training.config import TrainConfig
+from tessera.training.metrics import DEVICE, NonFiniteLossError, StepLog, describe, read_records
+from tessera.training.stages import Stage, stages_of
 
 
 def alone(num_steps: int, batch_size: int = 10) -> Stage:

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from recipes import RECIPES
-from training.config import TrainConfig
-from training.miniature import HELDOUT, TRAIN, miniature
-from training.stages import architecture, stages_of
+from tessera.recipes import RECIPES
+from tessera.training.config import TrainConfig
+from tessera.training.miniature import HELDOUT, TRAIN, miniature
+from tessera.training.stages import architecture, stages_of
 
 
 def pairs(config: TrainConfig) -> int:

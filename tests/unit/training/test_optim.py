@@ -12,12 +12,12 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from model import build_clip, open_clip_weights
-from model.config import clip_config
-from training import checkpoint
-from training.checkpoint import Checkpoint
-from training.optim import build_optimizer, clip_gradients, decay_groups, set_learning_rate
-from training.optim_config import OptimConfig, OptimizerName
+from tessera.model import build_clip, open_clip_weights
+from tessera.model.config import clip_config
+from tessera.training import checkpoint
+from tessera.training.checkpoint import Checkpoint
+from tessera.training.optim import build_optimizer, clip_gradients, decay_groups, set_learning_rate
+from tessera.training.optim_config import OptimConfig, OptimizerName
 
 OPTIMIZERS = get_args(OptimizerName)
 

@@ -11,11 +11,11 @@ import torch.distributed as dist
 from torch._dynamo.utils import counters
 from torch.distributed.device_mesh import init_device_mesh
 
-from model import Clip, build_clip, clip_loss
-from model.execution import configure
+from tessera.model import Clip, build_clip, clip_loss
+from tessera.model.execution import configure
+from tessera.training.distributed import Ranks
+from tessera.training.parallel import parallelise, second_model, whole
 from tests.unit.model.test_types import batch
-from training.distributed import Ranks
-from training.parallel import parallelise, second_model, whole
 
 CPU = torch.device("cpu")
 BF16, F32 = torch.bfloat16, torch.float32
@@ -58,7 +58,7 @@ def test_sharded_blocks_travel_in_bfloat16_and_compute_the_same(
     two_ranks: Ranks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "training.parallel.init_device_mesh", lambda kind, _: init_device_mesh(kind, (1,))
+        "tessera.training.parallel.init_device_mesh", lambda kind, _: init_device_mesh(kind, (1,))
     )
     features, gradients, travelled, streams = [], [], [], []
     for spread in (False, True):

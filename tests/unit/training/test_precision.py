@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from training.precision import TYPES, choose_precision
+from tessera.training.precision import TYPES, choose_precision
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

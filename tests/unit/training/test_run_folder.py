@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tessera.training.run_folder import RunFolder, newest_checkpoint
 from tests.unit.training.test_config import small
-from training.run_folder import RunFolder, newest_checkpoint
 
 
 def test_the_same_configuration_may_go_on(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from open_clip_train import scheduler
 
-from training.config import OptimConfig
-from training.schedule import learning_rate
+from tessera.training.config import OptimConfig
+from tessera.training.schedule import learning_rate
 
 BATCH, STEPS, WARMUP = 32, 40, 7
 

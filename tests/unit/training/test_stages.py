@@ -8,19 +8,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model import build_clip, open_clip_weights
-from model.positions import resize_image_positions
-from pipeline.masking import MaskConfig
-from training.config import (
+from tessera.model import build_clip, open_clip_weights
+from tessera.model.positions import resize_image_positions
+from tessera.pipeline.masking import MaskConfig
+from tessera.training.config import (
     EvaluationConfig,
     OptimConfig,
     StageConfig,
     TrainConfig,
     to_json,
 )
-from training.config_differences import differences
-from training.stages import architecture, fit_positions, stage_at, stages_of
-from training.tower_config import ImageSideConfig, TextSideConfig
+from tessera.training.config_differences import differences
+from tessera.training.stages import architecture, fit_positions, stage_at, stages_of
+from tessera.training.tower_config import ImageSideConfig, TextSideConfig
 
 FLIP = TrainConfig(
     recipe="demo",

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from training.tensor_file import save_tensors
+from tessera.training.tensor_file import save_tensors
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])

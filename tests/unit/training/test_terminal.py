@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from recipes import find_recipe
-from training.command_line import parse, with_options
-from training.config import TrainConfig
-from training.terminal import failure, next_commands
+from tessera.recipes import find_recipe
+from tessera.training.command_line import parse, with_options
+from tessera.training.config import TrainConfig
+from tessera.training.terminal import failure, next_commands
 
 
 @pytest.mark.parametrize(

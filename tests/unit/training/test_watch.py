@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from tessera.training.config import WatchConfig
+from tessera.training.metrics import StepRecord
+from tessera.training.run_folder import RunFolder
+from tessera.training.watch import check_watch, open_watchers
 from tests.unit.training.test_config import small
-from training.config import WatchConfig
-from training.metrics import StepRecord
-from training.run_folder import RunFolder
-from training.watch import check_watch, open_watchers
 
 
 def record(step: int) -> StepRecord:
@@ -84,9 +84,9 @@ from dataclasses import replace
 from pathlib import Path
 from tests.unit.training.test_config import small
 from tests.unit.training.test_watch import record
-from training.config import WatchConfig
-from training.run_folder import RunFolder
-from training.watch import open_watchers
+from tessera.training.config import WatchConfig
+from tessera.training.run_folder import RunFolder
+from tessera.training.watch import open_watchers
 
 logging.basicConfig(format="said: %(message)s", stream=sys.stdout)
 config = replace(small(), watch=WatchConfig(wandb="tessera"))

@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from training.metrics import DEVICE, StepRecord
-from training.timeline import Timeline
-from training.watch_steps import DATA, SlowSteps, StepClock
+from tessera.training.metrics import DEVICE, StepRecord
+from tessera.training.timeline import Timeline
+from tessera.training.watch_steps import DATA, SlowSteps, StepClock
 
 
 def record(step: int, seconds: float, **parts: float) -> StepRecord:

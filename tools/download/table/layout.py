@@ -19,7 +19,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tools.download.table.records import csv_records, json_object, looks_like_url
+from tessera.tools.download.table.records import csv_records, json_object, looks_like_url
 
 LAYOUTS = ("tsv", "csv", "jsonl", "parquet")
 SUFFIXES = (".parquet", ".tsv", ".csv", ".txt", ".jsonl", ".ndjson", ".json")

@@ -25,16 +25,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow.dataset import dataset
 
-from pipeline.durable import sync_folder, write_text
-from tools.download.table.layout import TableFormat, detect_format
-from tools.download.table.rows import BASE_SCHEMA, DROPPED, Tally, read_batches
-from tools.download.table.source import (
+from tessera.pipeline.durable import sync_folder, write_text
+from tessera.tools.download.table.layout import TableFormat, detect_format
+from tessera.tools.download.table.rows import BASE_SCHEMA, DROPPED, Tally, read_batches
+from tessera.tools.download.table.source import (
     combined_sha256,
     describe_file,
     is_remote,
     local_files,
 )
-from tools.download.table.summary import SUMMARY_FILE, TableSummary, load_summary
+from tessera.tools.download.table.summary import SUMMARY_FILE, TableSummary, load_summary
 
 CC12M_URL = "https://storage.googleapis.com/conceptual_12m/cc12m.tsv"
 CC12M_ROWS = 12_423_374

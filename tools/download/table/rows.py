@@ -27,8 +27,8 @@ from typing import Any, NamedTuple, TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tools.download.table.layout import BOM, MAX_TEXT_BYTES, TableFormat, check_parquet
-from tools.download.table.records import csv_records, json_object, looks_like_url
+from tessera.tools.download.table.layout import BOM, MAX_TEXT_BYTES, TableFormat, check_parquet
+from tessera.tools.download.table.records import csv_records, json_object, looks_like_url
 
 BASE_SCHEMA = pa.schema([("row_id", pa.int64()), ("url", pa.string()), ("caption", pa.string())])
 _BATCH_ROWS, _BATCH_CHARACTERS = 32_768, 16 << 20

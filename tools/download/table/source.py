@@ -19,8 +19,8 @@ from typing import Any
 
 from fsspec.core import url_to_fs
 
-from pipeline.durable import write_text
-from tools.download.table.layout import SUFFIXES
+from tessera.pipeline.durable import write_text
+from tessera.tools.download.table.layout import SUFFIXES
 
 _CHUNK = 4 << 20
 _TELL_EVERY_S = 10.0

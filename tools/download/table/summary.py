@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from tools.download.table.source import SourceFile
+from tessera.tools.download.table.source import SourceFile
 
 SUMMARY_FILE = "table.json"
 _VERSION = 1

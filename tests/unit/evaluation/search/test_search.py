@@ -16,16 +16,16 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from evaluation.encoder import Encoder
-from evaluation.image_sets import decode
-from evaluation.search.engine import Search, open_search
-from evaluation.search.page import thumbnail
-from evaluation.search.pictures import open_pictures
-from evaluation.search.server import ADDRESS, make_server
-from model import Clip, build_clip, open_clip_weights
+from tessera.evaluation.encoder import Encoder
+from tessera.evaluation.image_sets import decode
+from tessera.evaluation.search.engine import Search, open_search
+from tessera.evaluation.search.page import thumbnail
+from tessera.evaluation.search.pictures import open_pictures
+from tessera.evaluation.search.server import ADDRESS, make_server
+from tessera.model import Clip, build_clip, open_clip_weights
+from tessera.tools import search as tool
 from tests.chromium import Browser
 from tests.conftest import caption_of, jpeg_bytes
-from tools import search as tool
 
 COUNT = 6
 NASTY = "<script>alert(1)</script> & \"'"

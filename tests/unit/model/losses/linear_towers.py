@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import ContrastiveLoss
+from tessera.model import ContrastiveLoss
 
 NUM_SAMPLES = 26
 BATCH = 8

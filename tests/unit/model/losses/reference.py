@@ -8,7 +8,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from model import LossConfig
+from tessera.model import LossConfig
 
 Array = NDArray[np.float64]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model import clip_loss
+from tessera.model import clip_loss
 
 
 def unit_features(count: int, dim: int = 16) -> torch.Tensor:

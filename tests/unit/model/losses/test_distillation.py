@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model.losses import distillation_loss
-from model.losses.distillation import DistillationLoss
-from model.losses.ranks import Ranks
+from tessera.model.losses import distillation_loss
+from tessera.model.losses.distillation import DistillationLoss
+from tessera.model.losses.ranks import Ranks
 
 
 def features(seed: int, count: int = 7) -> torch.Tensor:

@@ -5,8 +5,8 @@ from typing import get_args
 import pytest
 import torch
 
-from model.losses import ContrastiveLoss, LossConfig, build_loss
-from model.losses.config import LossKind, SameCaption
+from tessera.model.losses import ContrastiveLoss, LossConfig, build_loss
+from tessera.model.losses.config import LossKind, SameCaption
 from tests.imagined_cuda import imagined_cuda
 
 

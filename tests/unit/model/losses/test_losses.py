@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from open_clip.loss import SigLipLoss
 from torch import Tensor
 
-from model import LossConfig, build_loss
-from model.losses.config import METHODS, MultiText
+from tessera.model import LossConfig, build_loss
+from tessera.model.losses.config import METHODS, MultiText
 from tests.unit.model.losses import reference
 
 TILES = [0, 1, 3, 7]
@@ -258,7 +258,7 @@ def test_options_out_of_range_are_refused(options: dict, message: str) -> None:
 
 
 def test_the_schedule_of_the_fact_sheet() -> None:
-    from model.losses.fastclip import inner_rate
+    from tessera.model.losses.fastclip import inner_rate
 
     rates = [inner_rate("cosine", 0.2, number, 4) for number in range(6)]
     halves = [math.cos(math.pi * number / 4) for number in range(4)]

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.losses import LossConfig, build_loss
-from model.losses.config import LossKind, SameCaption
-from model.losses.same_caption import caption_keys, repeated_share
+from tessera.model.losses import LossConfig, build_loss
+from tessera.model.losses.config import LossKind, SameCaption
+from tessera.model.losses.same_caption import caption_keys, repeated_share
 
 KEYS = torch.tensor([7, 3, 7, -1, 7, 3, 2, 9])
 SAME = KEYS[:, None] == KEYS

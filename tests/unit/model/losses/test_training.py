@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from model import LossConfig, build_loss
-from model.losses.config import METHODS
+from tessera.model import LossConfig, build_loss
+from tessera.model.losses.config import METHODS
 from tests.unit.model.losses import reference
 from tests.unit.model.losses.linear_towers import (
     LEARNING_RATE,

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.text_encoders import open_text_encoder
-from model.text_encoders.encoder import pool
-from model.text_encoders.lora import LoraConfig, add_lora, save_lora
-from model.text_encoders.opening import _check_sees_later_tokens
+from tessera.model.text_encoders import open_text_encoder
+from tessera.model.text_encoders.encoder import pool
+from tessera.model.text_encoders.lora import LoraConfig, add_lora, save_lora
+from tessera.model.text_encoders.opening import _check_sees_later_tokens
 
 TEXTS = ["a red house", "dog", "an old man stands near the beach and a tree", "", "the sky is blue"]
 INSTRUCTION = "a picture with the number of"

@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline import index as layout
-from pipeline.arrow_file import write_batch
-from pipeline.captions import caption_batch
-from pipeline.index import Index, open_index
-from pipeline.indexing import ScanOptions
-from pipeline.tokenizer import encode_captions
+from tessera.pipeline import index as layout
+from tessera.pipeline.arrow_file import write_batch
+from tessera.pipeline.captions import caption_batch
+from tessera.pipeline.index import Index, open_index
+from tessera.pipeline.indexing import ScanOptions
+from tessera.pipeline.tokenizer import encode_captions
 
 
 def caption_of(number: int) -> str:

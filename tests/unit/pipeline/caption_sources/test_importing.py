@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.caption_sources import (
+from tessera.pipeline.caption_sources import (
     ImportOptions,
     ImportReport,
     Join,
@@ -20,9 +20,9 @@ from pipeline.caption_sources import (
     import_captions,
     partitions,
 )
-from pipeline.caption_sources.rows import RowBatch
-from pipeline.index import Index, open_index
-from pipeline.tokenizer import encode_captions
+from tessera.pipeline.caption_sources.rows import RowBatch
+from tessera.pipeline.index import Index, open_index
+from tessera.pipeline.tokenizer import encode_captions
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.caption_sources import LaclipReader
+from tessera.pipeline.caption_sources import LaclipReader
 
 
 def caption_of(number: int) -> str:

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.caption_sources import Reader, TableReader
-from pipeline.tables import json_files
+from tessera.pipeline.caption_sources import Reader, TableReader
+from tessera.pipeline.tables import json_files
 
 
 def map_reader(*paths: Path) -> TableReader:

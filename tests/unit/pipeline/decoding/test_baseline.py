@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import decoding
-from pipeline.decoding import open_decoder
-from pipeline.decoding.compiled import find_libjpeg
-from pipeline.native import find_compiler
+from tessera.pipeline import decoding
+from tessera.pipeline.decoding import open_decoder
+from tessera.pipeline.decoding.compiled import find_libjpeg
+from tessera.pipeline.native import find_compiler
 from tests.decoder_pictures import encode, photo, with_orientation
 
 QUALITIES = (30, 75, 92, 100)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.decoding import compiled
-from pipeline.decoding.compiled import load_jpeg_window
-from pipeline.native import CompilationError
+from tessera.pipeline.decoding import compiled
+from tessera.pipeline.decoding.compiled import load_jpeg_window
+from tessera.pipeline.native import CompilationError
 
 
 @pytest.fixture(autouse=True)

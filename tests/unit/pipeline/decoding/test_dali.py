@@ -13,7 +13,7 @@ import torch
 from nvidia.dali.pipeline import Pipeline
 from PIL import Image
 
-from pipeline.decoding import DaliGraph, Decoder, open_decoder
+from tessera.pipeline.decoding import DaliGraph, Decoder, open_decoder
 from tests.decoder_pictures import encode, photo, with_orientation
 
 SIZE = 64

@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[4]
 DAMAGE = """
 import numpy as np
-from pipeline.decoding import open_decoder
+from tessera.pipeline.decoding import open_decoder
 from tests.decoder_pictures import encode, photo, with_orientation
 
 generator = np.random.default_rng({seed})

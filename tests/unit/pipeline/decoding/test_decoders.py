@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from pipeline.decoding import Decoder, choice, open_decoder
-from pipeline.native import CompilationError
+from tessera.pipeline.decoding import Decoder, choice, open_decoder
+from tessera.pipeline.native import CompilationError
 from tests.decoder_pictures import encode, photo, with_orientation
 
 SIZE = 64
@@ -166,7 +166,7 @@ def test_auto_says_what_it_took(
     def fails() -> None:
         raise CompilationError("no C compiler")
 
-    monkeypatch.setattr("pipeline.decoding.turbo.load_jpeg_window", fails)
+    monkeypatch.setattr("tessera.pipeline.decoding.turbo.load_jpeg_window", fails)
     with caplog.at_level(logging.WARNING, choice.__name__):
         assert open_kind("auto").name == choice.WITHOUT_COMPILER
     assert "no C compiler" in caplog.text

@@ -11,8 +11,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from pipeline.decoding import Decoded, Decoder, gpu_trial, open_decoder
-from pipeline.decoding.gpu_trial import TrialPictures, TrialSettings, examine, find_graph, try_graph
+from tessera.pipeline.decoding import Decoded, Decoder, gpu_trial, open_decoder
+from tessera.pipeline.decoding.gpu_trial import (
+    TrialPictures,
+    TrialSettings,
+    examine,
+    find_graph,
+    try_graph,
+)
 from tests.decoder_pictures import encode, photo, with_orientation
 
 FILES = [

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.decoding.jpeg_walk import (
+from tessera.pipeline.decoding.jpeg_walk import (
     MAX_SCANS,
     JpegLayoutError,
     has_plain_header,

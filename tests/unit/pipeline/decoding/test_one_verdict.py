@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.decoding import Decoder, open_decoder
-from pipeline.decoding.jpeg_walk import plain_jpeg
-from pipeline.decoding.picture import Fault, Picture
-from pipeline.indexing.image_check import check_image
-from pipeline.indexing.rejection import RejectedSampleError
-from pipeline.sharding.image_bytes import ImageOptions, prepare_image
-from pipeline.sharding.samples import SkippedError
+from tessera.pipeline.decoding import Decoder, open_decoder
+from tessera.pipeline.decoding.jpeg_walk import plain_jpeg
+from tessera.pipeline.decoding.picture import Fault, Picture
+from tessera.pipeline.indexing.image_check import check_image
+from tessera.pipeline.indexing.rejection import RejectedSampleError
+from tessera.pipeline.sharding.image_bytes import ImageOptions, prepare_image
+from tessera.pipeline.sharding.samples import SkippedError
 from tests.decoder_pictures import encode
 from tests.every_picture import (
     HEIGHT,

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from pipeline.index import open_index
-from pipeline.indexing import ScanOptions, build_index
+from tessera.pipeline.index import open_index
+from tessera.pipeline.indexing import ScanOptions, build_index
 
 Members = Iterable[tuple[str, bytes]]
 

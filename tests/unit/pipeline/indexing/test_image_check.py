@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.decoding.exif import exif_orientation
-from pipeline.indexing.image_check import check_image
-from pipeline.indexing.rejection import Reason, RejectedSampleError
+from tessera.pipeline.decoding.exif import exif_orientation
+from tessera.pipeline.indexing.image_check import check_image
+from tessera.pipeline.indexing.rejection import Reason, RejectedSampleError
 
 
 def photo(mode: str = "RGB") -> Image.Image:

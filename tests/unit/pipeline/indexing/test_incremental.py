@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.index import Index, open_index
-from pipeline.indexing import IndexReport, ScanOptions, build_index
-from pipeline.reader import ShardReader
+from tessera.pipeline.index import Index, open_index
+from tessera.pipeline.indexing import IndexReport, ScanOptions, build_index
+from tessera.pipeline.reader import ShardReader
 
 Sample = tuple[str, str, int]
 """Key, caption, grey level."""

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.index import open_index
-from pipeline.indexing import ScanOptions, build_index
-from pipeline.storage import list_shards
+from tessera.pipeline.index import open_index
+from tessera.pipeline.indexing import ScanOptions, build_index
+from tessera.pipeline.storage import list_shards
 from tests.conftest import caption_of, jpeg_bytes, write_tar
 
 NUMBERS = range(5)

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.caption_sources import ImportOptions, KeyJoin, TableReader, import_captions
-from pipeline.index import Index, open_index
-from pipeline.indexing import IndexReport, ScanOptions, build_index
-from pipeline.indexing.sources import find_sources
-from pipeline.selection import open_dataset
-from pipeline.selection.criteria import Criteria, choose
+from tessera.pipeline.caption_sources import ImportOptions, KeyJoin, TableReader, import_captions
+from tessera.pipeline.index import Index, open_index
+from tessera.pipeline.indexing import IndexReport, ScanOptions, build_index
+from tessera.pipeline.indexing.sources import find_sources
+from tessera.pipeline.selection import open_dataset
+from tessera.pipeline.selection.criteria import Criteria, choose
 from tests.conftest import sample_members, write_tar
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.patches import patchify
+from tessera.pipeline.patches import patchify
 
 DrawPictures = Callable[..., Tensor]
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline.masking import BlockMask, GridMask, MaskConfig, NoMask, RandomMask
+from tessera.pipeline.masking import BlockMask, GridMask, MaskConfig, NoMask, RandomMask
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.masking import ClusterMask, anchor_similarity, max_anchor_similarity
-from pipeline.patches import CLIP_MEAN, CLIP_STD
+from tessera.pipeline.masking import ClusterMask, anchor_similarity, max_anchor_similarity
+from tessera.pipeline.patches import CLIP_MEAN, CLIP_STD
 
 
 def correlation(first: list[float], second: list[float]) -> float:

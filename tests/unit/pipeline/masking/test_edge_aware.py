@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.masking import ClusterMask, EdgeAwareMask, PatchEmbedding, anchor_similarity
-from pipeline.masking.edge_aware import balanced_matching
-from pipeline.masking.edges import edge_strength
-from pipeline.patches import patchify, unpatchify
+from tessera.pipeline.masking import ClusterMask, EdgeAwareMask, PatchEmbedding, anchor_similarity
+from tessera.pipeline.masking.edge_aware import balanced_matching
+from tessera.pipeline.masking.edges import edge_strength
+from tessera.pipeline.patches import patchify, unpatchify
 
 
 def slow_edges(image: np.ndarray, side: int) -> np.ndarray:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipeline.masking import (
+from tessera.pipeline.masking import (
     BlockMask,
     ClusterMask,
     EdgeAwareMask,
@@ -21,8 +21,8 @@ from pipeline.masking import (
     anchor_similarity,
     pack_visible,
 )
-from pipeline.masking.embedding import rows_of
-from pipeline.patches import normalise
+from tessera.pipeline.masking.embedding import rows_of
+from tessera.pipeline.patches import normalise
 
 GRIDS = [((7, 7), 14), ((6, 4), 16), ((3, 10), 7), ((1, 8), 5), ((5, 5), 1)]
 

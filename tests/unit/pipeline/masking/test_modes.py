@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.masking import (
+from tessera.pipeline.masking import (
     ClusterMask,
     KMeansMask,
     MaskConfig,
@@ -20,8 +20,8 @@ from pipeline.masking import (
     anchor_similarity,
     max_anchor_similarity,
 )
-from pipeline.masking.similarity import rows_of
-from pipeline.patches import normalise, patchify
+from tessera.pipeline.masking.similarity import rows_of
+from tessera.pipeline.patches import normalise, patchify
 
 CLOTHING = Path(__file__).resolve().parents[5] / "shared" / "data" / "clothing" / "00000.tar"
 

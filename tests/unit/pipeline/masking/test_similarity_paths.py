@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.masking import native_similarity, pixel_similarity, similarity
-from pipeline.native import CompilationError
-from pipeline.patches import CLIP_MEAN, CLIP_STD
+from tessera.pipeline.masking import native_similarity, pixel_similarity, similarity
+from tessera.pipeline.native import CompilationError
+from tessera.pipeline.patches import CLIP_MEAN, CLIP_STD
 
 Similarity = Callable[[Tensor, Tensor], Tensor]
 

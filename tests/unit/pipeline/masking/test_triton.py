@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[4]
 SCRIPT = """
 import torch
-from pipeline.masking import ClusterMask, anchor_similarity, triton_cluster
-from pipeline.masking.triton_cluster import max_anchor_similarity, pack_visible
+from tessera.pipeline.masking import ClusterMask, anchor_similarity, triton_cluster
+from tessera.pipeline.masking.triton_cluster import max_anchor_similarity, pack_visible
 
 torch.manual_seed(0)
 for shape, num_anchors in (((2, 35, 48), 3), ((1, 9, 147), 17), ((3, 16, 12), 1)):

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.index import Index, open_index
-from pipeline.selection import open_dataset, write_selection
-from pipeline.selection.criteria import Chosen, Criteria, choose
-from pipeline.selection.sql import open_samples
+from tessera.pipeline.index import Index, open_index
+from tessera.pipeline.selection import open_dataset, write_selection
+from tessera.pipeline.selection.criteria import Chosen, Criteria, choose
+from tessera.pipeline.selection.sql import open_samples
 from tests.unit.pipeline.selection.conftest import add_column
 
 

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.index import Index
-from pipeline.selection import open_dataset
-from pipeline.selection.criteria import Chosen, Criteria, choose
+from tessera.pipeline.index import Index
+from tessera.pipeline.selection import open_dataset
+from tessera.pipeline.selection.criteria import Chosen, Criteria, choose
 from tests.unit.pipeline.selection.conftest import add_column, url_of
 
 KEYS = [3, 9, 64]

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.index import Index
-from pipeline.selection import sql
-from pipeline.selection.sql import SampleTable, open_samples
+from tessera.pipeline.index import Index
+from tessera.pipeline.selection import sql
+from tessera.pipeline.selection.sql import SampleTable, open_samples
 
 ALL = np.arange(96)
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from pipeline.index import Index
-from pipeline.selection import (
+from tessera.pipeline.index import Index
+from tessera.pipeline.selection import (
     Dataset,
     list_selections,
     num_shared,

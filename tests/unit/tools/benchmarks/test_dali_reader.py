@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tessera.tools.benchmarks.dali_reader import full_decode_graph
 from tests.conftest import jpeg_bytes
-from tools.benchmarks.dali_reader import full_decode_graph
 
 
 def test_all_pictures_are_decoded_whole_again_and_again() -> None:

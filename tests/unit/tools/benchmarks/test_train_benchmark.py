@@ -12,18 +12,22 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.config import clip_config
-from tools.benchmarks.train_comparison import TITLES, Plan, caption_lengths, compare
-from tools.benchmarks.train_flops import Work, step_flops
-from tools.benchmarks.train_lengths import CC12M_MEAN_TOKENS, cc12m_captions, visible_patches
-from tools.benchmarks.train_sides import (
+from tessera.model.config import clip_config
+from tessera.tools.benchmarks.train_comparison import TITLES, Plan, caption_lengths, compare
+from tessera.tools.benchmarks.train_flops import Work, step_flops
+from tessera.tools.benchmarks.train_lengths import (
+    CC12M_MEAN_TOKENS,
+    cc12m_captions,
+    visible_patches,
+)
+from tessera.tools.benchmarks.train_sides import (
     OpenClipStep,
     OwnStep,
     PaddedClusterStep,
     StepSetting,
     kept_patches,
 )
-from tools.benchmarks.turns import Entrant, Results, Turn
+from tessera.tools.benchmarks.turns import Entrant, Results, Turn
 
 MODEL = "ViT-S-32-alt"
 CONFIG = clip_config(MODEL)
@@ -145,7 +149,7 @@ def in_this_process(
 
 
 def test_comparison_of_all_sides(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tools.benchmarks.train_comparison.take_turns", in_this_process)
+    monkeypatch.setattr("tessera.tools.benchmarks.train_comparison.take_turns", in_this_process)
     plan = Plan(setting=SETTING, captions="cc12m", sides=tuple(TITLES))
     result = compare(plan, num_steps=1, repeats=1, progress=lambda _text: None)
     assert not result["left_out"]

@@ -5,11 +5,11 @@ import time
 
 import pytest
 
-from pipeline.crops import CropConfig
-from pipeline.masking import MaskConfig
-from tools.benchmarks.ladder import WHOLE_STEP, ladder
-from tools.benchmarks.side import Setting, UnavailableError, Work
-from tools.benchmarks.turns import Entrant, Turn, take_turns
+from tessera.pipeline.crops import CropConfig
+from tessera.pipeline.masking import MaskConfig
+from tessera.tools.benchmarks.ladder import WHOLE_STEP, ladder
+from tessera.tools.benchmarks.side import Setting, UnavailableError, Work
+from tessera.tools.benchmarks.turns import Entrant, Turn, take_turns
 
 SETTING = Setting(
     reference="", shards=(), batch_size=4, image_size=16, patch_size=8, crop=CropConfig(),

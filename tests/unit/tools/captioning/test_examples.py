@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tools.captioning.examples import ExampleSet, open_examples, without_replacement
+from tessera.tools.captioning.examples import ExampleSet, open_examples, without_replacement
 
 
 def test_every_order_of_different_numbers_is_equally_likely() -> None:

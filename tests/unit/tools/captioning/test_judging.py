@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tools.captioning.judging import Fault, fault_of, tidied
+from tessera.tools.captioning.judging import Fault, fault_of, tidied
 
 CAPTION = "A dog runs, on the beach."
 

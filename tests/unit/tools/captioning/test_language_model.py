@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.local_transformers import open_model, open_part
-from tools.captioning.checkpoint import model_identity
-from tools.captioning.engine import Completion, Decoding
-from tools.captioning.language_model import LanguageModel
-from tools.captioning.transformers_engine import newline_ids
+from tessera.model.local_transformers import open_model, open_part
+from tessera.tools.captioning.checkpoint import model_identity
+from tessera.tools.captioning.engine import Completion, Decoding
+from tessera.tools.captioning.language_model import LanguageModel
+from tessera.tools.captioning.transformers_engine import newline_ids
 
 CPU = torch.device("cpu")
 GREEDY = Decoding(temperature=0, max_new_tokens=12)

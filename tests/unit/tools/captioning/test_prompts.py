@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.captioning.prompts import (
+from tessera.tools.captioning.prompts import (
     RECAPTION_FILE,
     REWRITE_FILE,
     read_recaption_prompts,

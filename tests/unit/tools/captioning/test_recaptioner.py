@@ -12,13 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.index import open_index
+from tessera.pipeline.index import open_index
+from tessera.tools.captioning.engine import Completion
+from tessera.tools.captioning.judging import Fault
+from tessera.tools.captioning.prompts import RECAPTION_FILE, read_recaption_prompts
+from tessera.tools.captioning.recaptioner import Recaptioner
+from tessera.tools.captioning.vision_language_model import VisionLanguageModel
 from tests.tiny_models import save_llava
-from tools.captioning.engine import Completion
-from tools.captioning.judging import Fault
-from tools.captioning.prompts import RECAPTION_FILE, read_recaption_prompts
-from tools.captioning.recaptioner import Recaptioner
-from tools.captioning.vision_language_model import VisionLanguageModel
 
 CPU = torch.device("cpu")
 PICTURES = [

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from pipeline.selection import Dataset, open_dataset
-from tools.captioning.engine import Completion
-from tools.captioning.examples import ExampleSet
-from tools.captioning.output import CaptionFile
-from tools.captioning.prompts import REWRITE_FILE, read_rewrite_prompt
-from tools.captioning.rewriter import Rewriter
-from tools.captioning.rounds import caption_all
+from tessera.pipeline.selection import Dataset, open_dataset
+from tessera.tools.captioning.engine import Completion
+from tessera.tools.captioning.examples import ExampleSet
+from tessera.tools.captioning.output import CaptionFile
+from tessera.tools.captioning.prompts import REWRITE_FILE, read_rewrite_prompt
+from tessera.tools.captioning.rewriter import Rewriter
+from tessera.tools.captioning.rounds import caption_all
 
 ROOT = Path(__file__).resolve().parents[4]
 EXAMPLES = ExampleSet(

@@ -10,11 +10,11 @@ from types import ModuleType
 import pytest
 import torch
 
-from model.local_transformers import open_part
+from tessera.model.local_transformers import open_part
+from tessera.tools.captioning.engine import Decoding, choose_backend
+from tessera.tools.captioning.language_model import LanguageModel
 from tests import stand_in_vllm
 from tests.stand_in_vllm import LLM, SamplingParams
-from tools.captioning.engine import Decoding, choose_backend
-from tools.captioning.language_model import LanguageModel
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 PROMPTS = ["a dog =>", "a small red house near the beach and a tree =>", "cat"] * 20

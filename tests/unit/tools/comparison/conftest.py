@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tools.comparison.plan import Plan, PlannedRun, make_plan
-from tools.comparison.variants import find_variant
-from training.config import to_json
-from training.metrics import StepRecord
+from tessera.tools.comparison.plan import Plan, PlannedRun, make_plan
+from tessera.tools.comparison.variants import find_variant
+from tessera.training.config import to_json
+from tessera.training.metrics import StepRecord
 
 FinishRun = Callable[..., None]
 

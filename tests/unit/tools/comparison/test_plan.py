@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from recipes import find_recipe
-from recipes.clip import clip as clip_recipe
-from tools.benchmarks.recipe_costs import recipe_cost
-from tools.comparison.plan import Plan, flops_of, make_plan
-from tools.comparison.variants import Variant, find_variant
-from training.command_line import parse
+from tessera.recipes import find_recipe
+from tessera.recipes.clip import clip as clip_recipe
+from tessera.tools.benchmarks.recipe_costs import recipe_cost
+from tessera.tools.comparison.plan import Plan, flops_of, make_plan
+from tessera.tools.comparison.variants import Variant, find_variant
+from tessera.training.command_line import parse
 
 
 def test_equal_samples_are_equal_and_seeds_pair_the_runs(plan: Plan) -> None:

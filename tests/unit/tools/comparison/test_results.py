@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from tessera.tools.comparison.markdown import markdown
+from tessera.tools.comparison.page import write_page
+from tessera.tools.comparison.plan import Plan
+from tessera.tools.comparison.reading import reading
+from tessera.tools.comparison.results import Cell, Table, as_json, tables_of
+from tessera.tools.comparison.runs import FinishedRun, read_run
+from tessera.tools.comparison.statistics import Spread
 from tests.chromium import Browser
-from tools.comparison.markdown import markdown
-from tools.comparison.page import write_page
-from tools.comparison.plan import Plan
-from tools.comparison.reading import reading
-from tools.comparison.results import Cell, Table, as_json, tables_of
-from tools.comparison.runs import FinishedRun, read_run
-from tools.comparison.statistics import Spread
 
 GAIN = {"clip": 0.0, "flip-50": -0.05, "cluster-rgb-03": 0.01}
 NOISE = {0: 0.00, 1: 0.06, 2: 0.03}

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tools.comparison import runs as module
-from tools.comparison.plan import Plan, PlannedRun, flops_of
-from tools.comparison.runs import is_finished, make_runs, read_run
-from tools.comparison.scores import figures_of
+from tessera.tools.comparison import runs as module
+from tessera.tools.comparison.plan import Plan, PlannedRun, flops_of
+from tessera.tools.comparison.runs import is_finished, make_runs, read_run
+from tessera.tools.comparison.scores import figures_of
 
 FAKE_TRAIN = """
 import pathlib, sys

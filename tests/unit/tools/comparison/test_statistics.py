@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from tools.comparison.statistics import Spread, paired, student_t
+from tessera.tools.comparison.statistics import Spread, paired, student_t
 
 
 @pytest.mark.parametrize(

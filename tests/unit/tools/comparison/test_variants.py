@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.masking import MaskConfig
-from recipes import find_recipe
-from tools.comparison.variants import choose_variants, find_variant, read_variants
-from training.command_line import parse
-from training.config import TrainConfig, to_json
-from training.config_differences import differences
+from tessera.pipeline.masking import MaskConfig
+from tessera.recipes import find_recipe
+from tessera.tools.comparison.variants import choose_variants, find_variant, read_variants
+from tessera.training.command_line import parse
+from tessera.training.config import TrainConfig, to_json
+from tessera.training.config_differences import differences
 
 
 def config_of(recipe: str, words: tuple[str, ...]) -> TrainConfig:

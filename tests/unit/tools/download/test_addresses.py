@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from yarl import URL
 
-from tools.download.addresses import follow, is_public, may_connect, parse_url
-from tools.download.causes import Cause, RefusedError
+from tessera.tools.download.addresses import follow, is_public, may_connect, parse_url
+from tessera.tools.download.causes import Cause, RefusedError
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tools.download.causes import Cause, RefusedError, cause_of_http_status, classify
+from tessera.tools.download.causes import Cause, RefusedError, cause_of_http_status, classify
 
 
 def test_messages_are_read_back() -> None:

@@ -18,17 +18,17 @@ from typing import Any
 
 import pytest
 
-from tests.hostile_server import BAD_URLS, HTML, KINDS, HostileServer, jpeg_of
-from tools.download import fetch as fetch_module
-from tools.download.causes import Cause, RefusedError
-from tools.download.fetch import (
+from tessera.tools.download import fetch as fetch_module
+from tessera.tools.download.causes import Cause, RefusedError
+from tessera.tools.download.fetch import (
     Fetcher,
     FetchLimits,
     check_certificates,
     system_lookup,
     tls_context,
 )
-from tools.download.opt_out import agent_token, opts_out
+from tessera.tools.download.opt_out import agent_token, opts_out
+from tests.hostile_server import BAD_URLS, HTML, KINDS, HostileServer, jpeg_of
 
 AGENT = "Mozilla/5.0 (compatible; TesseraDownloader/0.1)"
 MAX_BYTES = 8 * 1024 * 1024

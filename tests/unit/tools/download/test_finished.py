@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tessera.tools.download.finished import ShardBook, read_outcomes, shard_file
+from tessera.tools.download.job import Job
 from tests.download_shards import caption_of, make_download, write_shard
-from tools.download.finished import ShardBook, read_outcomes, shard_file
-from tools.download.job import Job
 
 FAULTS = (
     "a row is missing",

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from tools.download.__main__ import main
-from tools.download.mirror import EXPECTED_SAMPLES, EXPECTED_SHARDS, take_mirror
+from tessera.tools.download.__main__ import main
+from tessera.tools.download.mirror import EXPECTED_SAMPLES, EXPECTED_SHARDS, take_mirror
 
 NAMES = [f"cc12m-train-{number:04d}.tar" for number in range(3)]
 

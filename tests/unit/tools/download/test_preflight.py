@@ -14,16 +14,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from tools.download.__main__ import main
-from tools.download.job import Job
-from tools.download.preflight import (
+from tessera.tools.download.__main__ import main
+from tessera.tools.download.job import Job
+from tessera.tools.download.preflight import (
     check_disk,
     needed_bytes,
     probe_resolver,
     raise_descriptors,
     sample_hosts,
 )
-from tools.download.table.prepare import prepare_table
+from tessera.tools.download.table.prepare import prepare_table
 
 JOB = Job(table="t", shards="s")
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from tessera.tools.download.job import Job
+from tessera.tools.download.report import PUBLISHED, SIDE_EDGES, throughput, write_report
+from tessera.tools.download.table.summary import TableSummary
 from tests.download_shards import FAILS, make_download, write_shard
-from tools.download.job import Job
-from tools.download.report import PUBLISHED, SIDE_EDGES, throughput, write_report
-from tools.download.table.summary import TableSummary
 
 TABLE = TableSummary(
     source="links.tsv", source_files=(), source_sha256="00", source_bytes=9, num_source_rows=41,

@@ -13,15 +13,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tessera.tools import retry_failed
+from tessera.tools.download import run as run_module
+from tessera.tools.download.finished import ShardBook
+from tessera.tools.download.job import Job
+from tessera.tools.download.run import Outcome, exclusive, run_download
+from tessera.tools.download.table.prepare import prepare_table
+from tessera.tools.download.table.summary import load_summary
 from tests import download_shards
 from tests.download_shards import write_shard
-from tools import retry_failed
-from tools.download import run as run_module
-from tools.download.finished import ShardBook
-from tools.download.job import Job
-from tools.download.run import Outcome, exclusive, run_download
-from tools.download.table.prepare import prepare_table
-from tools.download.table.summary import load_summary
 
 FIRST = {
     2: ("failed_to_download", "forbidden: HTTP 403"),

@@ -17,9 +17,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tools.download.table import prepare as table_module
-from tools.download.table.prepare import prepare_table, write_retry_table
-from tools.download.table.summary import TableSummary, load_summary
+from tessera.tools.download.table import prepare as table_module
+from tessera.tools.download.table.prepare import prepare_table, write_retry_table
+from tessera.tools.download.table.summary import TableSummary, load_summary
 
 NUM_PLAIN = 40
 

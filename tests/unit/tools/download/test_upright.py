@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from tessera.tools.download.causes import Cause, RefusedError, classify
+from tessera.tools.download.image_kind import image_kind
+from tessera.tools.download.upright import UprightResizer
 from tests.hostile_pictures import (
     PICTURES,
     encoded,
@@ -20,9 +23,6 @@ from tests.hostile_pictures import (
     pixels_of,
     png16_of,
 )
-from tools.download.causes import Cause, RefusedError, classify
-from tools.download.image_kind import image_kind
-from tools.download.upright import UprightResizer
 
 RESIZER = UprightResizer(
     image_size=256, encode_quality=95, min_image_size=64, max_aspect_ratio=5, max_pixels=10**8

@@ -16,11 +16,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from model.text_encoders.lora import LoraConfig, adapter_tensors
-from tools import finetune_llm
-from tools.llm_finetuning.session import FineTuning, train
-from tools.llm_finetuning.settings import Settings
-from training.distributed import Ranks
+from tessera.model.text_encoders.lora import LoraConfig, adapter_tensors
+from tessera.tools import finetune_llm
+from tessera.tools.llm_finetuning.session import FineTuning, train
+from tessera.tools.llm_finetuning.settings import Settings
+from tessera.training.distributed import Ranks
 
 ROOT = Path(__file__).resolve().parents[4]
 

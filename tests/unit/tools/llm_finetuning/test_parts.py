@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch.nn import functional
 
-from model.losses.ranks import Ranks
-from pipeline.selection import open_dataset
-from pipeline.text_embeddings import EncoderRecord, write_text_embeddings
-from tools.llm_finetuning.loss import info_nce
-from tools.llm_finetuning.pairs import PairDraw, TextPool
+from tessera.model.losses.ranks import Ranks
+from tessera.pipeline.selection import open_dataset
+from tessera.pipeline.text_embeddings import EncoderRecord, write_text_embeddings
+from tessera.tools.llm_finetuning.loss import info_nce
+from tessera.tools.llm_finetuning.pairs import PairDraw, TextPool
 
 NO_IDS = torch.empty(0, dtype=torch.int64)
 
