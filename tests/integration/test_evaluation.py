@@ -19,7 +19,6 @@ from PIL import Image
 
 from tessera.evaluation.compositional import SUGARCREPE_FILES
 from tessera.evaluation.encoder import Encoder
-from tessera.evaluation.gallery import mask_gallery, retrieval_examples
 from tessera.evaluation.image_sets import ImageFiles, IndexedImages, decode, evaluation_transform
 from tessera.evaluation.labelled import read_prompts
 from tessera.evaluation.linear_probe import Split, fit
@@ -51,6 +50,7 @@ from tessera.pipeline.sharding import (
     open_source,
 )
 from tessera.pipeline.storage import folder_of, list_shards
+from tessera.report.gallery import mask_gallery, retrieval_examples
 from tessera.tools import evaluate as evaluate_tool
 from tests.compositional_sets import write_sugarcrepe, write_winoground
 from tests.conftest import COLOURS, sample_members, write_tar
