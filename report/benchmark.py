@@ -105,7 +105,7 @@ def _groups(result: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, Any]]]
         "A full decode and nothing else": _LIMITS,
     }
     return [
-        (title, [(NAMES.get(name, name), sides[name]) for name in own if name in sides])
+        (title, [(NAMES.get(name) or name, sides[name]) for name in own if name in sides])
         for title, own in groups.items()
         if any(name in sides for name in own)
     ]

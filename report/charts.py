@@ -180,7 +180,7 @@ def _powers(edges: Numbers) -> Any:
     from matplotlib.ticker import FixedLocator
 
     low, high = np.log2(edges[[0, -1]])
-    step = 0.5 if high - low < 2 else max(1, round((high - low) / 6))
+    step = 0.5 if high - low < 3 else max(1, round((high - low) / 6))
     places = np.arange(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1) * step
     return FixedLocator((2.0**places).tolist())
 
