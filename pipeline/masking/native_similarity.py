@@ -85,7 +85,7 @@ def _library() -> ctypes.CDLL | None:
     try:
         library = load_library([_SOURCE])
     except CompilationError as error:
-        logger.warning("%s; torch computes the cluster mask instead, a quarter as fast", error)
+        logger.warning("%s; torch computes the cluster mask instead, several times slower", error)
         return None
     library.tessera_similarity.restype = ctypes.c_int
     library.tessera_similarity.argtypes = [
