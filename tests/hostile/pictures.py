@@ -12,8 +12,8 @@ import simplejpeg
 from PIL import Image
 
 from tessera.pipeline.decoding import open_decoder
-from tessera.pipeline.indexing.image_check import check_image
-from tessera.pipeline.indexing.rejection import Reason, RejectedSampleError
+from tessera.pipeline.index.image_check import check_image
+from tessera.pipeline.index.rejection import Reason, RejectedSampleError
 from tessera.pipeline.sharding.image_bytes import ImageOptions, prepare_image
 from tessera.pipeline.sharding.samples import SkippedError
 from tests.decoder_pictures import encode, photo, with_orientation
