@@ -11,7 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tessera.pipeline.decoding.picture import PICTURE_FORMATS, Picture, PictureError, on_white
 from tessera.pipeline.index.image_check import MAX_IMAGE_PIXELS, check_image
 from tessera.pipeline.index.rejection import Reason, RejectedSampleError
-from tessera.pipeline.sharding.samples import SkippedError, SkipReason
+from tessera.tools.sharding.samples import SkippedError, SkipReason
 
 # Not all that Pillow knows: for EPS it starts another program.
 _FORMATS = (*PICTURE_FORMATS, "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "ICO")

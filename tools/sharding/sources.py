@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from tessera.pipeline.sharding.folders import holds_pictures, metadata_table, read_folder
-from tessera.pipeline.sharding.samples import (
-    Draft,
-    ImageFolder,
-    Skipped,
-    SkippedError,
-    SkipReason,
-    Source,
-    is_empty_text,
-    label_of,
-    number_labels,
-    read_image_file,
-    usable_captions,
-)
+import pyarrow as pa
+
 from tessera.pipeline.tables import (
     BadRow,
     Problem,
@@ -31,11 +19,24 @@ from tessera.pipeline.tables import (
     open_table,
     required_column,
 )
+from tessera.pipeline.tables.cells import is_null
 from tessera.pipeline.tables.parquet import (
     ArrowTable,
     SavedDataset,
     is_saved_dataset,
     parquet_files,
+)
+from tessera.tools.sharding.folders import holds_pictures, read_folder
+from tessera.tools.sharding.samples import (
+    Draft,
+    ImageFolder,
+    SkippedError,
+    SkipReason,
+    Source,
+    label_of,
+    number_labels,
+    read_image_file,
+    usable_captions,
 )
 
 _PROBLEMS = {
@@ -68,7 +69,7 @@ def open_source(place: Path, options: SourceOptions) -> Source:
     """Read all of a source but its images.
 
     Args:
-        place: a table (see `pipeline.tables`), a folder of parquet files, a folder that `datasets`
+        place: a table (see `open_table`), a folder of parquet files, a folder that `datasets`
             wrote with `save_to_disk`, or a folder of pictures.
         options: where in it things are.
 
@@ -94,35 +95,30 @@ def open_source(place: Path, options: SourceOptions) -> Source:
 
 def _table_of(place: Path, options: SourceOptions) -> Path | None:
     """The table that a source is, or that lies among its pictures; None for pictures alone."""
-    if not place.is_dir():
-        return place
-    if is_saved_dataset(place):
+    if not place.is_dir() or is_saved_dataset(place):
         return place
     if not holds_pictures(place) and parquet_files(place, options.split):
         return place
-    return metadata_table(place)
+    tables = (place / f"metadata.{kind}" for kind in ("csv", "jsonl", "parquet"))
+    return next(filter(Path.is_file, tables), None)  # as Hugging Face's image folders have it
 
 
 def _read_table(place: Path, options: SourceOptions) -> Source:
-    table = open_table((place,), _table_options(options))
-    folder = options.images or (place if place.is_dir() else place.parent)
+    as_table = {each.name: getattr(options, each.name) for each in fields(TableOptions)}
+    table = open_table((place,), TableOptions(**as_table))
+    folder = ImageFolder(options.images or (place if place.is_dir() else place.parent))
     meaning = _columns(table, options)
     source = Source(notes=table.notes, columns=meaning.kept)
     rows = _checked(table.rows(meaning.all), source)
-    labelled = meaning.label is not None
-    if isinstance(table, ArrowTable) and table.holds_bytes(meaning.image):
-        _embedded(rows, source, table, meaning, ImageFolder(folder))
+    if isinstance(table, ArrowTable) and not meaning.reads_image:
+        _embedded(rows, source, table, meaning, folder)
     else:
-        _grouped(rows, source, meaning, ImageFolder(folder))
-    if labelled:
-        source.class_names = number_labels(source.drafts, source.skipped)
+        _grouped(rows, source, meaning, folder)
+    if meaning.label is not None:
+        source.class_names = number_labels(source)
         if isinstance(table, ArrowTable):
-            source.class_names = table.class_names(meaning.label or "") or source.class_names
+            source.class_names = table.class_names(meaning.label) or source.class_names
     return source
-
-
-def _table_options(options: SourceOptions) -> TableOptions:
-    return TableOptions(**{each.name: getattr(options, each.name) for each in fields(TableOptions)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,68 +148,56 @@ class _Columns:
 
 
 def _columns(table: Table, options: SourceOptions) -> _Columns:
-    names = table.names
+    names, label = table.names, options.label_column
     if not names:  # no header
-        caption = options.caption_column or (None if options.label_column else "2")
         return _Columns(
             image=options.image_column or "1",
             reads_image=True,
-            caption=caption,
-            label=options.label_column,
+            caption=options.caption_column or (None if label else "2"),
+            label=label,
             kept=list(options.columns or ()),
         )
     try:
-        image = required_column(names, options.image_column or _map_key(names), "image")
+        # The keys of a JSON map are the images.
+        usual = "key" if names == ["key", "caption"] else None
+        image = required_column(names, options.image_column or usual, "image")
         others = names if options.caption_column else [name for name in names if name != image]
-        caption = find_column(others, options.caption_column, "caption")
-        if caption is None and options.label_column is None:
-            required_column(others, None, "caption")
+        find = find_column if label else required_column
+        caption = find(others, options.caption_column, "caption")
     except ValueError as error:
         hint = ", or say --no-header if the first row is data" if hasattr(table, "header") else ""
         raise ValueError(f"{error}{hint}") from None
-    label = find_column(names, options.label_column, "label") if options.label_column else None
+    label = find_column(names, label, "label") if label else None
     in_table = isinstance(table, ArrowTable) and table.holds_bytes(image)
+    kept = _kept(table, options.columns)
     return _Columns(
         image=image,
         reads_image=not in_table,
         caption=caption,
         label=label,
-        kept=_kept(table, options.columns, {image, caption, label}),
+        kept=[name for name in kept if name not in (image, caption, label)],
     )
 
 
-def _map_key(names: list[str]) -> str | None:
-    """The column of a JSON map's keys, which are the images."""
-    return "key" if names == ["key", "caption"] else None
-
-
-def _kept(table: Table, wanted: tuple[str, ...] | None, used: set[str | None]) -> list[str]:
+def _kept(table: Table, wanted: tuple[str, ...] | None) -> list[str]:
     """Further columns: those wanted, or all that hold text or numbers and come once."""
-    if wanted is not None:
-        missing = [name for name in wanted if name not in table.names]
-        if missing:
-            listed = ", ".join(map(repr, table.names))
-            raise ValueError(f"there is no column {missing[0]!r}; the table has {listed}")
-        return [name for name in wanted if name not in used]
-    once = [name for name in table.names if name.strip() and table.names.count(name) == 1]
-    if isinstance(table, ArrowTable):
-        once = [name for name in once if not _is_bulk(table.schema.field(name).type)]
-    return [name for name in once if name not in used]
+    if wanted is None:
+        once = [name for name in table.names if name.strip() and table.names.count(name) == 1]
+        if isinstance(table, ArrowTable):
+            once = [name for name in once if not _is_bulk(table.schema.field(name).type)]
+        return once
+    missing = [name for name in wanted if name not in table.names]
+    if missing:
+        listed = ", ".join(map(repr, table.names))
+        raise ValueError(f"there is no column {missing[0]!r}; the table has {listed}")
+    return list(wanted)
 
 
-def _is_bulk(kind: Any) -> bool:
+def _is_bulk(kind: pa.DataType) -> bool:
     """Whether a column may hold files or tables of its own."""
-    import pyarrow as pa
-
-    return any(
-        test(kind)
-        for test in (
-            pa.types.is_binary,
-            pa.types.is_large_binary,
-            pa.types.is_fixed_size_binary,
-            pa.types.is_nested,
-        )
-    )
+    types = pa.types
+    tests = (types.is_binary, types.is_large_binary, types.is_fixed_size_binary, types.is_nested)
+    return any(test(kind) for test in tests)
 
 
 def _checked(rows: Iterator[Row | BadRow], source: Source) -> Iterator[Row]:
@@ -222,7 +206,7 @@ def _checked(rows: Iterator[Row | BadRow], source: Source) -> Iterator[Row]:
         if isinstance(row, Row):
             yield row
         else:
-            source.skipped.append(Skipped(row.where, _PROBLEMS[row.problem], row.detail))
+            source.skip(row.where, SkippedError(_PROBLEMS[row.problem], row.detail))
 
 
 def _embedded(
@@ -231,14 +215,15 @@ def _embedded(
     """One draft a row; its image is fetched later, in the order of the rows."""
     for row in rows:
         _, caption, label, kept = meaning.cells(row.values)
-        draft = Draft(number=row.number, where=row.where, image=row.number, kept=kept)
-        draft.label = label_of(label)
+        draft = Draft(
+            number=row.number, where=row.where, image=row.number, kept=kept, label=label_of(label)
+        )
         try:
             _add_captions(draft, caption, source, labelled=meaning.label is not None)
         except SkippedError as error:
-            source.skipped.append(Skipped(row.where, error.reason, error.detail))
-            continue
-        source.drafts.append(draft)
+            source.skip(row.where, error)
+        else:
+            source.drafts.append(draft)
     if isinstance(table, SavedDataset):
         source.fetch = lambda row: _image_of(table.cell(row, meaning.image), folder)
         source.any_order = True
@@ -246,15 +231,12 @@ def _embedded(
         source.fetch = _in_order(table.cells(meaning.image), folder)
 
 
-def _in_order(cells: Iterator[object], folder: ImageFolder) -> Any:
+def _in_order(cells: Iterator[object], folder: ImageFolder) -> Callable[[int], tuple[bytes, str]]:
     """A function that gives the image of a row; rows must be asked for in their order."""
     numbered = enumerate(cells)
-
-    def fetch(row: int) -> tuple[bytes, str]:
-        cell = next((cell for number, cell in numbered if number == row), None)
-        return _image_of(cell, folder)
-
-    return fetch
+    return lambda row: _image_of(
+        next((cell for number, cell in numbered if number == row), None), folder
+    )
 
 
 def _grouped(rows: Iterator[Row], source: Source, meaning: _Columns, folder: ImageFolder) -> None:
@@ -263,25 +245,25 @@ def _grouped(rows: Iterator[Row], source: Source, meaning: _Columns, folder: Ima
     for row in rows:
         image, caption, label, kept = meaning.cells(row.values)
         try:
-            path = folder.find("" if is_empty_text(image) else str(image))
+            path = folder.find("" if is_null(image) else str(image))
             draft = by_path.get(path) or Draft(
                 number=row.number, where=row.where, image=path, file_name=str(image), kept=kept
             )
             _add_captions(draft, caption, source, labelled=meaning.label is not None)
         except SkippedError as error:
-            source.skipped.append(Skipped(row.where, error.reason, error.detail))
+            source.skip(row.where, error)
             continue
-        if path not in by_path:
+        if path in by_path:
+            source.has_lists = True
+        else:
             draft.label = label_of(label)
             by_path[path] = draft
-        else:
-            source.has_lists = True
     source.drafts = list(by_path.values())
 
 
 def _add_captions(draft: Draft, value: object, source: Source, *, labelled: bool) -> None:
     """The captions of a row; where there are labels, a template can stand in for them."""
-    if labelled and is_empty_text(value):
+    if labelled and (is_null(value) or (isinstance(value, str) and not value.strip())):
         return
     captions, num_empty = usable_captions(value)
     source.has_lists |= not isinstance(value, str) or captions != [value]
@@ -292,8 +274,7 @@ def _add_captions(draft: Draft, value: object, source: Source, *, labelled: bool
 
 def _image_of(cell: Any, folder: ImageFolder) -> tuple[bytes, str]:
     """The bytes in a cell, or in the file that it names instead, and the name of the file."""
-    data = cell.get("bytes") if isinstance(cell, dict) else cell
-    name = cell.get("path") if isinstance(cell, dict) else None
+    data, name = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
     name = name if isinstance(name, str) else ""
     if isinstance(data, bytes):
         return data, name

@@ -8,10 +8,9 @@ from pathlib import Path
 
 from tessera.pipeline.class_prompts import in_class_order, prompts_of_folders
 from tessera.pipeline.index.scan_shard import MAX_TEXT_BYTES
-from tessera.pipeline.sharding.samples import (
+from tessera.tools.sharding.samples import (
     Draft,
     ImageFolder,
-    Skipped,
     SkippedError,
     SkipReason,
     Source,
@@ -19,19 +18,16 @@ from tessera.pipeline.sharding.samples import (
     usable_captions,
 )
 
-IMAGE_SUFFIXES = (
+_IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
     *(".avif", ".heic", ".heif", ".jp2", ".svg"),
 )
-
-
 _TEXT_SUFFIXES = (".txt", ".caption")
 
 
-def metadata_table(folder: Path) -> Path | None:
-    """The table that Hugging Face's image folders have among their pictures, if there is one."""
-    names = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-    return next((folder / name for name in names if (folder / name).is_file()), None)
+def holds_pictures(folder: Path) -> bool:
+    """Whether there is a picture below a folder."""
+    return any(path.suffix.lower() in _IMAGE_SUFFIXES for path in _files(folder))
 
 
 def read_folder(folder: Path, *, labels_from_folders: bool) -> Source:
@@ -50,11 +46,10 @@ def read_folder(folder: Path, *, labels_from_folders: bool) -> Source:
     if not beside and not labels_from_folders:
         msg = f"no picture in {folder} has a .txt of the same name"
         raise ValueError(f"{msg}; name a table of captions, or say --labels-from-folders")
-    source = Source()
-    inside = ImageFolder(folder)
+    source, inside = Source(), ImageFolder(folder)
     for number, path in enumerate(images):
         name = path.relative_to(folder)
-        where = printable(name)
+        where = _printable(name)
         draft = Draft(number=number, where=where, image=path, file_name=where)
         text = beside.get(path.with_suffix(""))
         try:
@@ -62,19 +57,17 @@ def read_folder(folder: Path, *, labels_from_folders: bool) -> Source:
             if text is not None or not labels_from_folders:
                 draft.captions = [_read_text(text, inside)]
         except SkippedError as error:
-            source.skipped.append(Skipped(draft.where, error.reason, error.detail))
+            source.skip(where, error)
             continue
         if labels_from_folders and len(name.parts) > 1:
-            draft.label = printable(Path(name.parts[0]))
+            draft.label = _printable(Path(name.parts[0]))
         source.drafts.append(draft)
     if labels_from_folders:
         _name_classes(source, folder)
         return source
-    detail = "a caption without a picture of the same name"
-    source.skipped += [
-        Skipped(printable(path.relative_to(folder)), SkipReason.MISSING_FILE, detail)
-        for path in lone_texts
-    ]
+    lone = SkippedError(SkipReason.MISSING_FILE, "a caption without a picture of the same name")
+    for path in lone_texts:
+        source.skip(_printable(path.relative_to(folder)), lone)
     return source
 
 
@@ -82,7 +75,7 @@ def _name_classes(source: Source, folder: Path) -> None:
     """Number the class folders, and name them as an evaluation of the same folders does."""
     folders = in_class_order({str(draft.label) for draft in source.drafts if draft.label})
     # Folder names made of digits are names too: "7" may well be the third class.
-    number_labels(source.drafts, source.skipped, digits_are_names=True)
+    number_labels(source, digits_are_names=True)
     if folders:
         prompts = prompts_of_folders(str(folder), folders)
         source.class_names, source.templates = prompts.class_names, prompts.templates
@@ -90,33 +83,19 @@ def _name_classes(source: Source, folder: Path) -> None:
 
 def _pictures_and_texts(folder: Path) -> tuple[list[Path], dict[Path, Path], list[Path]]:
     """Pictures, the text file by the path without suffix of its picture, and all other texts."""
-    images: list[Path] = []
-    texts: list[Path] = []
-    for path in _files(folder):
-        if path.suffix.lower() in IMAGE_SUFFIXES:
-            images.append(path)
-        elif path.suffix.lower() in _TEXT_SUFFIXES:
-            texts.append(path)
+    files = list(_files(folder))
+    images = [path for path in files if path.suffix.lower() in _IMAGE_SUFFIXES]
     # A text is named like its picture without the suffix (a.txt), or with it (a.jpg.txt).
     stems = {path.with_suffix(""): path.with_suffix("") for path in images}
     stems |= {path: path.with_suffix("") for path in images}
     beside: dict[Path, Path] = {}
     lone: list[Path] = []
-    for path in texts:
-        stem = stems.get(path.with_suffix(""))
-        if stem is None or beside.setdefault(stem, path) != path:
-            lone.append(path)
+    for path in files:
+        if path.suffix.lower() in _TEXT_SUFFIXES:
+            stem = stems.get(path.with_suffix(""))
+            if stem is None or beside.setdefault(stem, path) != path:
+                lone.append(path)
     return images, beside, lone
-
-
-def holds_pictures(folder: Path) -> bool:
-    """Whether there is a picture below a folder."""
-    return any(path.suffix.lower() in IMAGE_SUFFIXES for path in _files(folder))
-
-
-def printable(path: Path) -> str:
-    """The path as text that can be printed and stored, whatever bytes the file system has."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -141,11 +120,15 @@ def _read_text(path: Path | None, inside: ImageFolder) -> str:
         raise SkippedError(SkipReason.UNREADABLE_FILE, f"{path.name} is no regular file")
     try:
         with path.open("rb") as file:
-            raw = file.read(MAX_TEXT_BYTES)
-        text = raw.decode("utf-8-sig")
+            text = file.read(MAX_TEXT_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         detail = f"{path.name} is not UTF-8: {error.reason} at byte {error.start}"
         raise SkippedError(SkipReason.BAD_CAPTION_ENCODING, detail) from None
     except OSError as error:
         raise SkippedError(SkipReason.UNREADABLE_FILE, str(error)) from None
     return usable_captions(text)[0][0]
+
+
+def _printable(path: Path) -> str:
+    """The path as text that can be printed and stored, whatever bytes the file system has."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")

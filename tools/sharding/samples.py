@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 from tessera.pipeline.class_prompts import in_class_order
 from tessera.pipeline.index.image_check import MAX_IMAGE_BYTES
 from tessera.pipeline.index.rejection import Reason, RejectedSampleError
-from tessera.pipeline.tables import texts_of
-from tessera.pipeline.tables.cells import is_null, too_long
+from tessera.pipeline.tables.cells import is_null, texts_of, too_long
 
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+_USUAL_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 class SkipReason(StrEnum):
@@ -60,11 +59,9 @@ class Draft:
     number: int
     """Place in the source, counted from 0; it becomes the key."""
     where: str
-    """The row or the file, for messages."""
     image: Path | int
     """A file, or the row of the table that holds the bytes."""
     captions: list[str] = field(default_factory=list)
-    """Usable captions as found."""
     label: str | int | None = None
     """Class name or number; None where the source has no labels."""
     file_name: str = ""
@@ -78,21 +75,19 @@ class Source:
     """All that a source offers. Texts are held in memory, images are not."""
 
     drafts: list[Draft] = field(default_factory=list)
-    """In the order of the source."""
     skipped: list[Skipped] = field(default_factory=list)
-    """What gave no draft."""
     has_lists: bool = False
     """Whether samples may have several captions."""
     class_names: list[str] | None = None
     """Names by class number; None where there are no labels or only numbers."""
+    templates: list[str] | None = None
+    """Zero-shot templates with `{c}` for the class name; None where the source brings none."""
     notes: list[str] = field(default_factory=list)
     """What was found out about the format of a table."""
     columns: list[str] = field(default_factory=list)
     """Further columns that drafts keep."""
     num_lists_in_text: int = 0
     """Cells of text that spelled a list of captions, and were taken as that list."""
-    templates: list[str] | None = None
-    """Zero-shot templates with `{c}` for the class name; None where the source brings none."""
     num_empty_captions: int = 0
     """Empty captions left out of samples that have others."""
     fetch: Callable[[int], tuple[bytes, str]] | None = None
@@ -101,17 +96,13 @@ class Source:
     any_order: bool = False
     """Whether `fetch` may be asked for rows in any order; else they come in their own."""
 
-
-def is_empty_text(value: Any) -> bool:
-    """A null of whatever library, or a text of nothing but spaces."""
-    return is_null(value) or (isinstance(value, str) and not value.strip())
+    def skip(self, where: str, error: SkippedError) -> None:
+        """Note what gives no draft."""
+        self.skipped.append(Skipped(where, error.reason, error.detail))
 
 
 def usable_captions(value: Any) -> tuple[list[str], int]:
     """The captions of a table's cell that are not empty, and how many were.
-
-    Args:
-        value: a string, a list of strings (or a string that spells one), or a null.
 
     Raises:
         SkippedError: there is none, or one that no index would take.
@@ -124,23 +115,14 @@ def usable_captions(value: Any) -> tuple[list[str], int]:
     if not texts:
         raise SkippedError(SkipReason.MISSING_CAPTION, "it is empty")
     for text in texts:
-        check_text(text)
-    num_values = len(value) if isinstance(value, list | tuple) else len(found)
-    return texts, num_values - len(texts)
-
-
-def check_text(text: str) -> None:
-    """Refuse what no index would take.
-
-    Raises:
-        SkippedError: too long, or not storable as UTF-8.
-    """
-    if (detail := too_long(text)) is not None:
-        raise SkippedError(SkipReason.CAPTION_TOO_LONG, detail)
+        if (detail := too_long(text)) is not None:
+            raise SkippedError(SkipReason.CAPTION_TOO_LONG, detail)
     try:
-        text.encode()
+        "".join(texts).encode()
     except UnicodeEncodeError:
         raise SkippedError(SkipReason.BAD_CAPTION_ENCODING, "it is not UTF-8") from None
+    num_values = len(value) if isinstance(value, list | tuple) else len(found)
+    return texts, num_values - len(texts)
 
 
 def label_of(value: Any) -> str | int | None:
@@ -152,32 +134,29 @@ def label_of(value: Any) -> str | int | None:
     return value if isinstance(value, int) else str(value).strip() or None
 
 
-def number_labels(
-    drafts: list[Draft], skipped: list[Skipped], *, digits_are_names: bool = False
-) -> list[str] | None:
+def number_labels(source: Source, *, digits_are_names: bool = False) -> list[str] | None:
     """Turn class names into numbers in the order of the names; numbers stay as they are.
 
-    Numbers that are names (`digits_are_names`) are ordered as class folders are.
-
-    Drafts without a usable label are taken out of `drafts` and added to `skipped`.
+    Numbers that are names (`digits_are_names`) are ordered as class folders are. Drafts without a
+    usable label are skipped.
 
     Returns:
         The names, or None if all labels are numbers.
     """
-    found = {draft.label for draft in drafts if draft.label is not None}
-    numeric = not digits_are_names and all(str(label).isdecimal() for label in found)
-    names = in_class_order(map(str, found)) if digits_are_names else sorted(map(str, found))
+    found = {str(draft.label) for draft in source.drafts if draft.label is not None}
+    numeric = not digits_are_names and all(label.isdecimal() for label in found)
+    names = in_class_order(found) if digits_are_names else sorted(found)
     numbers = {name: int(name) if numeric else number for number, name in enumerate(names)}
     kept: list[Draft] = []
-    for draft in drafts:
+    for draft in source.drafts:
         label = None if draft.label is None else numbers[str(draft.label)]
         if label is None or label >= 2**31:
             detail = "it has no label" if label is None else f"the label is {label}"
-            skipped.append(Skipped(draft.where, SkipReason.MISSING_LABEL, detail))
-            continue
-        draft.label = label
-        kept.append(draft)
-    drafts[:] = kept
+            source.skip(draft.where, SkippedError(SkipReason.MISSING_LABEL, detail))
+        else:
+            draft.label = label
+            kept.append(draft)
+    source.drafts = kept
     return None if numeric else [" ".join(name.split()) for name in names]
 
 
@@ -185,16 +164,12 @@ class ImageFolder:
     """The folder that images lie in; nothing outside of it is read."""
 
     def __init__(self, folder: Path) -> None:
-        """Resolve the folder."""
         self._folder = folder.resolve()
 
     def find(self, name: str) -> Path:
         """The file that a table names, if it lies in the folder after links are followed.
 
         Paths with backslashes, and names without their suffix, are found too.
-
-        Args:
-            name: as the table has it; absolute, or relative to the folder.
 
         Raises:
             SkippedError: it lies elsewhere, or the name cannot be one.
@@ -219,21 +194,12 @@ class ImageFolder:
 
     def _existing(self, name: str) -> Path:
         """The first reading of a name that leads to something; the plain one where none does."""
-        plain = (self._folder / name).resolve()
-        if _exists(plain):
-            return plain
-        names = [name.replace("\\", "/")] if "\\" in name else []
+        names = [name, *([name.replace("\\", "/")] if "\\" in name else [])]
         if not Path(name).suffix:
-            names += [name + suffix for suffix in _IMAGE_SUFFIXES]
-        readings = ((self._folder / each).resolve() for each in names)
-        return next((path for path in readings if _exists(path)), plain)
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # a name too long for the file system, or a folder that may not be entered
-        return False
+            names += [name + suffix for suffix in _USUAL_SUFFIXES]
+        readings = [(self._folder / each).resolve() for each in names]
+        # Unlike `Path.exists`, it takes a name that is too long, or that may not be seen, for none.
+        return next((p for p in readings if os.path.exists(p)), readings[0])  # noqa: PTH110
 
 
 def read_image_file(path: Path) -> bytes:

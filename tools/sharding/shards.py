@@ -19,8 +19,8 @@ from tessera.pipeline.class_prompts import CLASS_NAMES, TEMPLATES, as_template
 from tessera.pipeline.durable import sync_folder, work_folder, write_text
 from tessera.pipeline.index.dataset_file import DatasetFile
 from tessera.pipeline.index.rejection import RejectedSampleError
-from tessera.pipeline.sharding.image_bytes import ImageOptions, prepare_image
-from tessera.pipeline.sharding.samples import (
+from tessera.tools.sharding.images import ImageOptions, prepare_image
+from tessera.tools.sharding.samples import (
     Draft,
     Skipped,
     SkippedError,
@@ -28,7 +28,7 @@ from tessera.pipeline.sharding.samples import (
     Source,
     read_image_file,
 )
-from tessera.pipeline.sharding.side_table import FILE_NAME, SideTable
+from tessera.tools.sharding.side_table import FILE_NAME, SideTable
 
 SKIPPED_FILE = "skipped.jsonl"
 _TEMPLATE = "a photo of a {c}."
@@ -60,20 +60,7 @@ class PackOptions:
             if getattr(self, name) < 1:
                 option = "--" + name.replace("_", "-")
                 raise ValueError(f"{option} must be at least 1, got {getattr(self, name)}")
-        if self.template:
-            as_template(self.template, "--template")
-
-    def caption(self, class_name: str) -> str:
-        """The caption of a sample that has only a class."""
-        return self._template.replace("{c}", class_name)
-
-    def zero_shot_templates(self, source: Source) -> list[str]:
-        """Templates that lie beside the shards."""
-        return [self._template] if self.template or not source.templates else source.templates
-
-    @property
-    def _template(self) -> str:
-        return as_template(self.template or _TEMPLATE, "--template")
+        as_template(self.template or _TEMPLATE, "--template")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -81,15 +68,11 @@ class PackReport:
     """What was written and what was not."""
 
     out: Path
-    """Folder of the shards."""
     captions: str
     """What `tools/index_shards.py --captions` needs to be told."""
     num_shards: int = 0
-    """Tar files."""
     num_samples: int = 0
-    """Samples in them."""
     num_captions: int = 0
-    """Their captions."""
     columns: list[str] = field(default_factory=list)
     """Further columns, in the table beside each shard."""
     notes: list[str] = field(default_factory=list)
@@ -105,7 +88,6 @@ class PackReport:
     examples: dict[str, list[Skipped]] = field(default_factory=dict)
     """The first few of each reason."""
     seconds: float = 0.0
-    """Wall time."""
 
     @property
     def most_were_skipped(self) -> bool:
@@ -152,16 +134,20 @@ def make_shards(
     out = out.resolve()
     check_free(out)
     drafts = _ordered(source, options.shuffle_seed)
-    report = PackReport(out=out, captions="json:captions" if source.has_lists else "txt")
-    report.num_empty_captions, report.notes = source.num_empty_captions, _notes(source)
+    beside = SideTable(source)
+    report = PackReport(
+        out=out,
+        captions="json:captions" if source.has_lists else "txt",
+        columns=beside.columns,
+        notes=_notes(source),
+        num_empty_captions=source.num_empty_captions,
+    )
     skipped = list(source.skipped)
-    side_table = SideTable(source)
-    report.columns = side_table.columns
     most = min(options.samples_per_shard, max(1, -(-len(drafts) // options.least_shards)))
     with work_folder(out) as partial, warnings.catch_warnings():
         # Pillow warns of odd metadata and of large pictures, both of which are dealt with.
         warnings.simplefilter("ignore")
-        with _shard_writer(partial, most, options.bytes_per_shard, side_table.write) as write:
+        with _shard_writer(partial, most, options.bytes_per_shard, beside.write) as write:
             prepared = _prepared(drafts, source, images, options.threads)
             for number, (draft, image) in enumerate(prepared, 1):
                 if isinstance(image, Skipped):
@@ -169,42 +155,24 @@ def make_shards(
                 else:
                     sample = _sample(draft, image, source, options)
                     write(sample)
-                    side_table.add(sample["__key__"], draft, image.file_name)
+                    beside.add(sample["__key__"], draft, image.file_name)
                     report.num_samples += 1
                     report.num_captions += max(1, len(draft.captions))
                     report.num_changed += image.changed
                 progress(number, len(drafts))
         _count(skipped, report)
-        if not report.num_samples:
-            counts = ", ".join(f"{count} {reason}" for reason, count in report.skipped.items())
-            remedy = (
-                "; name the folder that the paths begin in with --images"
-                if next(iter(report.skipped)) == SkipReason.MISSING_FILE
-                else ""
-            )
-            raise ValueError(f"no usable sample ({counts}); {_first_detail(report)}{remedy}")
-        shards = sorted(partial.glob("*.tar"))
+        shards = list(partial.glob("*.tar"))
         report.num_shards = len(shards)
         report.num_bytes = sum(shard.stat().st_size for shard in shards)
         _write_lists(partial, source, options, skipped)
-        has_names = FILE_NAME in side_table.columns
-        DatasetFile(
-            captions=report.captions,
-            columns=side_table.specs,
-            file_name=FILE_NAME if has_names else "",
-        ).write(partial)
+        file_name = FILE_NAME if FILE_NAME in beside.columns else ""
+        facts = DatasetFile(captions=report.captions, columns=beside.specs, file_name=file_name)
+        facts.write(partial)
         check_free(out)
         partial.rename(out)
         sync_folder(out.parent)
     report.seconds = time.perf_counter() - started
     return report
-
-
-def _notes(source: Source) -> list[str]:
-    if not source.num_lists_in_text:
-        return source.notes
-    cells = f"{source.num_lists_in_text} cells of text spell a list, read as several captions"
-    return [*source.notes, cells]
 
 
 def check_free(out: Path) -> None:
@@ -218,6 +186,13 @@ def check_free(out: Path) -> None:
             raise ValueError(f"{out} is not empty; name another folder or remove it first")
     elif out.exists() or out.is_symlink():
         raise ValueError(f"{out} is a file; name a folder for the shards")
+
+
+def _notes(source: Source) -> list[str]:
+    if not source.num_lists_in_text:
+        return source.notes
+    cells = f"{source.num_lists_in_text} cells of text spell a list, read as several captions"
+    return [*source.notes, cells]
 
 
 def _ordered(source: Source, seed: int | None) -> list[Draft]:
@@ -253,10 +228,8 @@ def _prepared(
 
 def _fetched(draft: Draft, source: Source) -> tuple[bytes | Path, str] | Skipped:
     """The bytes in the table, which one thread reads in order, or the path; and the file's name."""
-    if isinstance(draft.image, Path):
-        return draft.image, draft.file_name
-    if source.fetch is None:
-        raise RuntimeError("a table without images was asked for one")
+    if isinstance(draft.image, Path) or source.fetch is None:
+        return Path(str(draft.image)), draft.file_name
     try:
         return source.fetch(draft.image)
     except (SkippedError, RejectedSampleError) as error:
@@ -284,7 +257,7 @@ def _sample(draft: Draft, image: _Prepared, source: Source, options: PackOptions
         name = str(draft.label)
         if source.class_names is not None and isinstance(draft.label, int):
             name = source.class_names[draft.label]
-        captions = [options.caption(name)]
+        captions = [_template(options).replace("{c}", name)]
     sample: dict[str, Any] = {"__key__": f"{draft.number:09d}", image.suffix: image.data}
     sample["txt"] = captions[0].encode()
     if source.has_lists:
@@ -292,6 +265,10 @@ def _sample(draft: Draft, image: _Prepared, source: Source, options: PackOptions
     if draft.label is not None:
         sample["cls"] = str(draft.label).encode()
     return sample
+
+
+def _template(options: PackOptions) -> str:
+    return as_template(options.template or _TEMPLATE, "--template")
 
 
 @contextmanager
@@ -313,19 +290,11 @@ def _shard_writer(
         opened[-1].close()
         completed(folder / name)
 
+    plain = {"encoder": False, "mtime": 0, "user": "", "group": "", "mode": 0o644}
+    sizes = {"maxcount": most_samples, "maxsize": most_bytes}
     try:
         with ShardWriter(
-            "%05d.tar",
-            maxcount=most_samples,
-            maxsize=most_bytes,
-            post=post,
-            opener=opener,
-            verbose=0,
-            encoder=False,
-            mtime=0,
-            user="",
-            group="",
-            mode=0o644,
+            "%05d.tar", post=post, opener=opener, verbose=0, **sizes, **plain
         ) as writer:
             yield writer.write
     finally:
@@ -337,23 +306,32 @@ def _write_lists(
     folder: Path, source: Source, options: PackOptions, skipped: list[Skipped]
 ) -> None:
     if source.class_names is not None:
-        names = "".join(f"{name}\n" for name in source.class_names)
-        write_text(folder / CLASS_NAMES, names)
-        templates = options.zero_shot_templates(source)
-        write_text(folder / TEMPLATES, "".join(f"{each}\n" for each in templates))
+        named = source.templates if source.templates and not options.template else None
+        for name, entries in (
+            (CLASS_NAMES, source.class_names),
+            (TEMPLATES, named or [_template(options)]),
+        ):
+            write_text(folder / name, "".join(f"{each}\n" for each in entries))
     if skipped:
-        lines = [json.dumps(entry._asdict()) for entry in skipped]
-        write_text(folder / SKIPPED_FILE, "\n".join(lines) + "\n")
+        lines = [json.dumps(entry._asdict()) + "\n" for entry in skipped]
+        write_text(folder / SKIPPED_FILE, "".join(lines))
 
 
 def _count(skipped: list[Skipped], report: PackReport) -> None:
+    """Count what was skipped.
+
+    Raises:
+        ValueError: nothing else is there.
+    """
     report.skipped = dict(Counter(str(entry.reason) for entry in skipped).most_common())
-    for entry in skipped:
-        examples = report.examples.setdefault(str(entry.reason), [])
-        if len(examples) < _NUM_EXAMPLES:
-            examples.append(entry)
-
-
-def _first_detail(report: PackReport) -> str:
-    first = next(iter(report.examples.values()))[0]
-    return f"{first.where}: {first.detail}"
+    for reason in report.skipped:
+        some = [entry for entry in skipped if str(entry.reason) == reason]
+        report.examples[reason] = some[:_NUM_EXAMPLES]
+    if not report.num_samples:
+        counts = ", ".join(f"{count} {reason}" for reason, count in report.skipped.items())
+        most, first = next(iter(report.skipped)), skipped[0]
+        remedy = "; name the folder that the paths begin in with --images"
+        raise ValueError(
+            f"no usable sample ({counts}); {first.where}: {first.detail}"
+            f"{remedy if most == SkipReason.MISSING_FILE else ''}"
+        )
