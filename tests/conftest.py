@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tessera.pipeline.indexing import ScanOptions, build_index
+from tessera.pipeline.index import ScanOptions, build_index
 
 ROOT = Path(__file__).resolve().parents[1]
 COLOURS = {
