@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from tessera.pipeline.tokenizer import token_strings
+from tessera.pipeline.index.tokenizer import token_strings
 from tessera.report.pictures import GalleryItem
 from tessera.report.run_data import NUM_RESULTS, RetrievalExample
 

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tessera.pipeline.index import open_index
-from tessera.pipeline.indexing import IndexReport
+from tessera.pipeline.index import IndexReport, open_index
 from tessera.pipeline.reader import ShardReader
 from tessera.report.charts import Chart, histogram
 from tessera.report.numbers import count, duration, percent, size

@@ -18,7 +18,7 @@ from tessera.evaluation.scores import ZERO_SHOT, Score
 from tessera.evaluation.search import Search, open_pictures
 from tessera.model import build_clip
 from tessera.pipeline import LoaderConfig, open_loader
-from tessera.pipeline.indexing import ScanOptions, build_index
+from tessera.pipeline.index import ScanOptions, build_index
 from tessera.pipeline.masking import MaskConfig
 from tessera.report.batch import make_sheet, write_sheet_page
 from tessera.report.benchmark import write_page
