@@ -33,6 +33,8 @@ class Pictures:
 
     name: str
     """How a person named it."""
+    count: int
+    """Pictures, decodable or not."""
     fingerprint: str
     """Changes when a picture does."""
     open: Callable[[], ImageSet]
@@ -71,6 +73,7 @@ def _of_index(reference: str) -> Pictures:
 
     return Pictures(
         name=reference,
+        count=dataset.num_samples,
         fingerprint=f"{index.fingerprint} {dataset.selection_fingerprint}",
         open=lambda: IndexedImages(dataset, _THREADS),
         words=words,
@@ -101,6 +104,7 @@ def _of_folder(folder: Path) -> Pictures:
 
     return Pictures(
         name=str(folder),
+        count=len(paths),
         fingerprint=digest.hexdigest(),
         open=lambda: ImageFiles(paths),
         words=words,

@@ -76,6 +76,39 @@ class Suite:
             open_winoground(place)
         return doubts
 
+    def num_to_encode(self) -> int:
+        """Pictures and texts that will be encoded; pictures that several measurements share once.
+
+        Raises:
+            As `check`.
+        """
+        from tessera.evaluation.compositional import open_sugarcrepe, open_winoground
+        from tessera.evaluation.labelled import open_labelled
+        from tessera.pipeline.selection import open_dataset
+
+        pictures: dict[str, int] = {}
+        texts = 0
+        for place in (*self.zero_shot, *self.linear_probe):
+            labelled = open_labelled(place)
+            pictures[labelled.place] = len(labelled.labels)
+            if place in self.zero_shot:
+                prompts = labelled.prompts()
+                texts += len(prompts.class_names) * len(prompts.templates)
+        for place in self.retrieval:
+            dataset = open_dataset(place)
+            pictures[place] = dataset.num_samples
+            ids = dataset.sample_ids(0, dataset.num_samples)
+            texts += len(dataset.index.captions().rows(ids)[0])
+        for place in self.sugarcrepe:
+            sugar = open_sugarcrepe(place, self.sugarcrepe_images)
+            pictures[f"sugarcrepe {place}"] = len(set(sugar.images))
+            texts += 2 * len(sugar.captions)
+        for place in self.winoground:
+            ground = open_winoground(place)
+            pictures[f"winoground {place}"] = 2 * len(ground.images)
+            texts += 2 * len(ground.captions)
+        return sum(pictures.values()) + texts
+
 
 @dataclass(kw_only=True, slots=True)
 class Outcome:
@@ -85,6 +118,8 @@ class Outcome:
     """Every score of every set."""
     confusions: list[tuple[str, str, int]] = field(default_factory=list)
     """(true class, predicted class, images) of the labelled sets, each set's commonest first."""
+    per_class: dict[str, list[tuple[str, int, int]]] = field(default_factory=dict)
+    """By labelled set: (class, its images, those that zero-shot gets right)."""
     retrieval: list[RetrievalRun] = field(default_factory=list)
     """Features and ranks of each set of pairs."""
 
@@ -114,6 +149,7 @@ def evaluate(encoder: Encoder, suite: Suite) -> Outcome:
         if run:
             outcome.scores += run.scores
             outcome.confusions += run.confusions
+            outcome.per_class[place] = run.per_class
     for place in suite.retrieval:
         found = evaluate_retrieval(encoder, place)
         if found:

@@ -29,6 +29,8 @@ class ZeroShotRun:
     """acc1, acc5, mean_per_class_recall, num_prompts, num_bad."""
     confusions: list[tuple[str, str, int]]
     """(true class, predicted class, images), commonest first, right ones left out."""
+    per_class: list[tuple[str, int, int]]
+    """(class, its images, those ranked first) of the classes that occur, in their order."""
     predicted: Tensor
     """[M] long, class ranked first of each labelled image, in the set's order."""
 
@@ -137,8 +139,17 @@ def score_zero_shot(
             for metric, value, chance in rows
         ],
         confusions=[(*pair, count) for pair, count in wrong.most_common(10)],
+        per_class=_per_class(labels, found.predicted, class_names),
         predicted=found.predicted,
     )
+
+
+def _per_class(
+    labels: Tensor, predicted: Tensor, class_names: list[str]
+) -> list[tuple[str, int, int]]:
+    images = torch.bincount(labels, minlength=len(class_names)).tolist()
+    right = torch.bincount(labels[labels == predicted], minlength=len(class_names)).tolist()
+    return [each for each in zip(class_names, images, right, strict=True) if each[1]]
 
 
 def accuracies(

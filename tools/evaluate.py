@@ -3,6 +3,7 @@
     python tools/evaluate.py runs/demo --zero-shot data/demo/index/heldout --out demo.json
     python tools/evaluate.py ViT-B-32-quickgelu --pretrained openai --zero-shot imagenet/val \
         --retrieval data/flickr30k/test --captions json:captions
+    python tools/evaluate.py CHECKPOINT --zero-shot photos --html page.html --before demo.json
     python tools/evaluate.py CHECKPOINT --linear-probe TRAIN TEST --few-shot 1 4 16
     python tools/evaluate.py CHECKPOINT --sugarcrepe sugar-crepe/data --sugarcrepe-images val2017
     torchrun --nproc-per-node 8 tools/evaluate.py CHECKPOINT --zero-shot imagenet/val
@@ -22,41 +23,27 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
 from tessera.tools import program  # before all that takes long, for Ctrl-C meanwhile
 
 # isort: split
-import torch
 import tyro
-from tqdm import tqdm
 
-from tessera.evaluation.encoder import Encoder
-from tessera.evaluation.labelled import is_index
-from tessera.evaluation.records import RETRIEVAL_DEFINITION, lines, records, table
-from tessera.evaluation.scores import NUM_BAD, renamed
-from tessera.evaluation.suite import Suite, evaluate
-from tessera.evaluation.text_features import check_text_features, open_text_features
+from tessera.evaluation.suite import Suite
 from tessera.evaluation.views import ViewConfig, Views
-from tessera.model import Clip, build_clip
-from tessera.model.config import ClipConfig, clip_config, require_clip_bpe
-from tessera.model.open_clip_config import pixel_statistics
-from tessera.model.pretrained import load_pretrained, read_config, require_usual_resize
-from tessera.pipeline.durable import write_text
-from tessera.pipeline.index import ScanOptions, build_index
-from tessera.pipeline.masking import MaskConfig
-from tessera.pipeline.selection import open_dataset
-from tessera.pipeline.storage import list_shards
-from tessera.tools.export import named
-from tessera.training.distributed import RankError, Ranks, join_ranks
-from tessera.training.environment import machine, num_cores, processes_here
-from tessera.training.run_folder import newest_checkpoint
-from tessera.training.session import EMA
+from tessera.pipeline.masking.config import MaskConfig
+
+if TYPE_CHECKING:  # --help must not wait for torch: each function imports what it works with
+    from tessera.evaluation.suite import Outcome
+    from tessera.model import Clip
+    from tessera.model.config import ClipConfig
+    from tessera.training.distributed import Ranks
 
 _TIMEOUT_S = 600.0
 """Seconds that a process waits for the others to start."""
@@ -99,6 +86,11 @@ class Arguments(Suite):
     """Where the model runs; auto takes a GPU if there is one."""
     out: Path | None = None
     """JSON file for the results."""
+    html: Path | None = None
+    """File for a page of the results, with a table of the classes."""
+    before: Path | None = None
+    """What an earlier call wrote to --out, such as of the weights before fine-tuning: the page
+    shows the change."""
 
     def __post_init__(self) -> None:
         """Raise ValueError where something does not make sense."""
@@ -107,7 +99,10 @@ class Arguments(Suite):
             raise ValueError("--batch-size must be at least 1 and --num-threads at least 0")
         if not any(getattr(self, each.name) for each in fields(Suite) if each.default == ()):
             raise ValueError("name some data: --zero-shot, --retrieval, --linear-probe, ...")
-        ScanOptions(captions=self.captions)
+        if self.before and not self.html:
+            raise ValueError("--before is shown on the page: give --html as well")
+        if self.before and not self.before.is_file():
+            raise FileNotFoundError(f"there is no file {self.before}")
         _ = self.view_config
 
     @property
@@ -131,13 +126,18 @@ class Model:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns its exit status."""
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
-    return program.run(_run, argv, failures=(RankError,), stopped="stopped; nothing was written")
+    return program.run(_run, argv, stopped="stopped; nothing was written")
 
 
 def _run(words: list[str]) -> dict[str, Any] | None:
     arguments = tyro.cli(Arguments, args=words, description=program.describe(__doc__))
-    with join_ranks(_TIMEOUT_S) as ranks:
-        result = run(arguments, ranks)
+    from tessera.training.distributed import RankError, join_ranks
+
+    try:
+        with join_ranks(_TIMEOUT_S) as ranks:
+            result = run(arguments, ranks)
+    except RankError as error:
+        raise RuntimeError(str(error)) from error
     return result if ranks.is_main else None
 
 
@@ -147,51 +147,93 @@ def run(arguments: Arguments, ranks: Ranks) -> dict[str, Any]:
     Returns:
         What is written to --out; only rank 0's holds results.
     """
+    from tessera.evaluation.records import RETRIEVAL_DEFINITION, records
+    from tessera.evaluation.scores import NUM_BAD, renamed
+    from tessera.pipeline.index import ScanOptions
+    from tessera.training.environment import machine
+
+    ScanOptions(captions=arguments.captions)  # refuses what it does not know
     device = ranks.device(arguments.device)
     model = load_model(arguments)
-    # All processes of a machine see the folder; several machines need --index-dir on shared disk.
-    made = tempfile.TemporaryDirectory if arguments.index_dir is None else None
-    with made(prefix="tessera-") if made and ranks.is_main else nullcontext() as temporary:
-        folder = Path(ranks.on_main(lambda: str(arguments.index_dir or temporary)))
+    with ExitStack() as stack:
+        folder = arguments.index_dir
+        if folder is None and ranks.is_main:
+            temporary = tempfile.TemporaryDirectory(prefix="tessera-")
+            folder = Path(stack.enter_context(temporary))
+        # All processes of a machine see the folder; several machines need --index-dir.
+        folder = Path(ranks.on_main(lambda: str(folder)))
         indexed = ranks.on_main(lambda: index_shards(arguments, folder))
         suite = with_indexes(arguments, indexed)
         doubts = suite.check()
         if ranks.is_main:
             warn(doubts, indexed)
-        if model.clip.config.adapter:
-            check_text_features(model.clip.config.adapter, suite, arguments.text_encoder)
-        with tqdm(unit=" pictures and texts", disable=None if ranks.is_main else True) as bar:
-            clip = model.clip.to(device)
-            encoder = Encoder(
-                clip=clip,
-                batch_size=arguments.batch_size,
-                num_threads=arguments.num_threads or max(1, num_cores() // processes_here()),
-                views=arguments.view_config,
-                ranks=ranks,
-                texts=open_text_features(clip, arguments.text_encoder),
-                progress=bar.update,
-            )
-            outcome = evaluate(encoder, suite)
-            rejected = rejected_samples(suite, indexed)
-    scores = renamed(outcome.scores, {index: place for place, index in indexed.items()})
-    found = records(scores, model.name, model.pretrained)
+        outcome = _measure(arguments, ranks, model.clip.to(device), suite)
+        rejected = rejected_samples(suite, indexed)
+    names = {index: place for place, index in indexed.items()}
+    scores = renamed(outcome.scores, names)
     result = {
         "checkpoint": arguments.checkpoint,
         "views": arguments.views,
         "mask": {"kind": arguments.mask.kind, "mask_ratio": arguments.mask.mask_ratio},
         "definitions": RETRIEVAL_DEFINITION,
         "num_ranks": ranks.world_size,
-        "results": found,
+        "results": records(scores, model.name, model.pretrained),
+        "per_class": {names.get(p, p): rows for p, rows in outcome.per_class.items()},
         "bad_images": {row.dataset: int(row.value) for row in scores if row.metric == NUM_BAD},
         "rejected_samples": rejected,
         "environment": machine(device),
     }
     if ranks.is_main:
-        print("\n".join([*lines(scores), *_lines_of_rejected(rejected), "", table(found)]))
-        if arguments.out:
-            arguments.out.parent.mkdir(parents=True, exist_ok=True)
-            write_text(arguments.out, json.dumps(result, indent=1) + "\n")
+        _show(arguments, replace(outcome, scores=scores), model, result)
     return result
+
+
+def _measure(arguments: Arguments, ranks: Ranks, clip: Clip, suite: Suite) -> Outcome:
+    from tessera.evaluation.encoder import Encoder
+    from tessera.evaluation.suite import evaluate
+    from tessera.evaluation.text_features import check_text_features, open_text_features
+    from tessera.tools.progress import Progress
+    from tessera.training.environment import num_cores, processes_here
+
+    if clip.config.adapter:
+        check_text_features(clip.config.adapter, suite, arguments.text_encoder)
+    total = -(-suite.num_to_encode() // ranks.world_size)
+    silent = not ranks.is_main
+    with Progress("encoding", "pictures and texts", total, silent=silent) as progress:
+        encoder = Encoder(
+            clip=clip,
+            batch_size=arguments.batch_size,
+            num_threads=arguments.num_threads or max(1, num_cores() // processes_here()),
+            views=arguments.view_config,
+            ranks=ranks,
+            texts=open_text_features(clip, arguments.text_encoder),
+            progress=progress,
+        )
+        return evaluate(encoder, suite)
+
+
+def _show(arguments: Arguments, outcome: Outcome, model: Model, result: dict[str, Any]) -> None:
+    """Print the results, and write what was asked for."""
+    from tessera.evaluation.records import lines, table
+    from tessera.pipeline.durable import write_text
+    from tessera.report.evaluation import write_evaluation_page
+
+    rejected = _lines_of_rejected(result["rejected_samples"])
+    print("\n".join([*lines(outcome.scores), *rejected, "", table(result["results"])]))
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(arguments.out, json.dumps(result, indent=1) + "\n")
+    if arguments.html:
+        before = json.loads(arguments.before.read_text("utf-8")) if arguments.before else None
+        write_evaluation_page(
+            arguments.html,
+            model=f"{model.name}, {model.pretrained}",
+            scores=outcome.scores,
+            confusions=outcome.confusions,
+            result=result,
+            before=before,
+        )
+        print(f"page     {arguments.html}")
 
 
 def load_model(arguments: Arguments) -> Model:
@@ -201,6 +243,15 @@ def load_model(arguments: Arguments) -> Model:
         FileNotFoundError: there are no such weights.
         ValueError: the architecture is not known, or does not fit the weights.
     """
+    import torch
+
+    from tessera.model import build_clip
+    from tessera.model.config import clip_config, require_clip_bpe
+    from tessera.model.pretrained import read_config, require_usual_resize
+    from tessera.tools.export import named
+    from tessera.training.run_folder import newest_checkpoint
+    from tessera.training.session import EMA
+
     place = Path(arguments.checkpoint)
     if place.is_dir():
         place = newest_checkpoint(place)
@@ -237,6 +288,10 @@ def index_shards(arguments: Arguments, folder: Path) -> dict[str, str]:
     that have changed. Captions are read for retrieval alone: CLIP_benchmark's labelled sets have
     none.
     """
+    from tessera.evaluation.labelled import is_index
+    from tessera.pipeline.index import ScanOptions, build_index
+    from tessera.pipeline.storage import list_shards
+
     places = (*arguments.zero_shot, *arguments.retrieval, *arguments.linear_probe)
     found: dict[str, str] = {}
     for place in dict.fromkeys(places):
@@ -275,6 +330,9 @@ def rejected_samples(suite: Suite, indexed: Mapping[str, str]) -> dict[str, dict
         suite: of indexes and folders of pictures.
         indexed: the index of each shard folder.
     """
+    from tessera.evaluation.labelled import is_index
+    from tessera.pipeline.selection import open_dataset
+
     names = {index: place for place, index in indexed.items()}
     places = (*suite.zero_shot, *suite.retrieval, *suite.linear_probe)
     found = {
@@ -294,6 +352,10 @@ def _lines_of_rejected(rejected: Mapping[str, Mapping[str, int]]) -> list[str]:
 
 
 def _filled(config: ClipConfig, weights: str) -> Model:
+    from tessera.model import build_clip
+    from tessera.model.config import require_clip_bpe
+    from tessera.model.pretrained import load_pretrained
+
     require_clip_bpe(config)
     clip = build_clip(config).eval()
     for note in load_pretrained(clip, weights):
@@ -312,6 +374,8 @@ def as_published(config: ClipConfig, tag: str) -> ClipConfig:
         ValueError: open_clip evaluates these weights with another resize.
     """
     import open_clip
+
+    from tessera.model.open_clip_config import pixel_statistics
 
     published = open_clip.get_pretrained_cfg(config.name, tag)
     usual = {"interpolation": "bicubic", "resize_mode": "shortest"}

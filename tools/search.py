@@ -16,24 +16,20 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
 from tessera.tools import program  # before all that takes long, for Ctrl-C meanwhile
 
 # isort: split
-import torch
 import tyro
-from tqdm import tqdm
 
-from tessera.evaluation.search import Search, open_pictures, open_search
-from tessera.evaluation.text_features import open_text_features
-from tessera.model import Clip, build_clip
-from tessera.model.pretrained import load_pretrained, read_config, require_usual_resize
 from tessera.report.search import ADDRESS, check_port, make_server
-from tessera.training.environment import num_cores
-from tessera.training.run_folder import newest_checkpoint
+from tessera.tools.progress import Progress
+
+if TYPE_CHECKING:  # --help must not wait for torch
+    from tessera.evaluation.search import Search
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> dict[str, Any] | None:
     arguments = tyro.cli(Arguments, args=words, description=program.describe(__doc__))
+    from tessera.training.run_folder import newest_checkpoint
+
     folder = newest_checkpoint(arguments.model)
     if not arguments.image and not arguments.query:
         check_port(arguments.port)
@@ -92,14 +90,22 @@ def _run(words: list[str]) -> dict[str, Any] | None:
 
 
 def _open(arguments: Arguments, folder: Path) -> Search:
+    import torch
+
+    from tessera.evaluation.search import open_pictures, open_search
+    from tessera.evaluation.text_features import open_text_features
+    from tessera.model import build_clip
+    from tessera.model.pretrained import load_pretrained, read_config, require_usual_resize
+    from tessera.training.environment import num_cores
+
     require_usual_resize(folder)
-    clip: Clip = build_clip(read_config(folder))
+    clip = build_clip(read_config(folder))
     for note in load_pretrained(clip, folder):
         print(note, file=sys.stderr)
     clip.to(torch.device(arguments.device))
     pictures = open_pictures(arguments.pictures)
-    with tqdm(unit=" pictures", desc="encoding", disable=None) as bar:
-        search, was_there = open_search(clip, pictures, arguments.cache, num_cores(), bar.update)
+    with Progress("encoding", "pictures", pictures.count) as progress:
+        search, was_there = open_search(clip, pictures, arguments.cache, num_cores(), progress)
     search.texts = open_text_features(clip, arguments.text_encoder)
     kept = "features from the cache" if was_there else "features made"
     print(f"{search.size} pictures of {pictures.name}, {kept}, {search.num_bad} not decodable")
