@@ -8,9 +8,9 @@ Trains every variant with every seed at equal samples and at equal compute, each
 `python train.py` in a folder of its own under --out, and writes comparison.html, comparison.md and
 comparison.json there. A variant is a recipe's name, `fill-03`, `fill-05` or a table of
 --variants-file; with --base a recipe gives its mask to that one, without --base it is run as it is.
-The first variant is the baseline. Words
-behind `--` are given to all runs. The same command goes on where it was stopped, and makes only the
-report when all runs are finished. docs/comparison.md explains the tables.
+The first variant is the baseline. Words after `--` are given to all runs. The same command resumes
+after it was stopped, and makes only the report when all runs are finished. docs/comparison.md
+explains the tables.
 
 If some runs are not finished, the report is written, names them, and the exit status is 1.
 """
@@ -23,26 +23,19 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
 
 from tessera.tools import program  # before all that takes long, for Ctrl-C meanwhile
 
 # isort: split
-import torch
 import tyro
 
-from tessera.pipeline.durable import write_text
-from tessera.tools.comparison.markdown import markdown
-from tessera.tools.comparison.page import write_page
-from tessera.tools.comparison.plan import Form, Plan, make_plan
-from tessera.tools.comparison.reading import reading
-from tessera.tools.comparison.results import Table, as_json, tables_of
-from tessera.tools.comparison.runs import is_finished, make_runs, read_run
-from tessera.tools.comparison.variants import choose_variants
-from tessera.training.environment import machine
+if TYPE_CHECKING:  # --help must not wait for torch
+    from tessera.tools.comparison.plan import Plan
 
+Form = Literal["samples", "compute"]
 _PAPER = ("clip", "flip-50", "cluster-rgb-03", "cluster-rgb-05", "fill-03", "cluster-embedding")
 
 
@@ -88,6 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(words: list[str]) -> dict[str, Any] | program.Ended:
     own, shared = _split(words)
     arguments = tyro.cli(Arguments, args=own, description=program.describe(__doc__))
+    from tessera.tools.comparison.runs import is_finished, make_runs
+
     plan = _plan(arguments, shared)
     if arguments.dry_run:
         print("\n".join(run.command for run in plan.runs))
@@ -108,6 +103,9 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _plan(arguments: Arguments, shared: Sequence[str]) -> Plan:
+    from tessera.tools.comparison.plan import make_plan
+    from tessera.tools.comparison.variants import choose_variants
+
     variants = choose_variants(arguments.variants, arguments.variants_file, arguments.base)
     return make_plan(variants, arguments.seeds, arguments.forms, shared, arguments.out)
 
@@ -116,8 +114,18 @@ def _report(
     arguments: Arguments, plan: Plan, failures: dict[Path, str], command: Sequence[str]
 ) -> dict[str, Any]:
     """Write the three files; what to say of them on the last line."""
+    import torch
+
+    from tessera.pipeline.durable import write_text
+    from tessera.tools.comparison.markdown import markdown
+    from tessera.tools.comparison.page import write_page
+    from tessera.tools.comparison.reading import reading
+    from tessera.tools.comparison.results import as_json, tables_of
+    from tessera.tools.comparison.runs import read_run
+    from tessera.training.environment import machine
+
     finished = {run.folder: read_run(run) for run in plan.runs if run.folder not in failures}
-    tables: list[Table] = tables_of(plan, finished)
+    tables = tables_of(plan, finished)
     sentences = reading(tables)
     commands = [shlex.join(command), *(run.command for run in plan.runs)]
     reasons = {folder.name: reason for folder, reason in failures.items()}

@@ -492,3 +492,22 @@ def test_compositional_sets_are_measured_as_open_clip_measures(
         (a, b), (c, d) = similarity(pictures, [each["caption_0"], each["caption_1"]]).tolist()
         group.append(a > b and d > c and a > c and d > b)
     assert found["winoground"]["acc"] == pytest.approx(np.mean(group))
+
+
+def test_the_page_shows_every_class_and_what_changed(
+    coloured_index: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place, out, page = str(coloured_index), tmp_path / "before.json", tmp_path / "page.html"
+    words = ["tessera-demo", "--zero-shot", place, "--device", "cpu"]
+    assert evaluate_tool.main([*words, "--seed", "1", "--out", str(out)]) == 0
+    before = json.loads(out.read_text("utf-8"))
+    rows = before["per_class"][place]
+    acc1 = before["results"][0]["metrics"]["acc1"]
+    assert sum(right for _, _, right in rows) == pytest.approx(acc1 * sum(n for _, n, _ in rows))
+    assert evaluate_tool.main([*words, "--html", str(page), "--before", str(out)]) == 0
+    text = page.read_text("utf-8")
+    for shown in ("Every class", "Before and after", *(name for name, _, _ in rows)):
+        assert shown in text
+    with pytest.raises(SystemExit, match="2"):
+        evaluate_tool.main([*words, "--before", str(out)])
+    assert "--html" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from tessera.report.numbers import duration
 from tessera.report.series import trend
 from tessera.tools.comparison.plan import PlannedRun, flops_of
 from tessera.tools.comparison.scores import Figure, figures_of
@@ -101,14 +103,25 @@ def make_runs(
     """
     waiting = [run for run in runs if not is_finished(run)]
     say(f"{len(runs)} runs, {len(runs) - len(waiting)} of them finished before")
+    pace = _Pace(runs=waiting, jobs=jobs)
     failures: dict[Path, str] = {}
     under_way: set[subprocess.Popen[bytes]] = set()
     pool = ThreadPoolExecutor(jobs)
     try:
         with _interrupted_by_any_signal():
-            reasons = pool.map(lambda run: _make(run, under_way), waiting)
-            for number, (run, reason) in enumerate(zip(waiting, reasons, strict=True), 1):
-                say(f"[{number}/{len(waiting)}] {run.folder.name}: {reason or 'finished'}")
+
+            def make(numbered: tuple[int, PlannedRun]) -> tuple[PlannedRun, str]:
+                number, run = numbered
+                place = f"[{number}/{len(waiting)}] {run.folder.name}:"
+                say(f"{place} started, its output is in {run.folder / 'output.txt'}")
+                start = time.monotonic()
+                reason = _make(run, under_way)
+                pace.add(run, time.monotonic() - start)
+                took = f"finished in {duration(time.monotonic() - start)}"
+                say(f"{place} {reason or took}{pace.left()}")
+                return run, reason
+
+            for run, reason in pool.map(make, enumerate(waiting, 1)):
                 if reason:
                     failures[run.folder] = reason
     except BaseException:
@@ -119,6 +132,27 @@ def make_runs(
     finally:
         pool.shutdown()
     return failures
+
+
+class _Pace:
+    """How long the runs that are left will take, by the operations of those that ended."""
+
+    def __init__(self, *, runs: Sequence[PlannedRun], jobs: int) -> None:
+        self._left, self._jobs = {run.folder: run.flops for run in runs}, jobs
+        self._flops = self._seconds = 0.0
+
+    def add(self, run: PlannedRun, seconds: float) -> None:
+        """A run has ended."""
+        self._flops += self._left.pop(run.folder)
+        self._seconds += seconds
+
+    def left(self) -> str:
+        """Words for it; empty after the last."""
+        left = sum(self._left.values())
+        if not left or not self._flops:
+            return ""
+        seconds = left * self._seconds / self._flops / min(self._jobs, len(self._left))
+        return f"; {len(self._left)} runs left, about {duration(seconds)}"
 
 
 def read_run(run: PlannedRun) -> FinishedRun:

@@ -34,7 +34,9 @@ class Spread:
         count = len(self.values)
         if count < 2:
             return None
-        error = student_t(count - 1) * self.deviation / math.sqrt(count)
+        from scipy.stats import t  # takes a second
+
+        error = float(t.ppf((1 + CONFIDENCE) / 2, count - 1)) * self.deviation / math.sqrt(count)
         return self.mean - error, self.mean + error
 
     @property
@@ -47,32 +49,3 @@ class Spread:
 def paired(values: Sequence[float], baseline: Sequence[float]) -> Spread:
     """Differences to the baseline, seed by seed: what both owe to the seed cancels."""
     return Spread(values=tuple(a - b for a, b in zip(values, baseline, strict=True)))
-
-
-def student_t(freedom: int, confidence: float = CONFIDENCE) -> float:
-    """The value that |t| stays below with this probability, by bisection.
-
-    Args:
-        freedom: degrees of freedom, at least 1.
-        confidence: the probability, 0 to 1.
-    """
-    low, high = 0.0, 1.0
-    while _probability(high, freedom) < confidence:
-        high *= 2
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _probability(middle, freedom) < confidence else (low, middle)
-    return high
-
-
-def _probability(t: float, freedom: int) -> float:
-    """P(|T| <= t), Abramowitz and Stegun 26.7.3 and 26.7.4."""
-    angle = math.atan(t / math.sqrt(freedom))
-    sine, cosine = math.sin(angle), math.cos(angle)
-    odd = freedom % 2
-    term = cosine if odd else 1.0
-    total = term if freedom > 1 else 0.0
-    for step in range(2 + odd, freedom - 1, 2):
-        term *= cosine**2 * (step - 1) / step
-        total += term
-    return 2 / math.pi * (angle + sine * total) if odd else sine * total
