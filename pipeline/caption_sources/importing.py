@@ -1,50 +1,83 @@
 """From rows of files to a caption source beside an index.
 
-    reader ▸ join ▸ texts by sample, on disk ▸ tokenise ▸ captions/<source>.arrow and .json
+    reader ▸ rows joined to samples and put in their order, in SQL ▸ tokenise
+           ▸ captions/<source>.arrow and .json
 
-The source appears when it is complete; what is refused leaves nothing behind.
+DuckDB joins and sorts, and spills to a temporary folder what does not fit into its memory. The
+source appears when it is complete; what is refused leaves nothing behind.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from tessera.pipeline.caption_record import CaptionRecord, record_path, write_record
-from tessera.pipeline.caption_sources.joins import Join
-from tessera.pipeline.caption_sources.partitions import TextPartitions
-from tessera.pipeline.caption_sources.rows import Reader
+from tessera.pipeline.caption_sources.laclip import OrderProof
+from tessera.pipeline.caption_sources.rows import Reader, RowBatch
 from tessera.pipeline.captions import CAPTION_SCHEMA, caption_batch
 from tessera.pipeline.durable import sync_folder, work_folder
-from tessera.pipeline.index import CAPTIONS_DIR, DEFAULT_SOURCE, Index
+from tessera.pipeline.index import CAPTIONS_DIR, DEFAULT_SOURCE, SOURCE_SEPARATOR, Index
 from tessera.pipeline.indexing.spool import TableSpool
 from tessera.pipeline.storage import head_tail_crc32
 from tessera.pipeline.tokenizer import encode_captions
 from tessera.pipeline.workers import map_in_processes
 
-_TEXTS_AT_ONCE = 4096
+_SAMPLES_AT_ONCE = 2048
+_KEYS_AT_ONCE = 1 << 17
 _HASHED_BYTES = 1 << 26
+_MEMORY = "512MB"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
-Repeats = Literal["first", "last", "all"]
-"""Which of several rows of the same sample count."""
+_GIVEN = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("key", pa.large_string()),
+        ("source", pa.int32()),
+        ("place", pa.string()),
+        ("texts", pa.list_(pa.string())),
+    ]
+)
+"""Rows of the files; `source` is -1 where a key names none."""
+_BY_ROW = "SELECT row AS sample, row FROM given WHERE row < $m"
+_BY_VALUE = """
+SELECT sample, row FROM given JOIN known
+ON given.key = known.key AND (given.source < 0 OR given.source = known.source)
+WHERE given.key != ''
+"""
+_WITH_TEXT = """
+CREATE TEMP TABLE written AS SELECT sample, row FROM matched
+SEMI JOIN (SELECT row FROM given WHERE len(texts) > 0) USING (row)
+"""
+_CHOSEN = {
+    "first": "CREATE TEMP TABLE chosen AS SELECT sample, min(row) AS row FROM written GROUP BY ALL",
+    "last": "CREATE TEMP TABLE chosen AS SELECT sample, max(row) AS row FROM written GROUP BY ALL",
+    "all": "CREATE TEMP TABLE chosen AS FROM written",
+}
 Progress = Callable[[str, int], object]
 """Is told what is being done and how many rows or texts of it are done on top."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImportOptions:
-    """How rows become texts."""
+    """How rows find their samples and become texts."""
 
-    repeats: Repeats = "first"
+    join: Literal["key", "url", "row", "order"] = "key"
+    """By key or URL; by their number, proven by the words shared with the originals (row), or
+    without a proof, as rows that were read from the shards need none (order)."""
+    source: str = ""
+    """The source of the index that keys without one are of; empty if that is to be seen."""
+    repeats: Literal["first", "last", "all"] = "first"
     """Which of several rows of the same sample count: the first, the last, or all of them."""
     min_words: int = 2
     """A text with fewer words keeps its place and is never served: the original is, as LaCLIP does
@@ -66,7 +99,6 @@ class ImportReport:
     """What became of the rows and texts of the input."""
 
     num_rows: int = 0
-    """Rows read."""
     num_unknown: int = 0
     """Rows whose key or URL is none of the index."""
     num_rows_without_text: int = 0
@@ -104,8 +136,6 @@ def import_captions(
     index: Index,
     name: str,
     reader: Reader,
-    join: Join,
-    join_name: str,
     options: ImportOptions,
     progress: Progress = lambda _what, _count: None,
 ) -> ImportReport:
@@ -115,9 +145,7 @@ def import_captions(
         index: whose samples own the texts.
         name: of the source: small letters, digits, `_` and `-`.
         reader: of the files.
-        join: finds the samples of rows.
-        join_name: for the record: key, url or row.
-        options: how rows become texts.
+        options: how rows find their samples and become texts.
         progress: is told how far it has come.
 
     Raises:
@@ -126,24 +154,20 @@ def import_captions(
         OSError: the source cannot be written.
         RuntimeError: a worker process was killed, or another process is adding this source.
     """
-    captions = index.directory / CAPTIONS_DIR
-    path = captions / f"{name}.arrow"
+    path = index.directory / CAPTIONS_DIR / f"{name}.arrow"
     _check_name(name, path, options)
     report = ImportReport()
     # Beside the result, so that it can be renamed; hidden, so that nobody takes it for one.
-    place = tempfile.TemporaryDirectory() if options.dry_run else work_folder(captions / name)
-    with place as made:
+    place = tempfile.TemporaryDirectory() if options.dry_run else work_folder(path.with_suffix(""))
+    with place as made, _Rows(index, options, Path(made)) as rows:
         folder = Path(made)
-        partitions = TextPartitions(folder, index.num_samples)
-        _collect(reader, join, partitions, report, progress)
-        report.overlap = join.finish()
-        overlaps = getattr(reader, "overlap", [])
-        if report.overlap is None and overlaps:
-            report.overlap = min(overlaps)
+        rows.read(reader, report, progress)
+        rows.match(report)
         spool = TableSpool(folder, "captions", CAPTION_SCHEMA)
-        chosen = _chosen(partitions, options.repeats, report)
-        for encoded in _encoded(chosen, options):
-            _count(encoded, report)
+        for encoded in _encoded(rows.by_sample(), options):
+            report.num_texts += len(encoded.texts)
+            report.num_short += encoded.num_short
+            report.num_empty += encoded.num_empty
             if not options.dry_run:
                 spool.append(caption_batch(encoded.texts, encoded.tokens, encoded.samples))
             progress("tokenising", len(encoded.texts))
@@ -153,7 +177,7 @@ def import_captions(
         if not options.dry_run:
             batch = spool.write(folder / path.name)
             report.fingerprint = _fingerprint(index, batch)
-            _publish(folder, path, _record(index, reader, join_name, report))
+            _publish(folder, path, _record(index, reader, options, report))
     return report
 
 
@@ -165,51 +189,164 @@ def _check_name(name: str, path: Path, options: ImportOptions) -> None:
         raise ValueError(f"{path} is there already: give another name, or --replace")
 
 
-def _collect(
-    reader: Reader, join: Join, partitions: TextPartitions, report: ImportReport, progress: Progress
-) -> None:
-    """Join all rows and sort their texts by sample."""
-    for batch in reader.batches():
-        rows, ids = join.match(batch)
-        num_rows = len(batch.texts)
-        report.num_rows += num_rows
-        report.num_unknown += num_rows - len(np.unique(rows))
-        report.num_rows_without_text += sum(not texts for texts in batch.texts)
-        counts = np.fromiter(map(len, batch.texts), np.int64, num_rows)[rows]
-        partitions.add(
-            np.repeat(ids, counts),
-            np.repeat(rows + batch.first_row, counts),
-            [text.strip() for row in rows.tolist() for text in batch.texts[row]],
+class _Rows:
+    """The rows of the files in a database, and the samples that they belong to."""
+
+    def __init__(self, index: Index, options: ImportOptions, folder: Path) -> None:
+        names = index.source_names
+        if options.source and options.source not in names:
+            known = ", ".join(names)
+            raise ValueError(f"the index has no source {options.source!r}; it has: {known}")
+        self._index, self._options = index, options
+        self._sources = names if options.join == "key" and len(names) > 1 else []
+        self._usual = names.index(options.source) if options.source else -1
+        self._values = None
+        if options.join in ("key", "url"):
+            by_key = options.join == "key"
+            self._values = index.table.column("key") if by_key else index.column("url")
+        self._database = duckdb.connect(
+            config={
+                "threads": min(4, os.cpu_count() or 1),
+                "memory_limit": _MEMORY,
+                "temp_directory": str(folder / "spilled"),
+            }
         )
-        progress("reading", num_rows)
 
+    def __enter__(self) -> _Rows:
+        return self
 
-def _chosen(
-    partitions: TextPartitions, repeats: Repeats, report: ImportReport
-) -> Iterator[tuple[NDArray[np.int64], pa.Array]]:
-    """Owners and texts in the order of the samples, with the rows that count only."""
-    for part in partitions.sorted_parts():
-        samples, rows = (part.column(name).to_numpy() for name in ("sample", "row"))
-        starts = np.flatnonzero(np.diff(samples, prepend=-1))
-        report.num_samples += len(starts)
-        ends = np.append(starts[1:], len(samples))
-        keep = np.ones(len(samples), dtype=bool)
-        if repeats != "all":
-            wanted = rows[starts] if repeats == "first" else rows[ends - 1]
-            keep = rows == np.repeat(wanted, ends - starts)
-            pairs = np.count_nonzero(np.diff(rows, prepend=-1) | np.diff(samples, prepend=-1))
-            report.num_repeated += int(pairs) - len(starts)
-        texts = part.column("text")
-        for first in range(0, len(samples), _TEXTS_AT_ONCE):
-            there = np.flatnonzero(keep[first : first + _TEXTS_AT_ONCE]) + first
-            if len(there):
-                yield samples[there], texts.take(pa.array(there))
+    def __exit__(self, *_: object) -> None:
+        self._database.close()
+
+    def read(self, reader: Reader, report: ImportReport, progress: Progress) -> None:
+        """Take up all rows.
+
+        Raises:
+            ValueError: a row cannot be read, or rows are not proven to be of their samples.
+        """
+        proof = OrderProof(self._index) if self._options.join == "row" else None
+        self._load("given", [self._given(RowBatch(first_row=0))])
+        for batch in reader.batches():
+            if proof:
+                proof.add(batch)
+            self._load("given", [self._given(batch)])
+            report.num_rows += len(batch.texts)
+            report.num_rows_without_text += sum(not texts for texts in batch.texts)
+            progress("reading", len(batch.texts))
+        overlaps = [proof.finish()] if proof else getattr(reader, "overlap", [])
+        report.overlap = min((each for each in overlaps if each is not None), default=None)
+
+    def match(self, report: ImportReport) -> None:
+        """Find the samples of all rows, and the rows that count.
+
+        Raises:
+            ValueError: no row is of a sample, or a key is of several sources.
+        """
+        if self._values is None:
+            pairs = _BY_ROW
+        else:
+            self._load("known", self._known())
+            pairs = _BY_VALUE
+        self._run(f"CREATE TEMP TABLE matched AS {pairs}", {"m": self._index.num_samples})
+        found = self._one("SELECT count(DISTINCT row) FROM matched")
+        report.num_unknown = report.num_rows - found
+        if not found and self._values is not None:
+            raise ValueError(self._nothing_matched())
+        if self._sources:
+            self._check_sources()
+        self._run(_WITH_TEXT)
+        self._run(_CHOSEN[self._options.repeats])
+        report.num_samples = self._one("SELECT count(DISTINCT sample) FROM chosen")
+        report.num_repeated = self._one(
+            "SELECT (SELECT count(*) FROM written) - (SELECT count(*) FROM chosen)"
+        )
+
+    def by_sample(self) -> Iterator[tuple[NDArray[np.int64], pa.Array]]:
+        """Owners and texts, in the order of the samples and, of one sample, of the rows."""
+        ordered = "SELECT sample, texts FROM chosen JOIN given USING (row) ORDER BY sample, row"
+        for batch in self._database.sql(ordered).to_arrow_reader(_SAMPLES_AT_ONCE):
+            texts = batch.column("texts")
+            lengths = texts.value_lengths().to_numpy()
+            yield np.repeat(batch.column("sample").to_numpy(), lengths), texts.flatten()
+
+    def _given(self, batch: RowBatch) -> pa.RecordBatch:
+        """A batch as the database has it; the source that a key names is cut off."""
+        count = len(batch.texts)
+        keys = batch.keys or [""] * count
+        sources = np.full(count, self._usual, np.int32)
+        if self._sources:
+            parts = [key.partition(SOURCE_SEPARATOR) for key in keys]
+            named = [bool(sep) and source in self._sources for source, sep, _ in parts]
+            for row in np.flatnonzero(named):
+                sources[row] = self._sources.index(parts[row][0])
+            keys = [parts[row][2] if named[row] else key for row, key in enumerate(keys)]
+        columns = [
+            pa.array(np.arange(count) + batch.first_row),
+            pa.array(keys, pa.large_string()),
+            pa.array(sources),
+            pa.array([batch.place_of(row) if self._sources else "" for row in range(count)]),
+            pa.array([[text.strip() for text in texts] for texts in batch.texts], _GIVEN[4].type),
+        ]
+        return pa.RecordBatch.from_arrays(columns, schema=_GIVEN)
+
+    def _known(self) -> Iterator[pa.RecordBatch]:
+        """The key or URL of each sample, and its source where that matters."""
+        assert self._values is not None
+        for start in range(0, self._index.num_samples, _KEYS_AT_ONCE):
+            keys = self._values[start : start + _KEYS_AT_ONCE]
+            ids = np.arange(start, start + len(keys))
+            several = bool(self._sources)
+            sources = self._index.sources_of(ids) if several else np.zeros(len(ids), np.int32)
+            columns = [pa.array(ids), keys, pa.array(sources)]
+            yield pa.RecordBatch.from_arrays(columns, ["sample", "key", "source"])
+
+    def _load(self, name: str, batches: Any) -> None:
+        """Put batches at the end of a table, which the first one makes."""
+        for batch in batches:
+            self._database.register("batch", batch)
+            self._run(f"CREATE TABLE IF NOT EXISTS {name} AS FROM batch LIMIT 0")
+            self._run(f"INSERT INTO {name} FROM batch")
+
+    def _check_sources(self) -> None:
+        """See that no key is of several sources.
+
+        Raises:
+            ValueError: one is, and nothing says which one is meant.
+        """
+        row = self._one(
+            "SELECT min(row) FROM (SELECT row FROM matched GROUP BY row HAVING count(*) > 1)"
+        )
+        if row is None:
+            return
+        samples = self._run("SELECT sample FROM matched WHERE row = $r ORDER BY sample", {"r": row})
+        both = " and ".join(self._index.keys([sample for (sample,) in samples]))
+        ((key, place),) = self._run("SELECT key, place FROM given WHERE row = $r", {"r": row})
+        raise ValueError(
+            f"{place}: the key {key!r} is that of {both}: write keys so, or name the source that "
+            "all are of with --source"
+        )
+
+    def _nothing_matched(self) -> str:
+        theirs = self._one("SELECT coalesce(min(key), '') FROM given WHERE row = 0")
+        ours = self._one("SELECT coalesce(min(key), '') FROM known WHERE key != ''")
+        return (
+            f"no {self._options.join} of the files is one of the index: theirs are like "
+            f"{theirs!r}, the index has ones like {ours!r}. Choose another --key-column, or "
+            "--stem True for paths whose file name is the key"
+        )
+
+    def _run(self, query: str, values: dict[str, int] | None = None) -> list[tuple[Any, ...]]:
+        values = {name: value for name, value in (values or {}).items() if f"${name}" in query}
+        return self._database.execute(query, values).fetchall()
+
+    def _one(self, query: str) -> Any:
+        return self._run(query)[0][0]
 
 
 def _encoded(
-    chosen: Iterator[tuple[NDArray[np.int64], pa.Array]], options: ImportOptions
+    texts: Iterator[tuple[NDArray[np.int64], pa.Array]], options: ImportOptions
 ) -> Iterator[_Encoded]:
-    work = ((samples, texts, options) for samples, texts in chosen)
+    work = ((samples, own, options) for samples, own in texts)
     if options.num_workers == 1 or options.dry_run:
         return map(_encode, work)
     return map_in_processes(_encode, work, options.num_workers)
@@ -233,44 +370,37 @@ def _encode(work: tuple[NDArray[np.int64], pa.Array, ImportOptions]) -> _Encoded
     )
 
 
-def _count(encoded: _Encoded, report: ImportReport) -> None:
-    report.num_texts += len(encoded.texts)
-    report.num_short += encoded.num_short
-    report.num_empty += encoded.num_empty
-
-
 def _fingerprint(index: Index, batch: pa.RecordBatch) -> str:
     digest = hashlib.sha256(index.fingerprint.encode())
     digest.update(str(batch.num_rows).encode())
-    for column in batch.columns:
-        for buffer in column.buffers():
-            if buffer is not None:
-                view = memoryview(buffer)
-                for start in range(0, len(view), _HASHED_BYTES):
-                    digest.update(view[start : start + _HASHED_BYTES])
+    for buffer in (each for column in batch.columns for each in column.buffers() if each):
+        view = memoryview(buffer)
+        for start in range(0, len(view), _HASHED_BYTES):
+            digest.update(view[start : start + _HASHED_BYTES])
     return digest.hexdigest()
 
 
-def _record(index: Index, reader: Reader, join_name: str, report: ImportReport) -> CaptionRecord:
-    inputs = tuple(
-        {
-            "name": path.name,
-            "size_bytes": path.stat().st_size,
-            "head_tail_crc32": head_tail_crc32(str(path)),
-        }
-        for path in reader.files
-    )
-    counts = {name: value for name, value in asdict(report).items() if isinstance(value, int)}
+def _record(
+    index: Index, reader: Reader, options: ImportOptions, report: ImportReport
+) -> CaptionRecord:
     return CaptionRecord(
         index_fingerprint=index.fingerprint,
         fingerprint=report.fingerprint,
         tokenizer=index.tokenizer,
-        inputs=inputs,
-        join=join_name,
+        inputs=tuple(
+            {
+                "name": path.name,
+                "size_bytes": path.stat().st_size,
+                "head_tail_crc32": head_tail_crc32(str(path)),
+            }
+            for path in reader.files
+            if path.is_file()
+        ),
+        join="row" if options.join == "order" else options.join,
         num_texts=report.num_texts,
         num_samples=report.num_samples,
         coverage=report.coverage,
-        counts=counts,
+        counts={name: value for name, value in asdict(report).items() if isinstance(value, int)},
     )
 
 
