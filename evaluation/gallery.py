@@ -18,9 +18,9 @@ from tessera.evaluation.retrieval import RetrievalRun
 from tessera.model.config import ClipConfig
 from tessera.pipeline import LoaderConfig, open_evaluation_loader
 from tessera.pipeline.index import Index
+from tessera.pipeline.index.tokenizer import token_strings
 from tessera.pipeline.loader import Loader
 from tessera.pipeline.stages import Preview
-from tessera.pipeline.tokenizer import token_strings
 
 _NUM_RESULTS = 5
 

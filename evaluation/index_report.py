@@ -18,7 +18,7 @@ from tessera.evaluation.page.document import (
 from tessera.evaluation.page.histogram import histogram_figure
 from tessera.evaluation.page.markup import Markup, join, shorten, tag
 from tessera.evaluation.page.numbers import count, duration, percent
-from tessera.pipeline.indexing import IndexReport
+from tessera.pipeline.index import IndexReport
 
 _MOST_SHOWN = 50
 """Damaged shards named on the page."""

@@ -94,7 +94,10 @@ def part_selections(work: Path) -> dict[str, Any]:
 
 def part_tokens(_work: Path) -> dict[str, Any]:
     """Token ids of captions, odd ones among them."""
-    from pipeline.tokenizer import encode_captions
+    try:
+        from pipeline.index.tokenizer import encode_captions
+    except ImportError:  # the first edition
+        from pipeline.tokenizer import encode_captions  # pyright: ignore[reportMissingImports]
 
     odd = ["", "A dog &amp; a cat", "\uff26\uff35", "\U0001f600", "a " * 400, "caf\u00e9", "<b>"]
     return {ascii(t[:20]): ids.tolist() for t, ids in zip(odd, encode_captions(odd), strict=True)}

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tessera.pipeline.indexing import ScanOptions, build_index
+from tessera.pipeline.index import ScanOptions, build_index
 
 COLOURS = {
     "red": (220, 30, 30),

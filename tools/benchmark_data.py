@@ -35,8 +35,7 @@ import torch
 import tyro
 
 from tessera.pipeline.crops import CropConfig
-from tessera.pipeline.index import INDEX_FILE
-from tessera.pipeline.indexing import ScanOptions, build_index
+from tessera.pipeline.index import INDEX_FILE, ScanOptions, build_index
 from tessera.pipeline.masking import MaskConfig
 from tessera.pipeline.selection import Dataset, open_dataset
 from tessera.pipeline.storage import is_remote, list_shards

@@ -57,7 +57,7 @@ from tessera.model.pretrained import (
     read_config,
     require_usual_resize,
 )
-from tessera.pipeline.tokenizer import tokenize_prompts
+from tessera.pipeline.index.tokenizer import tokenize_prompts
 from tessera.training.run_folder import newest_checkpoint
 from tessera.training.session import EMA
 from tessera.training.tensor_file import save_tensors

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from tessera.pipeline.index import Index, ShardRecord
-from tessera.pipeline.indexing.clues import texts_at
-from tessera.pipeline.indexing.tar_walk import TarError, TarMember, group_members, walk_tar
+from tessera.pipeline.index.clues import texts_at
+from tessera.pipeline.index.tar_walk import TarError, TarMember, group_members, walk_tar
 from tessera.pipeline.storage import open_binary
 from tessera.pipeline.tables import BadRow, Row, TableOptions, open_table
 from tessera.pipeline.tables.cells import is_null, is_storable, texts_of, too_long

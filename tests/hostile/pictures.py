@@ -12,8 +12,8 @@ import simplejpeg
 from PIL import Image
 
 from tessera.pipeline.decoding import open_decoder
-from tessera.pipeline.indexing.image_check import check_image
-from tessera.pipeline.indexing.rejection import Reason, RejectedSampleError
+from tessera.pipeline.index.image_check import check_image
+from tessera.pipeline.index.rejection import Reason, RejectedSampleError
 from tessera.tools.sharding import ImageOptions, SkippedError, prepare_image
 from tests.decoder_pictures import encode, photo, with_orientation
 from tests.every_picture import SOUND

@@ -27,7 +27,7 @@ from tessera.evaluation.search.pictures import open_pictures
 from tessera.evaluation.search.server import make_server
 from tessera.model import build_clip
 from tessera.pipeline import LoaderConfig, open_loader
-from tessera.pipeline.indexing import ScanOptions, build_index
+from tessera.pipeline.index import ScanOptions, build_index
 from tessera.pipeline.masking import MaskConfig
 from tests.decoder_pictures import encode, photo
 from tests.hostile.stores import tar_of

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tessera.pipeline.caption_sources import LaclipReader, TableReader
-from tessera.pipeline.tokenizer import encode_captions, encode_pieces
+from tessera.pipeline.index.tokenizer import encode_captions, encode_pieces
 from tessera.tools.download.table.layout import detect_format
 from tessera.tools.download.table.rows import Tally, read_batches
 from tessera.tools.sharding import SkippedError, SourceOptions, open_source

@@ -70,8 +70,8 @@ def test_one_module_imports_dali() -> None:
         "tessera.pipeline.index",
         "tessera.pipeline.order",
         "tessera.pipeline.captions",
-        "tessera.pipeline.tokenizer",
-        "tessera.pipeline.indexing.build",
+        "tessera.pipeline.index.tokenizer",
+        "tessera.pipeline.index.build",
     ],
 )
 def test_indexing_starts_without_torch(module: str) -> None:

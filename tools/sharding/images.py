@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tessera.pipeline.decoding.picture import PICTURE_FORMATS, Picture, PictureError, on_white
-from tessera.pipeline.indexing.image_check import MAX_IMAGE_PIXELS, check_image
-from tessera.pipeline.indexing.rejection import Reason, RejectedSampleError
+from tessera.pipeline.index.image_check import MAX_IMAGE_PIXELS, check_image
+from tessera.pipeline.index.rejection import Reason, RejectedSampleError
 from tessera.tools.sharding.samples import SkippedError, SkipReason
 
 # Not all that Pillow knows: for EPS it starts another program.

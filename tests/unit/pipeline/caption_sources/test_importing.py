@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tessera.pipeline.arrow_file import write_batch
 from tessera.pipeline.caption_sources import (
     ImportOptions,
     ImportReport,
@@ -19,7 +18,8 @@ from tessera.pipeline.caption_sources import (
     import_captions,
 )
 from tessera.pipeline.index import Index, open_index
-from tessera.pipeline.tokenizer import encode_captions
+from tessera.pipeline.index.arrow_file import write_batch
+from tessera.pipeline.index.tokenizer import encode_captions
 
 
 @dataclass(frozen=True, kw_only=True)

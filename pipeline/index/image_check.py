@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from tessera.pipeline.decoding.picture import Picture, PictureError
-from tessera.pipeline.indexing.rejection import Reason, RejectedSampleError
+from tessera.pipeline.index.rejection import Reason, RejectedSampleError
 
 MAX_IMAGE_PIXELS = 100_000_000
 """Pixels that a picture may claim unless another limit is given."""

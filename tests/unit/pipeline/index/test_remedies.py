@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tessera.pipeline.index import open_index
-from tessera.pipeline.indexing import ScanOptions, build_index
+from tessera.pipeline.index import ScanOptions, build_index, open_index
 from tessera.pipeline.storage import list_shards
 from tests.conftest import caption_of, jpeg_bytes, write_tar
 

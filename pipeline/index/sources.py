@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tessera.pipeline.dataset_file import DATASET_FILE, DatasetFile, read_dataset_file
+from tessera.pipeline.index.dataset_file import DATASET_FILE, DatasetFile, read_dataset_file
 from tessera.pipeline.storage import folder_of, list_shards, normalised
 
 _NAMED = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*)=(?P<place>.+)", re.DOTALL)

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tessera.pipeline.indexing.merge import Merged
-from tessera.pipeline.indexing.rejection import Rejection
-from tessera.pipeline.indexing.survey import Histogram, Repetition
+from tessera.pipeline.index.merge import Merged
+from tessera.pipeline.index.rejection import Rejection
+from tessera.pipeline.index.survey import Histogram, Repetition
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

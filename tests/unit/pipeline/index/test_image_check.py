@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from tessera.pipeline.decoding.exif import exif_orientation
-from tessera.pipeline.indexing.image_check import check_image
-from tessera.pipeline.indexing.rejection import Reason, RejectedSampleError
+from tessera.pipeline.index.image_check import check_image
+from tessera.pipeline.index.rejection import Reason, RejectedSampleError
 
 
 def photo(mode: str = "RGB") -> Image.Image:

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 
 from tessera.pipeline.captions import caption_batch
 from tessera.pipeline.index import SAMPLE_SCHEMA, ShardRecord
-from tessera.pipeline.indexing.clues import NUM_PEEKED, Clues
-from tessera.pipeline.indexing.image_check import check_image
-from tessera.pipeline.indexing.options import ScanOptions
-from tessera.pipeline.indexing.rejection import Reason, RejectedSampleError, Rejection
-from tessera.pipeline.indexing.sample_columns import field_values, parquet_fields
-from tessera.pipeline.indexing.sample_texts import (
+from tessera.pipeline.index.clues import NUM_PEEKED, Clues
+from tessera.pipeline.index.image_check import check_image
+from tessera.pipeline.index.options import ScanOptions
+from tessera.pipeline.index.rejection import Reason, RejectedSampleError, Rejection
+from tessera.pipeline.index.sample_columns import field_values, parquet_fields
+from tessera.pipeline.index.sample_texts import (
     MAX_TEXT_BYTES,
     MOST_NAMED,
     missing,
@@ -34,7 +34,7 @@ from tessera.pipeline.indexing.sample_texts import (
     read_member,
     read_texts,
 )
-from tessera.pipeline.indexing.tar_walk import (
+from tessera.pipeline.index.tar_walk import (
     MemberGroup,
     TarError,
     TarMember,
@@ -137,7 +137,7 @@ class _Scan:
 
     def tokenise(self) -> None:
         """Turn the waiting samples into rows; those without a token are rejected."""
-        from tessera.pipeline.tokenizer import encode_captions
+        from tessera.pipeline.index.tokenizer import encode_captions
 
         encoded = iter(encode_captions([t for each in self.candidates for t in each.texts]))
         for each in self.candidates:

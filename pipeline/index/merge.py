@@ -17,17 +17,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tessera.pipeline import index as layout
-from tessera.pipeline.arrow_file import column_view, list_parts, string_parts
 from tessera.pipeline.captions import CAPTION_SCHEMA
-from tessera.pipeline.indexing.clues import Clues
-from tessera.pipeline.indexing.options import ScanOptions
-from tessera.pipeline.indexing.rejection import Reason, Rejection
-from tessera.pipeline.indexing.scan_store import TABLES, Scan, rejected_batch
-from tessera.pipeline.indexing.spool import TableSpool
-from tessera.pipeline.indexing.survey import Repetition, Survey
-from tessera.pipeline.shard_record import stored_location
-from tessera.pipeline.tokenizer import TOKENIZER_NAME
+from tessera.pipeline.index import open as layout
+from tessera.pipeline.index.arrow_file import column_view, list_parts, string_parts
+from tessera.pipeline.index.clues import Clues
+from tessera.pipeline.index.options import ScanOptions
+from tessera.pipeline.index.rejection import Reason, Rejection
+from tessera.pipeline.index.scan_store import TABLES, Scan, rejected_batch
+from tessera.pipeline.index.shard_record import stored_location
+from tessera.pipeline.index.spool import TableSpool
+from tessera.pipeline.index.survey import Repetition, Survey
+from tessera.pipeline.index.tokenizer import TOKENIZER_NAME
 
 _NUM_EXAMPLES = 3
 

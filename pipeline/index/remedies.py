@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from tessera.pipeline.indexing.clues import Clues
-from tessera.pipeline.indexing.options import ScanOptions
-from tessera.pipeline.indexing.rejection import Reason, Rejection
+from tessera.pipeline.index.clues import Clues
+from tessera.pipeline.index.options import ScanOptions
+from tessera.pipeline.index.rejection import Reason, Rejection
 from tessera.pipeline.printable import printable
 
 _IMAGE_ENDINGS = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "img", "image")

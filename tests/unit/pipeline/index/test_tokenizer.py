@@ -19,11 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from open_clip.tokenizer import SimpleTokenizer
 
-from tessera.pipeline import tokenizer
 from tessera.pipeline.captions import EOT, MAX_TOKENS, SOT
-from tessera.pipeline.tokenizer import encode_captions, token_strings
+from tessera.pipeline.index import tokenizer
+from tessera.pipeline.index.tokenizer import encode_captions, token_strings
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 DATA = Path(os.environ.get("TESSERA_DATA", ROOT.parent / "shared" / "data"))
 NUM_GENERATED = 100_000
 
@@ -288,7 +288,7 @@ def test_arrays_are_read_only_so_that_they_can_share_memory() -> None:
 
 def test_tokenising_imports_neither_torch_nor_open_clip() -> None:
     code = (
-        "import sys; from pipeline.tokenizer import encode_captions, token_strings\n"
+        "import sys; from tessera.pipeline.index.tokenizer import encode_captions, token_strings\n"
         "assert token_strings(encode_captions(['a café'])[0]) == ['a</w>', 'cafÃ©</w>']\n"
         "assert not {'torch', 'open_clip', 'huggingface_hub'} & set(sys.modules)"
     )

@@ -18,17 +18,17 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from tessera.pipeline import index as layout
 from tessera.pipeline.durable import clear, locked_folder, sync_folder, write_text
-from tessera.pipeline.indexing.merge import Merged, merge
-from tessera.pipeline.indexing.options import ScanOptions
-from tessera.pipeline.indexing.remedies import example_lines, remedies
-from tessera.pipeline.indexing.report import IndexReport, make_report
-from tessera.pipeline.indexing.scan_pool import scan_shards
-from tessera.pipeline.indexing.scan_store import Scan, load_scan, scans_of_index
-from tessera.pipeline.shard_record import shard_entry, stored_location
+from tessera.pipeline.index import open as layout
+from tessera.pipeline.index.merge import Merged, merge
+from tessera.pipeline.index.options import ScanOptions
+from tessera.pipeline.index.remedies import example_lines, remedies
+from tessera.pipeline.index.report import IndexReport, make_report
+from tessera.pipeline.index.scan_pool import scan_shards
+from tessera.pipeline.index.scan_store import Scan, load_scan, scans_of_index
+from tessera.pipeline.index.shard_record import shard_entry, stored_location
+from tessera.pipeline.index.tokenizer import TOKENIZER_NAME
 from tessera.pipeline.storage import file_crc32, file_state, normalised
-from tessera.pipeline.tokenizer import TOKENIZER_NAME
 
 _DEFAULTS = ScanOptions()
 _ONE_SOURCE: Mapping[str, str] = MappingProxyType({})

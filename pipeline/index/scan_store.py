@@ -16,7 +16,6 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from tessera.pipeline.arrow_file import map_batch, write_batch
 from tessera.pipeline.durable import write_text
 from tessera.pipeline.index import (
     FORMAT_VERSION,
@@ -25,17 +24,18 @@ from tessera.pipeline.index import (
     SAMPLE_SCHEMA,
     Index,
 )
-from tessera.pipeline.indexing.clues import Clues
-from tessera.pipeline.indexing.options import ScanOptions
-from tessera.pipeline.indexing.rejection import Reason, Rejection
-from tessera.pipeline.indexing.scan_shard import ShardScan
-from tessera.pipeline.shard_record import (
+from tessera.pipeline.index.arrow_file import map_batch, write_batch
+from tessera.pipeline.index.clues import Clues
+from tessera.pipeline.index.options import ScanOptions
+from tessera.pipeline.index.rejection import Reason, Rejection
+from tessera.pipeline.index.scan_shard import ShardScan
+from tessera.pipeline.index.shard_record import (
     ShardRecord,
     absolute_location,
     shard_records,
     stored_location,
 )
-from tessera.pipeline.tokenizer import TOKENIZER_NAME
+from tessera.pipeline.index.tokenizer import TOKENIZER_NAME
 
 _SCAN_FILE = "scan.json"
 _SCAN_VERSION = 2

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tessera.pipeline.arrow_file import column_view, list_parts
 from tessera.pipeline.captions import MAX_TOKENS
-from tessera.pipeline.indexing.options import DHASH, SHA256
-from tessera.pipeline.indexing.spool import fixed_width_values
+from tessera.pipeline.index.arrow_file import column_view, list_parts
+from tessera.pipeline.index.options import DHASH, SHA256
+from tessera.pipeline.index.spool import fixed_width_values
 
 _NUM_EXAMPLES = 10
 

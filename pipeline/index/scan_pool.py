@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tessera.pipeline.indexing.options import ScanOptions
-from tessera.pipeline.indexing.scan_shard import scan_shard
-from tessera.pipeline.indexing.scan_store import store_scan
+from tessera.pipeline.index.options import ScanOptions
+from tessera.pipeline.index.scan_shard import scan_shard
+from tessera.pipeline.index.scan_store import store_scan
 from tessera.pipeline.storage import file_state, is_remote
 from tessera.pipeline.workers import start_worker, worker_killed
 
@@ -78,7 +78,7 @@ def scan_shards(
     context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if "forkserver" in methods:
         # Imported once and shared by all workers.
-        context.set_forkserver_preload(["tessera.pipeline.tokenizer"])
+        context.set_forkserver_preload(["tessera.pipeline.index.tokenizer"])
     shared = _Shared(context)
     pool = ProcessPoolExecutor(
         num_workers, mp_context=context, initializer=_start_worker, initargs=(shared,)

@@ -17,8 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tessera.pipeline.index import Index, open_index
-from tessera.pipeline.indexing import IndexReport, ScanOptions, build_index
+from tessera.pipeline.index import Index, IndexReport, ScanOptions, build_index, open_index
 from tessera.pipeline.reader import ShardReader
 
 Sample = tuple[str, str, int]

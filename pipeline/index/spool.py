@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tessera.pipeline.arrow_file import list_parts, string_parts, write_batch
+from tessera.pipeline.index.arrow_file import list_parts, string_parts, write_batch
 
 
 class TableSpool:

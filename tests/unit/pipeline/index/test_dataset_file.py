@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tessera.pipeline.dataset_file import DatasetFile, read_dataset_file
 from tessera.pipeline.index import open_index
-from tessera.pipeline.indexing.sources import described
+from tessera.pipeline.index.dataset_file import DatasetFile, read_dataset_file
+from tessera.pipeline.index.sources import described
 from tests.conftest import sample_members, write_tar
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[4]
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:

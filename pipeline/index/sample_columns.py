@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from tessera.pipeline.indexing.options import ScanOptions
+from tessera.pipeline.index.options import ScanOptions
 from tessera.pipeline.storage import is_remote, open_binary
 from tessera.pipeline.tables import Row
 from tessera.pipeline.tables.parquet import ParquetTable

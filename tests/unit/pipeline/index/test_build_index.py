@@ -12,8 +12,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from tessera.pipeline.index import open_index
-from tessera.pipeline.indexing import ScanOptions, build_index
+from tessera.pipeline.index import ScanOptions, build_index, open_index
 
 Members = Iterable[tuple[str, bytes]]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from tessera.pipeline.indexing.image_check import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
+from tessera.pipeline.index.image_check import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 SHA256 = "sha256"

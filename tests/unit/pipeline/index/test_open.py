@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tessera.pipeline.arrow_file import map_batch, write_batch
-from tessera.pipeline.index import open_index
-from tessera.pipeline.indexing import ScanOptions, build_index
+from tessera.pipeline.index import ScanOptions, build_index, open_index
+from tessera.pipeline.index.arrow_file import map_batch, write_batch
 from tessera.pipeline.storage import head_tail_crc32
 
 

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from tessera.pipeline.caption_sources import ImportOptions, TableReader, import_captions
-from tessera.pipeline.index import Index, open_index
-from tessera.pipeline.indexing import IndexReport, ScanOptions, build_index
-from tessera.pipeline.indexing.sources import find_sources
+from tessera.pipeline.index import Index, IndexReport, ScanOptions, build_index, open_index
+from tessera.pipeline.index.sources import find_sources
 from tessera.pipeline.selection import open_dataset
 from tessera.pipeline.selection.criteria import Criteria, choose
 from tests.conftest import sample_members, write_tar
