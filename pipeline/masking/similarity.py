@@ -2,7 +2,7 @@
 
 Four ways lead to the same numbers. `_correlate` follows the definition: remove each patch's mean,
 scale to length 1, multiply. For uint8 patches there are `native_similarity` (compiled C) on a CPU,
-`pixel_similarity` (fewer passes in torch) where no compiler is, and `triton_cluster` on CUDA.
+`pixel_similarity` (fewer passes in torch) where that is not built, and `triton_cluster` on CUDA.
 
 Legend: B images, N patches of an image, D values of a patch, A anchors of an image.
 """

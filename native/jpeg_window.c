@@ -12,14 +12,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-#ifdef __AVX2__
+#ifdef TESSERA_AVX2
 #include "baseline.h"
 #endif
 #include "bicubic.h"
-#include "libjpeg_abi.h"
+#include "libjpeg.h"
+#include "native.h"
 
-enum { DECODED = 0, DAMAGED = 1, UNSUPPORTED = 2 };
-enum { REASON_LENGTH = 200, EDGE = 2 };
+enum { EDGE = 2 };
 enum { MAX_SCANS = 100, MAX_LEFT_OVER = 16 }; /* as in jpeg_walk.py and jpeg_damage.py */
 
 typedef int32_t Window[4]; /* y, x, height, width */
@@ -35,7 +35,7 @@ struct worker {
     int16_t *row;
     size_t pixels_size, row_size;
     struct taps vertical, horizontal;
-#ifdef __AVX2__
+#ifdef TESSERA_AVX2
     struct baseline baseline;
 #endif
 };
@@ -206,7 +206,7 @@ static unsigned read_by_libjpeg(struct worker *worker, const struct part *part, 
     uint8_t *rows[4];
     unsigned wanted = part->rows - have;
     for (unsigned i = 0; i < 4; i++) rows[i] = worker->pixels + part->stride * (have + i);
-    return jpeg_read_scanlines(&worker->jpeg, rows, wanted < 4 ? wanted : 4);
+    return libjpeg.read_scanlines(&worker->jpeg, rows, wanted < 4 ? wanted : 4);
 }
 
 /* Resize a part to `square`, decoding as rows are needed. Returns 0 where the reader gave up. */
@@ -234,7 +234,7 @@ static int resize(struct worker *worker, const struct part *part, Reader *read, 
     return 1;
 }
 
-#ifdef __AVX2__
+#ifdef TESSERA_AVX2
 
 static unsigned read_by_baseline(struct worker *worker, const struct part *part, unsigned have) {
     return read_rgb_row(&worker->baseline, (int)(part->top + have), (int)part->left,
@@ -279,8 +279,8 @@ static void decode_by_libjpeg(struct worker *worker, const uint8_t *data, size_t
     if (size < 3 || data[2] != 0xFF || header.frame < 0xC0 || header.frame > 0xC2 || header.precision != 8)
         stop(worker, UNSUPPORTED, "not coded by Huffman with 8 bits");
     worker->past_header = 0;
-    jpeg_mem_src(jpeg, data, size);
-    jpeg_read_header(jpeg, 1);
+    libjpeg.mem_src(jpeg, data, size);
+    libjpeg.read_header(jpeg, 1);
     worker->past_header = 1;
     if (jpeg->stored_space < SPACE_GREY || jpeg->stored_space > SPACE_YCC)
         stop(worker, UNSUPPORTED, "neither grey nor RGB nor YCbCr");
@@ -291,7 +291,7 @@ static void decode_by_libjpeg(struct worker *worker, const uint8_t *data, size_t
     jpeg->output_space = SPACE_RGB;
     jpeg->scale_num = scale_for(window, side);
     jpeg->scale_denom = 8;
-    jpeg_start_decompress(jpeg);
+    libjpeg.start_decompress(jpeg);
 
     double scale = jpeg->scale_num / 8.0;
     struct part part = {.y = window[0] * scale, .x = window[1] * scale,
@@ -306,16 +306,16 @@ static void decode_by_libjpeg(struct worker *worker, const uint8_t *data, size_t
     /* Colour upsampling looks at neighbours, so a little more than the window is decoded. */
     unsigned start = part.left > EDGE ? part.left - EDGE : 0;
     unsigned columns = (right + EDGE < jpeg->output_width ? right + EDGE : jpeg->output_width) - start;
-    if (columns < jpeg->output_width) jpeg_crop_scanline(jpeg, &start, &columns);
+    if (columns < jpeg->output_width) libjpeg.crop_scanline(jpeg, &start, &columns);
     part.stride = 3 * (size_t)columns;
     part.before = 3 * (size_t)(part.left - start);
-    if (part.top) jpeg_skip_scanlines(jpeg, part.top);
+    if (part.top) libjpeg.skip_scanlines(jpeg, part.top);
 
     uint8_t *square = turn == 1 ? image : worker->square;
     if (!resize(worker, &part, read_by_libjpeg, side, square))
         stop(worker, DAMAGED, "rows are missing");
     if (turn != 1) turn_upright(square, turn, side, image);
-    jpeg_abort_decompress(jpeg);
+    libjpeg.abort_decompress(jpeg);
 }
 
 static void decode_one(struct worker *worker, struct batch *batch, int place) {
@@ -329,10 +329,25 @@ static void decode_one(struct worker *worker, struct batch *batch, int place) {
         if (!decode_quickly(worker, data, size, batch->windows[place], batch->side, out))
             decode_by_libjpeg(worker, data, size, batch->windows[place], batch->side, out);
     } else {
-        jpeg_abort_decompress(&worker->jpeg);
+        libjpeg.abort_decompress(&worker->jpeg);
         memset(out, 0, image);
     }
     batch->status[place] = worker->status;
+}
+
+/* Returns 0 where memory is out; a library of another version ends in on_error. */
+static int prepare(struct worker *worker, int side) {
+    worker->square = malloc((size_t)side * side * 3);
+    if (!worker->square) return 0;
+    worker->jpeg.error = libjpeg.std_error(&worker->error);
+    worker->error.error_exit = on_error;
+    worker->error.emit_message = on_message;
+    worker->error.output_message = on_print;
+    worker->progress.monitor = on_progress;
+    worker->jpeg.client_data = worker;
+    libjpeg.create_decompress(&worker->jpeg, ABI_VERSION, sizeof worker->jpeg);
+    worker->jpeg.progress = &worker->progress;
+    return 1;
 }
 
 static void *work(void *argument) {
@@ -341,23 +356,14 @@ static void *work(void *argument) {
     char reason[REASON_LENGTH];
     if (!worker) return NULL;
     memset(worker, 0, sizeof *worker);
-    worker->square = malloc((size_t)batch->side * batch->side * 3);
     worker->reason = reason;
-    worker->jpeg.error = jpeg_std_error(&worker->error);
-    worker->error.error_exit = on_error;
-    worker->error.emit_message = on_message;
-    worker->error.output_message = on_print;
-    worker->progress.monitor = on_progress;
-    worker->jpeg.client_data = worker;
-    if (worker->square && setjmp(worker->failed) == 0) {
-        jpeg_CreateDecompress(&worker->jpeg, ABI_VERSION, sizeof worker->jpeg);
-        worker->jpeg.progress = &worker->progress;
+    if (setjmp(worker->failed) == 0 && prepare(worker, batch->side)) {
         int place;
         while ((place = atomic_fetch_add(&batch->next, 1)) < batch->count)
             decode_one(worker, batch, place);
-        jpeg_destroy_decompress(&worker->jpeg);
+        libjpeg.destroy_decompress(&worker->jpeg);
     }
-#ifdef __AVX2__
+#ifdef TESSERA_AVX2
     free_baseline(&worker->baseline);
 #endif
     free(worker->vertical.weights);
@@ -369,7 +375,6 @@ static void *work(void *argument) {
     return NULL;
 }
 
-/* Decode a batch; the calling thread works too. `status` comes filled with UNSUPPORTED. */
 void tessera_decode(const uint8_t *const *data, const int64_t *sizes, const int32_t *windows,
                     int count, int side, int num_threads, uint8_t *images, int32_t *status,
                     char *reasons) {

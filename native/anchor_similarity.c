@@ -19,6 +19,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "native.h"
+
 #define CHANNELS 3
 #define ANCHORS 6  /* anchors multiplied at once */
 #define PADDING 32 /* planes of int16 are multiples of this, and end in zeros */
@@ -176,7 +178,6 @@ static void *work(void *argument) {
     return NULL;
 }
 
-/* Fill `similarity`; the calling thread works too. Returns 0, or 1 where memory ran out. */
 int tessera_similarity(const uint8_t *patches, const int64_t *anchors, int num_images,
                        int num_patches, int num_values, int num_anchors, const double *scale,
                        const double *shift, int num_threads, float *similarity) {

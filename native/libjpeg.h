@@ -1,10 +1,11 @@
 /* The part of libjpeg's version 6.2 binary interface that jpeg_window.c uses.
  *
- * Pillow's wheels carry libjpeg-turbo without its headers, so what is called is declared here: the
- * functions, and the layout of the structures as far as fields are touched. 64-bit Linux only. A
- * library of another layout refuses in jpeg_CreateDecompress, which compares version and size. */
-#ifndef TESSERA_LIBJPEG_ABI_H
-#define TESSERA_LIBJPEG_ABI_H
+ * Pillow's wheels bring libjpeg-turbo without its headers, so they are not needed: the functions that
+ * are called, and the layout of the structures as far as fields are touched, are declared here, and
+ * the library is opened at run time. 64-bit systems only. A library of another layout refuses in
+ * jpeg_CreateDecompress, which compares version and size. */
+#ifndef TESSERA_LIBJPEG_H
+#define TESSERA_LIBJPEG_H
 
 #include <stddef.h>
 #include <stdint.h>
@@ -58,21 +59,27 @@ struct jpeg_decompress {
     char rest[ABI_DECOMPRESS_SIZE - 176];
 };
 
-_Static_assert(sizeof(void *) == 8 && sizeof(long) == 8, "64-bit Linux only");
+_Static_assert(sizeof(void *) == 8 && sizeof(long) == 8, "64-bit systems only");
 _Static_assert(sizeof(struct jpeg_decompress) == ABI_DECOMPRESS_SIZE, "layout");
 _Static_assert(offsetof(struct jpeg_decompress, output_gamma) == 80, "layout");
 _Static_assert(offsetof(struct jpeg_decompress, output_scanline) == 168, "layout");
 
-struct jpeg_error *jpeg_std_error(struct jpeg_error *);
-void jpeg_CreateDecompress(struct jpeg_decompress *, int version, size_t size);
-void jpeg_destroy_decompress(struct jpeg_decompress *);
-void jpeg_abort_decompress(struct jpeg_decompress *);
-void jpeg_mem_src(struct jpeg_decompress *, const unsigned char *data, unsigned long size);
-int jpeg_read_header(struct jpeg_decompress *, int require_image);
-void jpeg_calc_output_dimensions(struct jpeg_decompress *);
-int jpeg_start_decompress(struct jpeg_decompress *);
-void jpeg_crop_scanline(struct jpeg_decompress *, unsigned *x, unsigned *width);
-unsigned jpeg_skip_scanlines(struct jpeg_decompress *, unsigned count);
-unsigned jpeg_read_scanlines(struct jpeg_decompress *, uint8_t **rows, unsigned count);
+struct libjpeg {
+    struct jpeg_error *(*std_error)(struct jpeg_error *);
+    void (*create_decompress)(struct jpeg_decompress *, int version, size_t size);
+    void (*destroy_decompress)(struct jpeg_decompress *);
+    void (*abort_decompress)(struct jpeg_decompress *);
+    void (*mem_src)(struct jpeg_decompress *, const unsigned char *data, unsigned long size);
+    int (*read_header)(struct jpeg_decompress *, int require_image);
+    int (*start_decompress)(struct jpeg_decompress *);
+    void (*crop_scanline)(struct jpeg_decompress *, unsigned *x, unsigned *width);
+    unsigned (*skip_scanlines)(struct jpeg_decompress *, unsigned count);
+    unsigned (*read_scanlines)(struct jpeg_decompress *, uint8_t **rows, unsigned count);
+};
+
+extern struct libjpeg libjpeg; /* filled by open_libjpeg */
+
+/* Open the library at a path. Returns NULL, or what is wrong with it. */
+const char *open_libjpeg(const char *path);
 
 #endif

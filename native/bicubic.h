@@ -9,7 +9,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#ifdef __AVX2__
+#ifdef TESSERA_AVX2
 #include <immintrin.h>
 #endif
 
@@ -59,7 +59,7 @@ static int make_taps(struct taps *taps, int side, double start, double length, i
     return 1;
 }
 
-#ifdef __AVX2__
+#ifdef TESSERA_AVX2
 
 static __m256i two_weights(const int16_t *weights) {
     int32_t both;

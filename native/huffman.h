@@ -10,9 +10,7 @@
 #ifndef TESSERA_HUFFMAN_H
 #define TESSERA_HUFFMAN_H
 
-#ifdef __AVX2__
 #include <immintrin.h>
-#endif
 #include <stdint.h>
 #include <string.h>
 
@@ -109,7 +107,6 @@ static const uint8_t *take_segment(const uint8_t *at, const uint8_t *end, uint8_
     uint8_t *to = clean;
     while (at < end) {
         const uint8_t *mark = at;
-#ifdef __AVX2__
         for (; end - mark >= 32; mark += 32, to += 32) {
             __m256i bytes = _mm256_loadu_si256((const __m256i *)mark);
             _mm256_storeu_si256((__m256i *)to, bytes);
@@ -120,7 +117,6 @@ static const uint8_t *take_segment(const uint8_t *at, const uint8_t *end, uint8_
             to += __builtin_ctz(found);
             break;
         }
-#endif
         while (mark < end && *mark != 0xFF) *to++ = *mark++;
         at = mark;
         if (end - at < 2 || at[1]) break;
