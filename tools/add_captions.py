@@ -32,17 +32,11 @@ from tessera.tools import program  # before all that takes long, for Ctrl-C mean
 import tyro
 from tqdm import tqdm
 
-from tessera.pipeline.caption_sources import (
-    ImportOptions,
-    ImportReport,
-    LaclipReader,
-    Reader,
-    ShardFieldReader,
-    TableReader,
-    import_captions,
-)
 from tessera.pipeline.index import Index, open_index
-from tessera.pipeline.tables import TableOptions
+from tessera.pipeline.index.caption_readers import Reader, ShardFieldReader, TableReader
+from tessera.pipeline.index.import_captions import ImportOptions, ImportReport, import_captions
+from tessera.pipeline.index.laclip import LaclipReader
+from tessera.pipeline.index.open_table import TableOptions
 
 DREAMLIP_KEY = "Image Path"
 """Column of the URL in DreamLIP's CSV."""

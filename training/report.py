@@ -22,8 +22,8 @@ from tessera.evaluation.scores import to_json as scores_to_json
 from tessera.evaluation.suite import Outcome, evaluate
 from tessera.evaluation.text_features import open_text_features
 from tessera.pipeline.durable import write_text
+from tessera.pipeline.index.dataset import Dataset, open_dataset
 from tessera.pipeline.mixture import Mixture
-from tessera.pipeline.selection import Dataset, open_dataset
 from tessera.pipeline.stats import LoaderStats
 from tessera.training.config import to_json
 from tessera.training.environment import device_words, versions

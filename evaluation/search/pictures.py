@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from tessera.evaluation.image_sets import IMAGE_SUFFIXES, ImageFiles, ImageSet, IndexedImages
-from tessera.pipeline.selection import open_dataset
+from tessera.pipeline.index.dataset import open_dataset
 
 _THREADS = 4
 """Reads in flight."""

@@ -10,15 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tessera.pipeline.caption_sources import (
-    ImportOptions,
-    ImportReport,
-    RowBatch,
-    ShardFieldReader,
-    import_captions,
-)
 from tessera.pipeline.index import Index, open_index
 from tessera.pipeline.index.arrow_file import write_batch
+from tessera.pipeline.index.caption_readers import RowBatch, ShardFieldReader
+from tessera.pipeline.index.import_captions import ImportOptions, ImportReport, import_captions
 from tessera.pipeline.index.tokenizer import encode_captions
 
 

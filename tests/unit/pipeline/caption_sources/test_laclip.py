@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tessera.pipeline.caption_sources import LaclipReader
+from tessera.pipeline.index.laclip import LaclipReader
 
 
 def caption_of(number: int) -> str:

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from tessera.pipeline.caption_sources import ImportOptions, TableReader, import_captions
 from tessera.pipeline.index import Index, IndexReport, ScanOptions, build_index, open_index
+from tessera.pipeline.index.caption_readers import TableReader
+from tessera.pipeline.index.dataset import open_dataset
+from tessera.pipeline.index.import_captions import ImportOptions, import_captions
+from tessera.pipeline.index.select import Criteria, choose
 from tessera.pipeline.index.sources import find_sources
-from tessera.pipeline.selection import open_dataset
-from tessera.pipeline.selection.criteria import Criteria, choose
 from tests.conftest import sample_members, write_tar
 
 

@@ -29,11 +29,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tessera.pipeline.caption_sources.rows import ROWS_AT_ONCE, RowBatch, stem_of
-from tessera.pipeline.index import DEFAULT_SOURCE, Index
-from tessera.pipeline.tables.cells import is_storable
-from tessera.pipeline.tables.delimited import DelimitedTable
-from tessera.pipeline.tables.table import Problem, Row
+from tessera.pipeline.index.caption_readers import ROWS_AT_ONCE, RowBatch, stem_of
+from tessera.pipeline.index.cells import is_storable
+from tessera.pipeline.index.delimited import DelimitedTable
+from tessera.pipeline.index.foreign_tables import Problem, Row
 
 _ALL_COMPARED = 4096
 _PERIOD = 256
@@ -201,49 +200,6 @@ def _shares(left: list[frozenset[str]], right: list[frozenset[str]]) -> NDArray[
         [len(a & b) / max(1, min(len(a), len(b))) for a, b in zip(left, right, strict=True)],
         dtype=np.float64,
     )
-
-
-class OrderProof:
-    """Proves that row k of a file belongs to sample k of an index, by numbers and by words."""
-
-    def __init__(self, index: Index) -> None:
-        """Start with the first row; the samples' first texts are what rows are compared with."""
-        self._originals = index.captions(DEFAULT_SOURCE)
-        self._num_samples = index.num_samples
-        self._num_rows = 0
-        self._checks: list[AlignmentCheck] = []
-
-    def add(self, batch: RowBatch) -> None:
-        """Compare rows; batches come in their order.
-
-        Raises:
-            ValueError: rows share too few words with their samples.
-        """
-        ids = np.arange(self._num_rows, self._num_rows + len(batch.texts))
-        self._num_rows += len(ids)
-        if self._num_rows > self._num_samples:
-            return
-        originals = self._originals.texts(self._originals.draw(ids, np.zeros(len(ids))))
-        for number in range(len(self._checks), max(map(len, batch.texts), default=0)):
-            what = f"text {number + 1} of the files"
-            self._checks.append(AlignmentCheck(what, first_row=int(ids[0])))
-        for number, check in enumerate(self._checks):
-            texts = (each[number] if number < len(each) else "" for each in batch.texts)
-            check.add(originals, texts)
-
-    def finish(self) -> float | None:
-        """Judge the whole; returns the word overlap where it is proven worst.
-
-        Raises:
-            ValueError: the numbers differ, or the last rows share too few words.
-        """
-        if self._num_rows != self._num_samples:
-            raise ValueError(
-                f"the files have {self._num_rows:,} rows, the index {self._num_samples:,} samples: "
-                "they cannot be joined by their order. Join by key or by URL; an index has no "
-                "samples whose image could not be downloaded or read"
-            )
-        return min((check.finish() for check in self._checks), default=None)
 
 
 @dataclass(kw_only=True, slots=True)

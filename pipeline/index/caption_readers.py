@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from tessera.pipeline.index import Index, ShardRecord
+from tessera.pipeline.index.cells import is_null, is_storable, texts_of, too_long
 from tessera.pipeline.index.clues import texts_at
+from tessera.pipeline.index.foreign_tables import BadRow, Row
+from tessera.pipeline.index.open_table import TableOptions, open_table
 from tessera.pipeline.index.tar_walk import TarError, TarMember, group_members, walk_tar
 from tessera.pipeline.storage import open_binary
-from tessera.pipeline.tables import BadRow, Row, TableOptions, open_table
-from tessera.pipeline.tables.cells import is_null, is_storable, texts_of, too_long
 
 ROWS_AT_ONCE = 4096
 """Rows that readers hand over together."""

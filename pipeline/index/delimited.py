@@ -18,8 +18,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tessera.pipeline.tables.cells import is_storable
-from tessera.pipeline.tables.table import USUAL_NAMES, BadRow, Problem, Row, check_columns
+from tessera.pipeline.index.cells import is_storable
+from tessera.pipeline.index.foreign_tables import USUAL_NAMES, BadRow, Problem, Row, check_columns
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".token")
 """Of files that are read here."""
