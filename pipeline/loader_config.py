@@ -12,7 +12,7 @@ from tessera.pipeline.decoding import DaliGraph, DecoderKind
 from tessera.pipeline.index.caption_mix import parse_weights, text_counts
 from tessera.pipeline.index.text_reduction import TextReductionKind
 from tessera.pipeline.masking import ClusterMask, MaskConfig
-from tessera.pipeline.masking.selection import budget
+from tessera.pipeline.masking.budget import budget
 from tessera.pipeline.shard_cache import CacheConfig
 
 _MOST_IMAGES = 16
