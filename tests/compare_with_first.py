@@ -79,7 +79,7 @@ def part_selections(work: Path) -> dict[str, Any]:
     import numpy as np
 
     try:
-        from tessera.pipeline.index.selections import open_dataset
+        from tessera.pipeline.index.dataset import open_dataset
     except ModuleNotFoundError:
         from pipeline.selection import open_dataset  # pyright: ignore[reportMissingImports]
 
