@@ -1,4 +1,4 @@
-"""Pictures for the report: what the model saw of some images, and what it found for some queries.
+"""Pictures for pages: what the model saw of some images, and what it found for some queries.
 
 Legend: B images, N patches of an image, K clusters of an image.
 """
@@ -7,22 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import isqrt
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from tessera.evaluation.report.data import GalleryItem, RetrievalExample
-from tessera.evaluation.retrieval import RetrievalRun
-from tessera.model.config import ClipConfig
-from tessera.pipeline import LoaderConfig, open_evaluation_loader
-from tessera.pipeline.index import Index
 from tessera.pipeline.index.tokenizer import token_strings
-from tessera.pipeline.loader import Loader
-from tessera.pipeline.stages import Preview
+from tessera.report.pictures import GalleryItem
+from tessera.report.run_data import NUM_RESULTS, RetrievalExample
 
-_NUM_RESULTS = 5
+if TYPE_CHECKING:  # whoever has a loader or a model has waited for torch already
+    from torch import Tensor
+
+    from tessera.evaluation.retrieval import RetrievalRun
+    from tessera.model.config import ClipConfig
+    from tessera.pipeline.index import Index
+    from tessera.pipeline.loader import Loader
+    from tessera.pipeline.stages import Preview
 
 
 def mask_gallery(loader: Loader, num_items: int) -> tuple[list[GalleryItem], NDArray[np.float64]]:
@@ -89,78 +90,58 @@ def retrieval_examples(
         architecture: of the model, for the size of the pictures.
         num_each: queries in each direction.
     """
-    config = LoaderConfig(
-        batch_size=1,
-        image_size=architecture.vision.image_size,
-        patch_size=architecture.vision.patch_size,
-    )
+    from tessera.pipeline import LoaderConfig, open_evaluation_loader
+
+    vision = architecture.vision
+    config = LoaderConfig(batch_size=1, image_size=vision.image_size, patch_size=vision.patch_size)
     with open_evaluation_loader(index.directory, config) as loader:
-        shelf = _Shelf(run, index, loader)
-        return _text_queries(shelf, run, num_each) + _image_queries(shelf, run, num_each)
+        table = loader.captions.first
 
+        def picture(image: int) -> NDArray[np.uint8]:
+            images = loader.preview(int(run.sample_ids[image])).images
+            # Black, as decoders have it, if the picture has gone bad since it was scored.
+            return images[0].numpy() if len(images) else np.zeros(images.shape[1:], dtype=np.uint8)
 
-class _Shelf:
-    """Pictures and captions of a retrieval run, by their place in it."""
+        def caption(text: int) -> str:
+            return table.texts(run.text_rows[text : text + 1])[0]
 
-    def __init__(self, run: RetrievalRun, index: Index, loader: Loader) -> None:
-        self._run = run
-        self._index = index
-        self._table = loader.captions.first
-        self._loader = loader
-        self.owner = torch.from_numpy(run.image_of_text)
+        def key(image: int) -> str:
+            return index.keys([int(run.sample_ids[image])])[0]
 
-    def picture(self, image: int) -> NDArray[np.uint8]:
-        images = self._loader.preview(int(self._run.sample_ids[image])).images
-        # Black, as decoders have it, if the picture has gone bad since it was scored.
-        return images[0].numpy() if len(images) else np.zeros(images.shape[1:], dtype=np.uint8)
-
-    def caption(self, text: int) -> str:
-        return self._table.texts(self._run.text_rows[text : text + 1])[0]
-
-    def key(self, image: int) -> str:
-        return self._index.keys([int(self._run.sample_ids[image])])[0]
-
-
-def _text_queries(shelf: _Shelf, run: RetrievalRun, num_each: int) -> list[RetrievalExample]:
-    """Texts, and the pictures that are nearest to them."""
-    examples = []
-    for text in _some_right_some_wrong(run.ranks.of_texts == 0, num_each):
-        own = int(shelf.owner[text])
-        similarity = run.image_features @ run.text_features[text]
-        best = similarity.topk(min(_NUM_RESULTS, len(similarity)))
-        found = [shelf.picture(image) for image in best.indices.tolist()]
-        examples.append(
-            RetrievalExample(
-                kind="text_to_image",
-                query_text=shelf.caption(text),
-                query_key=shelf.key(own),
-                results=list(
-                    zip(found, best.values.tolist(), (best.indices == own).tolist(), strict=True)
-                ),
-                answer=shelf.picture(own),
+        examples = []
+        for text in _some_right_some_wrong(run.ranks.of_texts == 0, num_each):
+            own = int(run.image_of_text[text])
+            best = _nearest(run.image_features, run.text_features[text])
+            found = [(picture(image), score, image == own) for image, score in best]
+            examples.append(
+                RetrievalExample(
+                    kind="text_to_image",
+                    query_text=caption(text),
+                    query_key=key(own),
+                    results=found,
+                    answer=picture(own),
+                )
             )
-        )
+        for image in _some_right_some_wrong(run.ranks.of_images == 0, num_each):
+            texts = np.flatnonzero(run.image_of_text == image)
+            best = _nearest(run.text_features, run.image_features[image])
+            examples.append(
+                RetrievalExample(
+                    kind="image_to_text",
+                    query_image=picture(image),
+                    query_key=key(image),
+                    results=[(caption(text), score, text in texts) for text, score in best],
+                    answer=caption(int(texts[0])),
+                )
+            )
     return examples
 
 
-def _image_queries(shelf: _Shelf, run: RetrievalRun, num_each: int) -> list[RetrievalExample]:
-    """Pictures, and the captions that are nearest to them."""
-    examples = []
-    for image in _some_right_some_wrong(run.ranks.of_images == 0, num_each):
-        similarity = run.text_features @ run.image_features[image]
-        best = similarity.topk(min(_NUM_RESULTS, len(similarity)))
-        right = shelf.owner[best.indices] == image
-        found = [shelf.caption(text) for text in best.indices.tolist()]
-        examples.append(
-            RetrievalExample(
-                kind="image_to_text",
-                query_image=shelf.picture(image),
-                query_key=shelf.key(image),
-                results=list(zip(found, best.values.tolist(), right.tolist(), strict=True)),
-                answer=shelf.caption(int((shelf.owner == image).nonzero()[0, 0])),
-            )
-        )
-    return examples
+def _nearest(features: Tensor, query: Tensor) -> list[tuple[int, float]]:
+    """(place, similarity) of what is nearest, best first."""
+    similarity = features @ query
+    best = similarity.topk(min(NUM_RESULTS, len(similarity)))
+    return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
 
 
 def _some_right_some_wrong(right: Tensor, count: int) -> Sequence[int]:

@@ -8,25 +8,25 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from tessera.evaluation.gallery import gallery_items
-from tessera.evaluation.page.document import Document, Headline, Section, write_document
-from tessera.evaluation.page.markup import Markup, join, shorten, tag
-from tessera.evaluation.page.numbers import count, percent
-from tessera.evaluation.report.data import GalleryItem, Picture
-from tessera.evaluation.report.pictures import cluster_panel, crop_panel, data_uri, visible_panel
 from tessera.pipeline.counter_random import Purpose, uniforms
 from tessera.pipeline.crops import DRAWS_PER_WINDOW, draw_windows
 from tessera.pipeline.decoding.picture import Picture as PictureFile
-from tessera.pipeline.loader import Loader
 from tessera.pipeline.reader import ShardReader
-from tessera.pipeline.stages import Preview
+from tessera.report.gallery import gallery_items
+from tessera.report.numbers import count, percent, shorten
+from tessera.report.page import Headline, Picture, now, write
+from tessera.report.pictures import GalleryItem
+
+if TYPE_CHECKING:  # whoever has a loader has waited for torch already
+    from tessera.pipeline.loader import Loader
+    from tessera.pipeline.stages import Preview
 
 _SIDE, _GAP, _TEXT = 224, 14, 330
 _PAPER, _INK, _QUIET, _BLANK = (255, 255, 255), (32, 32, 32), (110, 110, 110), (232, 234, 236)
@@ -50,6 +50,19 @@ class SheetRow:
     """(left, top, right, bottom) of the crop window as shares of the picture, 0 to 1."""
     size: tuple[int, int]
     """(width, height) of the stored picture, in pixels."""
+
+    @property
+    def frame(self) -> str:
+        """SVG path around the window, in pixels of `original`."""
+        left, top, right, bottom = _scaled(self.window, *self.original.shape[1::-1])
+        return f"M{left:.1f} {top:.1f}H{right:.1f}V{bottom:.1f}H{left:.1f}z"
+
+    @property
+    def square(self) -> str:
+        """SVG view of `original` in the middle of a square."""
+        height, width = self.original.shape[:2]
+        side = max(height, width)
+        return f"{(width - side) / 2} {(height - side) / 2} {side} {side}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,42 +129,20 @@ def write_sheet_page(sheet: Sheet, path: Path) -> None:
         sheet: from `make_sheet`.
         path: the HTML file.
     """
-    cards = [_card(row, f"crop-{number}") for number, row in enumerate(sheet.rows)]
-    one_column = "grid-template-columns: minmax(0, 1fr)"
-    sheet_of_cards = tag("div", *cards, class_="gallery", style=one_column)
-    note = (
-        "From left to right: the stored picture with its crop window; the crop; the clusters of "
-        "hidden patches in colour, the patches they grew from outlined; what the model receives."
-    )
     share = sheet.num_visible / sheet.num_patches
-    document = Document(
+    write(
+        path,
+        "batch",
         title=f"Batch of step {sheet.step}",
-        status=f"{len(sheet.rows)} of {sheet.batch_size} pairs",
-        is_good=True,
-        subject=sheet.settings,
-        summary=f"The model receives {count(sheet.num_visible)} of {count(sheet.num_patches)} "
-        f"patches and {count(sheet.num_tokens)} text tokens.",
+        created=now(),
+        sheet=sheet,
         headlines=[
-            Headline(label="of the patches are visible", value=percent(share)),
-            Headline(
-                label="visible patches a picture",
-                value=f"{sheet.num_visible / sheet.batch_size:.1f}",
-            ),
-            Headline(
-                label="text tokens a picture", value=f"{sheet.num_tokens / sheet.batch_size:.1f}"
-            ),
-            Headline(label="bytes a pair to the model", value=count(sheet.bytes_per_pair)),
+            Headline(percent(share), "of the patches are visible"),
+            Headline(f"{sheet.num_visible / sheet.batch_size:.1f}", "visible patches a picture"),
+            Headline(f"{sheet.num_tokens / sheet.batch_size:.1f}", "text tokens a picture"),
+            Headline(count(sheet.bytes_per_pair), "bytes a pair to the model"),
         ],
-        sections=[
-            Section(
-                name="samples",
-                title="Samples",
-                content=join([tag("p", note, class_="note"), sheet_of_cards]),
-            )
-        ],
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    write_document(document, path)
 
 
 def write_sheet_picture(sheet: Sheet, path: Path) -> None:
@@ -220,45 +211,6 @@ def _row(item: GalleryItem, data: bytes, window: NDArray[np.int32]) -> SheetRow:
         original=np.asarray(image),
         window=(x / width, y / height, (x + window_w) / width, (y + window_h) / height),
         size=(width, height),
-    )
-
-
-def _card(row: SheetRow, name: str) -> Markup:
-    item = row.item
-    seen, total = int(item.visible.sum()), len(item.visible)
-    panels = [
-        (_original_svg(row), f"{row.size[0]} x {row.size[1]} pixels"),
-        (crop_panel(item, name), "crop"),
-        (cluster_panel(item, name), f"{len(item.anchors)} clusters"),
-        (visible_panel(item, name), f"{seen} of {total} visible"),
-    ]
-    figures = [tag("figure", panel, tag("figcaption", text)) for panel, text in panels]
-    pieces = join((tag("span", token) for token in item.tokens), " ")
-    return tag(
-        "article",
-        tag("div", *figures, class_="panels"),
-        tag("p", shorten(item.caption, 240) or "(no caption)", class_="caption", dir="auto"),
-        tag("p", item.key, class_="key", dir="auto"),
-        tag("p", pieces, class_="tokens"),
-        class_="card",
-    )
-
-
-def _original_svg(row: SheetRow) -> Markup:
-    """The stored picture in a square, its window framed."""
-    height, width = row.original.shape[:2]
-    side = max(height, width)
-    left, top, right, bottom = _scaled(row.window, width, height)
-    frame = f"M{left:.1f} {top:.1f}H{right:.1f}V{bottom:.1f}H{left:.1f}z"
-    return tag(
-        "svg",
-        tag("image", href=data_uri(row.original), width=width, height=height),
-        tag("path", class_="anchor under", d=frame),
-        tag("path", class_="anchor", d=frame),
-        class_="panel",
-        viewBox=f"{(width - side) / 2} {(height - side) / 2} {side} {side}",
-        role="img",
-        aria_label="the stored picture with its crop window",
     )
 
 

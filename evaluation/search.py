@@ -6,6 +6,8 @@ Legend: M pictures that could be decoded, d length of a feature.
 from __future__ import annotations
 
 import hashlib
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -17,8 +19,114 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tessera.evaluation.encoder import Encoder, Progress, TextFeatures
-from tessera.evaluation.search.pictures import Pictures, UploadedImage
+from tessera.evaluation.image_sets import IMAGE_SUFFIXES, ImageFiles, ImageSet, IndexedImages
 from tessera.model import Clip
+from tessera.pipeline.index.dataset import open_dataset
+
+_THREADS = 4
+"""Reads in flight."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pictures:
+    """A collection to search in."""
+
+    name: str
+    """How a person named it."""
+    fingerprint: str
+    """Changes when a picture does."""
+    open: Callable[[], ImageSet]
+    """Opens the pictures; whoever does closes them."""
+    words: Callable[[int], tuple[str, str]]
+    """Key and caption of the picture at a place; the caption may be empty."""
+
+
+def open_pictures(place: str) -> Pictures:
+    """Open an index, a selection of one, or a folder of pictures with those in its folders.
+
+    Args:
+        place: `INDEX`, `INDEX@SELECTION` or a folder.
+
+    Raises:
+        FileNotFoundError: there is nothing of that name, or a shard has gone.
+        ValueError: it holds no pictures, or its index is damaged.
+    """
+    folder = Path(place)
+    if folder.is_dir() and not (folder / "index.json").is_file():
+        return _of_folder(folder)
+    return _of_index(place)
+
+
+def _of_index(reference: str) -> Pictures:
+    dataset = open_dataset(reference)
+    index = dataset.index
+    index.check_shards()
+    captions = index.captions()
+
+    def words(place: int) -> tuple[str, str]:
+        ids = dataset.sample_ids(place, place + 1)
+        rows, _ = captions.rows(ids)
+        texts = captions.texts(rows[:1])
+        return index.keys(ids)[0], texts[0] if texts else ""
+
+    return Pictures(
+        name=reference,
+        fingerprint=f"{index.fingerprint} {dataset.selection_fingerprint}",
+        open=lambda: IndexedImages(dataset, _THREADS),
+        words=words,
+    )
+
+
+def _of_folder(folder: Path) -> Pictures:
+    """Pictures in files; the caption of one is that of a .txt file beside it."""
+    paths = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+    )
+    if not paths:
+        raise ValueError(
+            f"{folder} holds neither an index nor pictures ({', '.join(IMAGE_SUFFIXES)})"
+        )
+    digest = hashlib.sha256()
+    for path in paths:
+        state = path.stat()
+        digest.update(os.fsencode(path) + f"\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
+
+    def words(place: int) -> tuple[str, str]:
+        path = paths[place]
+        text = path.with_suffix(".txt")
+        caption = text.read_text("utf-8", "replace").strip() if text.is_file() else ""
+        return os.fsencode(path.relative_to(folder)).decode("utf-8", "replace"), caption
+
+    return Pictures(
+        name=str(folder),
+        fingerprint=digest.hexdigest(),
+        open=lambda: ImageFiles(paths),
+        words=words,
+    )
+
+
+class _UploadedImage:
+    """A picture in memory, as a set of one."""
+
+    ids = np.zeros(1, dtype=np.int64)
+    """Nothing is drawn for it."""
+
+    def __init__(self, data: bytes) -> None:
+        """Take the file's content."""
+        self._data = data
+
+    def read(self, places: np.ndarray) -> list[bytes | OSError]:
+        """The file, as often as it is asked for."""
+        return [self._data] * len(places)
+
+    def name(self, place: int) -> str:
+        """It has no name."""
+        return f"picture {place}"
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,8 +135,8 @@ class Hit:
 
     place: int
     """Its place in the collection."""
-    score: float
-    """Cosine similarity to the query, -1 to 1."""
+    score: float | None
+    """Cosine similarity to the query, -1 to 1; None without a query."""
     key: str
     """Its key, or its path in the folder."""
     caption: str
@@ -81,7 +189,7 @@ class Search:
             ValueError: it is no picture that can be decoded.
         """
         with self._lock:
-            (query,) = Encoder(clip=self._clip).images("query", UploadedImage(data)).features
+            (query,) = Encoder(clip=self._clip).images("query", _UploadedImage(data)).features
         return self._nearest(query, count)
 
     def by_place(self, place: int, count: int) -> list[Hit]:
@@ -96,6 +204,11 @@ class Search:
         hits = self._nearest(self._features[int(rows[0])], count + 1)
         return [hit for hit in hits if hit.place != place][:count]
 
+    def some(self, count: int) -> list[Hit]:
+        """Pictures at random, as the page opens with; without a score."""
+        rows = np.random.default_rng().permutation(self.size)[:count]
+        return [self._hit(int(row), None) for row in rows]
+
     def file(self, place: int) -> bytes:
         """The image file of a picture of the collection.
 
@@ -109,12 +222,13 @@ class Search:
 
     def _nearest(self, query: Tensor, count: int) -> list[Hit]:
         best = (self._features @ query).topk(min(count, self.size))
-        hits = []
-        for row, score in zip(best.indices.tolist(), best.values.tolist(), strict=True):
-            place = int(self._places[row])
-            key, caption = self.pictures.words(place)
-            hits.append(Hit(place=place, score=score, key=key, caption=caption))
-        return hits
+        found = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return [self._hit(row, score) for row, score in found]
+
+    def _hit(self, row: int, score: float | None) -> Hit:
+        place = int(self._places[row])
+        key, caption = self.pictures.words(place)
+        return Hit(place=place, score=score, key=key, caption=caption)
 
 
 def open_search(

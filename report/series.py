@@ -5,13 +5,52 @@ Shape legend: L logged values.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
 import numpy as np
 from numpy.typing import NDArray
 
-from tessera.evaluation.page.charts import Numbers
-from tessera.evaluation.report.data import StepSeries
+from tessera.report.charts import Numbers
 
 Floats = NDArray[np.float64]
+
+
+def no_numbers() -> Numbers:
+    """Nothing was logged."""
+    return np.zeros(0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepSeries:
+    """What was logged while training, one entry per log line; values may be NaN or infinite."""
+
+    step: Numbers = field(default_factory=no_numbers)
+    """[L] optimiser steps done."""
+    samples: Numbers = field(default_factory=no_numbers)
+    """[L] image-text pairs seen since the start of the run, over all ranks."""
+    loss: Numbers = field(default_factory=no_numbers)
+    """[L] training loss."""
+    lr: Numbers = field(default_factory=no_numbers)
+    """[L] learning rate."""
+    logit_scale: Numbers = field(default_factory=no_numbers)
+    """[L] factor on the cosine similarities (not its logarithm)."""
+    step_s: Numbers = field(default_factory=no_numbers)
+    """[L] seconds one step took, waiting for data included."""
+    data_wait_s: Numbers = field(default_factory=no_numbers)
+    """[L] seconds of `step_s` in which the model waited for data."""
+    evaluations: Sequence[tuple[int, str, float]] = ()
+    """(samples seen, name of the score, value) of evaluations during the run. A series within
+    0 .. 1 whose name does not contain "loss" is shown in percent."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError when the columns differ in length."""
+        columns = ("step", "samples", "loss", "lr", "logit_scale", "step_s", "data_wait_s")
+        lengths = {name: len(getattr(self, name)) for name in columns}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(
+                f"StepSeries columns differ in length: {lengths}; log NaN where a value is missing"
+            )
 
 
 def trend(

@@ -1,4 +1,4 @@
-"""The head of the page: a few large numbers and a paragraph that says what came of the run."""
+"""The head of a run's page: a verdict, a few large numbers, and a paragraph on what came of it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,19 @@ import math
 
 import numpy as np
 
-from tessera.evaluation.page.charts import Numbers
-from tessera.evaluation.page.document import Headline
-from tessera.evaluation.page.numbers import count, decimal, percent, standard_error, times
-from tessera.evaluation.records import num_classes
-from tessera.evaluation.report.data import ReportData
-from tessera.evaluation.report.series import broke_at, data_wait, pairs_per_s, per_step, trend
-from tessera.evaluation.scores import RETRIEVAL, ZERO_SHOT, Score, SetScores, of_task
+from tessera.evaluation.scores import (
+    RETRIEVAL,
+    ZERO_SHOT,
+    Score,
+    SetScores,
+    num_classes,
+    of_task,
+)
+from tessera.report.charts import Numbers
+from tessera.report.numbers import count, decimal, percent, standard_error, times
+from tessera.report.page import Headline
+from tessera.report.run_data import ReportData
+from tessera.report.series import broke_at, data_wait, pairs_per_s, per_step, trend
 
 
 def headlines(data: ReportData) -> list[Headline]:
@@ -37,6 +43,37 @@ def summary(data: ReportData) -> str:
         _was_fast(data),
     ]
     return " ".join(sentence for sentence in sentences if sentence)
+
+
+def verdict(data: ReportData) -> str:
+    """Return whether the model learned, in a sentence."""
+    broke = broke_at(data.steps)
+    if broke is not None:
+        return f"Training failed: the loss is not a finite number from step {count(broke)} on."
+    found = [rows["acc1"] for rows in of_task(data.scores, ZERO_SHOT)]
+    recalls = map(headline_recall, of_task(data.scores, RETRIEVAL))
+    found += [each[1] for each in recalls if each is not None]
+    above = [score for score in found if _is_above_chance(score)]
+    if above:
+        where = ", ".join(dict.fromkeys(score.dataset for score in above))
+        less = "" if len(above) == len(found) else f" on {len(above)} of {len(found)} sets, {where}"
+        return f"The model learned: it does better than guessing{less}."
+    if found:
+        return (
+            "The model is no better than guessing: train it longer or on more data, or look for a "
+            "fault in the captions."
+        )
+    ends = loss_ends(data)
+    if ends is None:
+        return "Nothing was learned: no training step was logged."
+    fell = "fell" if ends[1] < ends[0] else "did not fall"
+    return f"The loss {fell}, from {decimal(ends[0])} to {decimal(ends[1])}; nothing was evaluated."
+
+
+def _is_above_chance(score: Score) -> bool:
+    chance = score.chance or 0.0
+    error = standard_error(chance, score.n)
+    return score.value > chance + (2 * error if math.isfinite(error) else 0.0)
 
 
 def against_chance(value: float, chance: float, num_trials: int) -> str:

@@ -1,4 +1,4 @@
-"""Serves the search page to this machine alone.
+"""The search page, and its server, which answers this machine alone.
 
 It listens on 127.0.0.1. A page of some web site can still send a browser here under a name of its
 own (DNS rebinding), so requests must name this host; what is uploaded is decoded and forgotten.
@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from email.parser import BytesParser
 from email.policy import HTTP
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
-from tessera.evaluation.page.markup import shorten
-from tessera.evaluation.search.engine import Search
-from tessera.evaluation.search.page import Answer, render_search, thumbnail
+from tessera.report.numbers import shorten
+from tessera.report.page import Picture, render
+from tessera.report.pictures import thumbnail
+
+if TYPE_CHECKING:  # whoever has a search has waited for torch already
+    from tessera.evaluation.search import Hit, Search
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +41,54 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
+_NUM_AT_FIRST, _NUM_EXAMPLES = 12, 4
+_EXAMPLES = ("a dog on the beach", "two people talking", "a red car", "food on a plate")
+"""Queries that the page offers where pictures have no captions."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """A query and what was found for it."""
+
+    query: str = ""
+    """Text of the query, for the field."""
+    about: str = ""
+    """What was looked for, in words; empty before anything is asked."""
+    picture: Picture | None = None
+    """[H, W, 3] uint8, the query if it was a picture."""
+    hits: Sequence[Hit] = ()
+    """What was found, best first."""
+    problem: str = ""
+    """Why nothing was found."""
+
+
+def render_search(search: Search, model: str, answer: Answer) -> str:
+    """Return the whole page; without a query it shows some pictures at random.
+
+    Args:
+        search: finds the pictures that are shown.
+        model: name of the model.
+        answer: to the query of this request.
+    """
+    opening = [] if answer.about or answer.problem else search.some(_NUM_AT_FIRST)
+    captions = dict.fromkeys(shorten(hit.caption, 60) for hit in opening if hit.caption)
+    return render(
+        "search",
+        title=f"{answer.about or 'Search'} \N{EN DASH} Tessera",
+        search=search,
+        model=model,
+        answer=answer,
+        hits=[(hit, *_shown(search, hit)) for hit in answer.hits or opening],
+        examples=list(captions)[:_NUM_EXAMPLES] or _EXAMPLES,
+    )
+
+
+def _shown(search: Search, hit: Hit) -> tuple[Picture | None, str]:
+    """The picture, or why it cannot be shown."""
+    try:
+        return thumbnail(search.file(hit.place)), ""
+    except OSError as error:
+        return None, str(error)
 
 
 def make_server(search: Search, model: str, port: int, count: int) -> ThreadingHTTPServer:

@@ -1,9 +1,8 @@
-"""Numbers as a reader expects them: percentages, durations, counts and the labels of an axis."""
+"""Numbers and texts as a reader expects them: percentages, durations, counts, sizes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 _PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 _OPERATIONS = ((1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"))
@@ -87,25 +86,17 @@ def standard_error(share: float, num_trials: int) -> float:
     return math.sqrt(share * (1 - share) / num_trials)
 
 
-def ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Return about `most` values within low .. high, 1, 2 or 5 times a power of ten apart."""
-    rough = (high - low) / most
-    if not math.isfinite(rough) or rough <= 0:
-        return [low]
-    magnitude = 10.0 ** math.floor(math.log10(rough))
-    step = next(
-        factor * magnitude for factor in (1, 2, 5, 10) if factor * magnitude >= rough * 0.999
-    )
-    first, last = math.ceil(low / step - 1e-6), math.floor(high / step + 1e-6)
-    return [index * step for index in range(first, last + 1)]
+def size(num_bytes: float) -> str:
+    """Return a number of bytes in KiB, MiB or GiB."""
+    for unit, factor in (("GiB", 1024**3), ("MiB", 1024**2)):
+        if num_bytes >= factor:
+            return f"{num_bytes / factor:.1f} {unit}"
+    return f"{num_bytes / 1024:.1f} KiB"
 
 
-def tick_labels(values: Sequence[float]) -> list[str]:
-    """Return labels of one form for the ticks of an axis."""
-    largest = max((abs(value) for value in values), default=0.0)
-    if largest >= 1000:
-        return [short_count(value) for value in values]
-    if 0 < largest < 1e-2:
-        exponent = math.floor(math.log10(largest) + 1e-9)
-        return [f"{value / 10.0**exponent:.3g}e{exponent}" if value else "0" for value in values]
-    return [f"{value:.6g}" for value in values]
+def shorten(text: str, most: int) -> str:
+    """Return a text of at most `most` characters, cut at a word with an ellipsis."""
+    text = " ".join(text.split())
+    if len(text) <= most:
+        return text
+    return text[: most - 1].rsplit(" ", 1)[0] + "\N{HORIZONTAL ELLIPSIS}"
