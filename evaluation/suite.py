@@ -84,7 +84,7 @@ class Suite:
         """
         from tessera.evaluation.compositional import open_sugarcrepe, open_winoground
         from tessera.evaluation.labelled import open_labelled
-        from tessera.pipeline.selection import open_dataset
+        from tessera.pipeline.index.dataset import open_dataset
 
         pictures: dict[str, int] = {}
         texts = 0

@@ -331,7 +331,7 @@ def rejected_samples(suite: Suite, indexed: Mapping[str, str]) -> dict[str, dict
         indexed: the index of each shard folder.
     """
     from tessera.evaluation.labelled import is_index
-    from tessera.pipeline.selection import open_dataset
+    from tessera.pipeline.index.dataset import open_dataset
 
     names = {index: place for place, index in indexed.items()}
     places = (*suite.zero_shot, *suite.retrieval, *suite.linear_probe)

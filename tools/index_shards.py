@@ -92,6 +92,7 @@ def _index(words: list[str]) -> dict[str, Any]:
     arguments = tyro.cli(Arguments, args=words, description=program.describe(__doc__))
     report = _run(arguments)
     print("\n".join([*_report_lines(report), _write_report(report)]))
+    print(program.next_step("train.py", "flickr8k", "--data.train", report.index_dir))
     return report.summary()
 
 

@@ -114,7 +114,7 @@ def _print_report(report: PackReport) -> None:
         if count > len(report.examples[reason]):
             print(f"  and {count - len(report.examples[reason])} more in {SKIPPED_FILE}")
     print(f"took       {report.seconds:.1f} s")
-    print(f"next       python tools/index_shards.py {report.out} --out INDEX")
+    print(program.next_step("tools/index_shards.py", report.out, "--out", "INDEX"))
 
 
 def _summary(report: PackReport) -> dict[str, object]:

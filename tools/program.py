@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -51,6 +52,11 @@ class Stopped(KeyboardInterrupt):
 def describe(doc: str | None) -> str:
     """A program's docstring with the contract, for its --help."""
     return f"{doc or ''}\n{_CONTRACT}"
+
+
+def next_step(*words: object) -> str:
+    """A line that names the command to run next, as a shell takes it."""
+    return f"next       {shlex.join(['python', *map(str, words)])}"
 
 
 def run(

@@ -170,8 +170,8 @@ def _download(
         print(f"failed     {count} {cause}")
     print(f"shards     {outcome.num_shards} in {job.shards}")
     print(f"report     {page}")
-    print(f"next       {sys.executable} tools/retry_failed.py {folder}")
-    print(f"           python tools/index_shards.py {job.shards} --out {folder}-index")
+    print(program.next_step("tools/retry_failed.py", folder))
+    print(program.next_step("tools/index_shards.py", job.shards, "--out", f"{folder}-index"))
     return {
         "folder": str(folder),
         "shards": job.shards,
@@ -232,7 +232,7 @@ def _take_mirror(source: Source, running: Running, folder: Path) -> dict[str, An
     result = take_mirror(local, folder / "shards", allow_missing=source.allow_missing)
     for name, value in result.items():
         print(f"{name:<21}{value}")
-    print(f"next       python tools/index_shards.py {folder / 'shards'} --out {folder}-index")
+    print(program.next_step("tools/index_shards.py", folder / "shards", "--out", f"{folder}-index"))
     (folder / "report").mkdir(exist_ok=True)
     write_text(folder / "report" / "report.json", json.dumps(result, indent=1) + "\n")
     return {**result, "missing": len(result["missing"])}
