@@ -129,14 +129,6 @@ class CaptionTable:
         offsets = _offsets(count)
         return np.arange(offsets[-1]) + np.repeat(first - offsets[:-1], count), offsets
 
-    def of_samples(self, first: int, last: int) -> pa.RecordBatch:
-        """The rows of the samples first .. last - 1, with owners counted from `first`."""
-        start, stop = np.searchsorted(self.sample, [first, last]).tolist()
-        batch = self._batch.slice(start, stop - start)
-        place = batch.schema.get_field_index("sample")
-        owners = pa.array(self.sample[start:stop] - first)
-        return batch.set_column(place, batch.schema.field(place), owners)
-
     def texts(self, rows: NDArray[np.int64]) -> list[str]:
         """The texts at `rows` of this table, surrounding whitespace removed, otherwise as found."""
         return self._batch.column("text").take(pa.array(rows, pa.int64())).to_pylist()

@@ -26,7 +26,7 @@ from tessera.pipeline.caption_sources.rows import Reader
 from tessera.pipeline.captions import CAPTION_SCHEMA, caption_batch
 from tessera.pipeline.durable import sync_folder, work_folder
 from tessera.pipeline.index import CAPTIONS_DIR, DEFAULT_SOURCE, Index
-from tessera.pipeline.index.spool import TableSpool
+from tessera.pipeline.index.arrow_file import TableWriter, map_batch
 from tessera.pipeline.index.tokenizer import encode_captions
 from tessera.pipeline.storage import head_tail_crc32
 from tessera.pipeline.workers import map_in_processes
@@ -140,7 +140,7 @@ def import_captions(
         overlaps = getattr(reader, "overlap", [])
         if report.overlap is None and overlaps:
             report.overlap = min(overlaps)
-        spool = TableSpool(folder, "captions", CAPTION_SCHEMA)
+        spool = TableWriter(folder, "captions", CAPTION_SCHEMA)
         chosen = _chosen(partitions, options.repeats, report)
         for encoded in _encoded(chosen, options):
             _count(encoded, report)
@@ -151,8 +151,8 @@ def import_captions(
         if not report.num_texts:
             raise ValueError("no row of the files holds a text of a sample")
         if not options.dry_run:
-            batch = spool.write(folder / path.name)
-            report.fingerprint = _fingerprint(index, batch)
+            spool.write(folder / path.name)
+            report.fingerprint = _fingerprint(index, map_batch(folder / path.name, CAPTION_SCHEMA))
             _publish(folder, path, _record(index, reader, join_name, report))
     return report
 
