@@ -76,5 +76,5 @@ def _native() -> ModuleType | None:
     try:
         return load_native()
     except NotBuiltError as error:
-        logger.warning("%s; until then torch computes the cluster mask, a quarter as fast", error)
+        logger.warning("%s; until then torch computes the cluster mask, but slower", error)
         return None
