@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tessera.tools.download.causes import Cause, RefusedError, cause_of_http_status, classify
+from tessera.tools.download.causes import Cause, RefusedError, classify
+from tessera.tools.download.headers import cause_of_status
 
 
 def test_messages_are_read_back() -> None:
@@ -28,4 +29,4 @@ def test_only_what_may_pass_is_retryable() -> None:
     (451, "forbidden"), (500, "server_error"), (503, "server_error"), (999, "http_error"),
 ])  # fmt: skip
 def test_http_statuses(status: int, cause: str) -> None:
-    assert cause_of_http_status(status) == cause
+    assert cause_of_status(status) == cause

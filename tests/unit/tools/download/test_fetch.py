@@ -27,7 +27,7 @@ from tessera.tools.download.fetch import (
     system_lookup,
     tls_context,
 )
-from tessera.tools.download.opt_out import agent_token, opts_out
+from tessera.tools.download.headers import agent_token, opts_out
 from tests.hostile_server import BAD_URLS, HTML, KINDS, HostileServer, jpeg_of
 
 AGENT = "Mozilla/5.0 (compatible; TesseraDownloader/0.1)"

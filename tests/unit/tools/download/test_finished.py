@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tessera.tools.download.finished import ShardBook, read_outcomes, shard_file
 from tessera.tools.download.job import Job
+from tessera.tools.download.shards import ShardBook, shard_file
 from tests.download_shards import caption_of, make_download, write_shard
 
 FAULTS = (
@@ -118,7 +118,9 @@ def test_outcomes_name_every_row_once(download: Path) -> None:
     for number in range(5):
         write_shard(download, number)
     write_shard(download, 2, "the tar is cut")
-    rows = [row for table in read_outcomes(download) for row in table.to_pylist()]
+    book = ShardBook(download)
+    book.refresh()
+    rows = book.metadata().to_table().to_pylist()
     in_shard_2 = set(range(38 - 25, 38 - 20))
     assert sorted(row["row_id"] for row in rows) == sorted(set(range(38)) - in_shard_2)
     assert all(row["caption"] == caption_of(row["row_id"]) for row in rows)

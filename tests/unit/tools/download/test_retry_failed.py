@@ -15,9 +15,9 @@ import pytest
 
 from tessera.tools import retry_failed
 from tessera.tools.download import run as run_module
-from tessera.tools.download.finished import ShardBook
 from tessera.tools.download.job import Job
-from tessera.tools.download.run import Outcome, exclusive, run_download
+from tessera.tools.download.run import exclusive, run_download
+from tessera.tools.download.shards import ShardBook
 from tessera.tools.download.table.prepare import prepare_table
 from tessera.tools.download.table.summary import load_summary
 from tests import download_shards
@@ -45,7 +45,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
     """Jobs run by the tool, with shards written in place of a download."""
     jobs: list[Job] = []
 
-    def run(job: Job, folder: Path) -> Outcome:
+    def run(job: Job, folder: Path) -> dict:
         jobs.append(job)
         if not (folder / "job.json").exists():
             (folder / "job.json").write_text(job.to_json())
@@ -195,10 +195,8 @@ def test_again_takes_what_still_fails(
 def keys_in(folder: Path) -> list[int]:
     book = ShardBook(folder)
     book.refresh()
-    tables = [book.outcomes(number, ("row_id", "status")) for number in book.finished]
-    return [
-        row["row_id"] for table in tables for row in table.to_pylist() if row["status"] == "success"
-    ]
+    rows = book.metadata().to_table().to_pylist()
+    return [row["row_id"] for row in rows if row["status"] == "success"]
 
 
 def test_further_causes_on_request(

@@ -68,7 +68,7 @@ def test_official_layout_is_kept_byte_for_byte(tmp_path: Path) -> None:
     assert not summary.repairs
     assert not summary.dropped
     assert not summary.oddities
-    assert summary.first_rows[0] == (url(0), captions[0])
+    assert summary.first_rows[0] == [url(0), captions[0]]
 
 
 def test_every_fault_has_a_counted_outcome(tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ def peak_of(path: Path, folder: Path) -> tuple[int, str]:
     """Megabytes that a fresh process needs to make a table, and how that ended."""
     code = (
         "import resource, sys; from pathlib import Path;"
-        "from tools.download.table.prepare import prepare_table\n"
+        "from tessera.tools.download.table.prepare import prepare_table\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "try: print(prepare_table(sys.argv[1], Path(sys.argv[2])).dropped)\n"
         "except (ValueError, RuntimeError) as error: print(error)\n"

@@ -14,8 +14,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from tessera.tools.download.causes import Cause, RefusedError, classify
-from tessera.tools.download.image_kind import image_kind
-from tessera.tools.download.upright import UprightResizer
+from tessera.tools.download.upright import UprightResizer, image_kind
 from tests.hostile_pictures import (
     PICTURES,
     encoded,
