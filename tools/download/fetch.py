@@ -311,6 +311,7 @@ def _network_error(error: Exception) -> RefusedError:
     if inner is None and isinstance(error, aiohttp.ClientPayloadError):
         below = error.__cause__ or error.__context__
         inner = below if isinstance(below, ConnectionError | ContentEncodingError) else None
+        inner = ConnectionResetError() if "ConnectionReset" in str(error) else inner
     inner = inner or error
     if isinstance(inner, socket.gaierror):
         if inner.errno in _NO_HOST:

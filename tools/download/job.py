@@ -52,7 +52,7 @@ def add_options(parser: Any, kind: type, *, names: Iterable[str] = (), unset: bo
         if isinstance(each.default, bool):
             given["action"] = "store_false" if each.default else "store_true"
         elif each.default == ():
-            given["action"] = "append"
+            given |= {"action": "append", "default": []}
         else:
             kinds = {hints[each.name], *get_args(hints[each.name])}
             given["type"] = next((k for k in (int, float) if k in kinds), str)

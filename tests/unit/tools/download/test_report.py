@@ -17,10 +17,10 @@ from tessera.tools.download.table.summary import TableSummary
 from tests.download_shards import FAILS, make_download, write_shard
 
 TABLE = TableSummary(
-    source="links.tsv", source_files=(), source_sha256="00", source_bytes=9, num_source_rows=41,
-    options={}, format="TSV", format_notes=(), columns=(), extra_columns={}, ignored_columns=(),
-    num_rows=38, part_rows=(25, 13), repairs={"crlf": 7}, oddities={},
-    dropped={"missing_url": 3}, examples={}, num_hosts=4, top_hosts=(), first_rows=(),
+    source="links.tsv", source_files=[], source_sha256="00", source_bytes=9, num_source_rows=41,
+    options={}, format="TSV", format_notes=[], columns=[], extra_columns={}, ignored_columns=[],
+    num_rows=38, part_rows=[25, 13], repairs={"crlf": 7}, oddities={}, warnings=[],
+    dropped={"missing_url": 3}, examples={}, num_hosts=4, top_hosts=[], first_rows=[],
 )  # fmt: skip
 
 
