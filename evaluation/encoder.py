@@ -25,9 +25,9 @@ from tessera.evaluation.image_sets import ImageSet, decode, evaluation_transform
 from tessera.evaluation.views import ViewConfig
 from tessera.model import Clip
 from tessera.pipeline.captions import CaptionTable
+from tessera.pipeline.index.tokenizer import tokenize_prompts
 from tessera.pipeline.masking import pack_visible
 from tessera.pipeline.patches import patchify
-from tessera.pipeline.tokenizer import tokenize_prompts
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tessera.pipeline.arrow_file import column_view, list_parts, map_batch
+from tessera.pipeline.index.arrow_file import column_view, list_parts, map_batch
 from tessera.pipeline.text_reduction import ChooseTokens, truncated
 
 SOT = 49406

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tessera.pipeline.caption_mix import CaptionMix, DrawnCaptions
-from tessera.pipeline.chained_index import ChainedIndex, fingerprint_of
 from tessera.pipeline.index import Index
+from tessera.pipeline.index.chained_index import ChainedIndex, fingerprint_of
 from tessera.pipeline.text_reduction import TextReductionKind
 
 

@@ -11,7 +11,7 @@ from tessera.pipeline.caption_mix import parse_weights, text_counts
 from tessera.pipeline.crops import CropConfig
 from tessera.pipeline.decoding import DaliGraph, DecoderKind
 from tessera.pipeline.masking import ClusterMask, MaskConfig
-from tessera.pipeline.masking.selection import budget
+from tessera.pipeline.masking.budget import budget
 from tessera.pipeline.shard_cache import CacheConfig
 from tessera.pipeline.text_reduction import TextReductionKind
 

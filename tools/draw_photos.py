@@ -25,7 +25,7 @@ from tessera.tools import program  # before all that takes long, for Ctrl-C mean
 import numpy as np
 from PIL import Image
 
-from tessera.pipeline.indexing import ScanOptions, build_index
+from tessera.pipeline.index import ScanOptions, build_index
 from tessera.training.environment import num_cores
 
 _WIDTH, _HEIGHT, _QUALITY = 640, 480, 85

@@ -26,9 +26,9 @@ from tessera.pipeline.caption_sources.rows import Reader
 from tessera.pipeline.captions import CAPTION_SCHEMA, caption_batch
 from tessera.pipeline.durable import sync_folder, work_folder
 from tessera.pipeline.index import CAPTIONS_DIR, DEFAULT_SOURCE, Index
-from tessera.pipeline.indexing.spool import TableSpool
+from tessera.pipeline.index.spool import TableSpool
+from tessera.pipeline.index.tokenizer import encode_captions
 from tessera.pipeline.storage import head_tail_crc32
-from tessera.pipeline.tokenizer import encode_captions
 from tessera.pipeline.workers import map_in_processes
 
 _TEXTS_AT_ONCE = 4096

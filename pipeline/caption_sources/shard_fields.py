@@ -11,8 +11,8 @@ import numpy as np
 
 from tessera.pipeline.caption_sources.rows import RowBatch, check_text, json_object
 from tessera.pipeline.index import Index, ShardRecord
-from tessera.pipeline.indexing.clues import texts_at
-from tessera.pipeline.indexing.tar_walk import TarError, group_members, walk_tar
+from tessera.pipeline.index.clues import texts_at
+from tessera.pipeline.index.tar_walk import TarError, group_members, walk_tar
 from tessera.pipeline.storage import open_binary
 from tessera.pipeline.tables import texts_of
 

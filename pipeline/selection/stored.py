@@ -20,9 +20,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tessera.pipeline.arrow_file import column_view, write_batch
 from tessera.pipeline.durable import sync_folder
 from tessera.pipeline.index import Index
+from tessera.pipeline.index.arrow_file import column_view, write_batch
 
 SELECTIONS_DIR = "selections"
 FORMAT_VERSION = 1

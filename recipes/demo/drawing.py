@@ -9,8 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from tessera.pipeline.caption_sources import ImportOptions, TableReader, ValueJoin, import_captions
-from tessera.pipeline.index import open_index
-from tessera.pipeline.indexing import ScanOptions, build_index
+from tessera.pipeline.index import ScanOptions, build_index, open_index
 from tessera.pipeline.selection import list_selections, open_dataset, write_selection
 from tessera.pipeline.selection.criteria import Criteria, choose
 from tessera.pipeline.word_classes import read_word_classes, write_word_classes

@@ -16,8 +16,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tessera.pipeline.index import open_index
-from tessera.pipeline.indexing import ScanOptions, build_index
+from tessera.pipeline.index import ScanOptions, build_index, open_index
 from tessera.recipes.demo import shards as demo_shards
 from tessera.recipes.demo.captions import class_names
 from tessera.recipes.demo.objects import HELDOUT_PAIRS

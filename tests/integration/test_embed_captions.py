@@ -106,7 +106,7 @@ def test_wrong_use_ends_with_2_and_says_why(tool: Any, index: Path, llama: Path)
 
 def test_files_of_llm2clip_are_taken_over(tool: Any, index: Path, tmp_path: Path) -> None:
     # One text for each sample: keep the first of the two.
-    from tessera.pipeline.arrow_file import map_batch, write_batch
+    from tessera.pipeline.index.arrow_file import map_batch, write_batch
 
     whole = map_batch(index / "captions" / "caption.arrow")
     write_batch(index / "captions" / "short.arrow", whole.take(list(range(0, 192, 2))))

@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from tessera.pipeline import LoaderConfig, open_loader
-from tessera.pipeline.index import open_index
-from tessera.pipeline.indexing import ScanOptions, build_index
+from tessera.pipeline.index import ScanOptions, build_index, open_index
 from tessera.pipeline.masking import MaskConfig
 from tessera.pipeline.selection import write_selection
 from tessera.training.config import DataConfig

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tessera.pipeline import LoaderConfig, open_evaluation_loader, open_loader
-from tessera.pipeline.indexing import ScanOptions, build_index
+from tessera.pipeline.index import ScanOptions, build_index
 from tessera.pipeline.masking import MaskConfig
 from tessera.pipeline.selection import open_dataset
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tessera.pipeline.durable import write_text
+from tessera.report.download import write_download_page
 from tessera.tools.download.causes import Cause
 from tessera.tools.download.passes import outcomes, passes_of
 from tessera.tools.download.table.prepare import CC12M_BYTES, CC12M_ROWS
@@ -65,11 +65,7 @@ def write_report(folder: Path, expected_rows: int | None = None) -> dict[str, An
     report = _counted(folder, expected_rows)
     place.mkdir(parents=True, exist_ok=True)
     write_text(place / "report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-    pages = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
-    )
-    pages.filters |= {"count": "{:,}".format, "percent": "{:.1%}".format, "duration": _duration}
-    write_text(place / "report.html", pages.get_template("report.html.jinja").render(r=report))
+    write_download_page(report, place / "report.html")
     return report
 
 
@@ -165,10 +161,7 @@ def throughput(spans: Sequence[tuple[float, float, int]]) -> dict[str, Any]:
         rate += np.maximum(overlap, 0) * count / max(end - start, 1e-9)
     rate /= np.maximum(np.diff(edges), 1e-9)
     return {
-        "seconds": reach - pause, "edges_s": edges.tolist(), "pictures_per_s": rate.tolist()
-    }  # fmt: skip
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+        "seconds": reach - pause,
+        "edges_s": edges.tolist(),
+        "pictures_per_s": rate.tolist(),
+    }

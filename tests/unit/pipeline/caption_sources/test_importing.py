@@ -22,7 +22,7 @@ from tessera.pipeline.caption_sources import (
 )
 from tessera.pipeline.caption_sources.rows import RowBatch
 from tessera.pipeline.index import Index, open_index
-from tessera.pipeline.tokenizer import encode_captions
+from tessera.pipeline.index.tokenizer import encode_captions
 
 
 @dataclass(frozen=True, kw_only=True)

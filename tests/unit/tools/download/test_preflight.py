@@ -23,7 +23,6 @@ from tessera.tools.download.preflight import (
     raise_descriptors,
     sample_hosts,
 )
-from tessera.tools.download.table.prepare import prepare_table
 
 JOB = Job(table="t", shards="s")
 
