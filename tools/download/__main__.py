@@ -104,7 +104,7 @@ def _work(words: list[str]) -> dict[str, Any]:
         )
     folder = Path(running.work or arguments.out).resolve()
     out = arguments.out.rstrip("/") if remote else str(Path(arguments.out).resolve())
-    options = from_arguments(Job, arguments) | {
+    options: dict[str, Any] = from_arguments(Job, arguments) | {
         "table": str(folder / "table"),
         "shards": f"{out}/shards",
     }

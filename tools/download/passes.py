@@ -13,7 +13,7 @@ import duckdb
 from tessera.tools.download.causes import Cause
 from tessera.tools.download.job import JOB_FILE
 from tessera.tools.download.shards import ShardBook
-from tessera.tools.download.table.prepare import HOST
+from tessera.tools.download.table.prepare import HOST, QUIETLY
 from tessera.tools.download.table.summary import load_summary
 
 _PASS = re.compile(r"retry-(\d{2,})")
@@ -66,7 +66,7 @@ def outcomes(passes: list[Pass]) -> Iterator[duckdb.DuckDBPyConnection]:
     width, height, original_width and original_height.
     """
     with duckdb.connect() as database:
-        database.execute("SET memory_limit = '1GB'; SET preserve_insertion_order = false")
+        database.execute(QUIETLY)
         parts = []
         for number, each in enumerate(passes):
             if each.book.finished:

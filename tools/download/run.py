@@ -128,7 +128,7 @@ class _Run:
         began = time.monotonic()
         rounds = idle = 0
         self._tidy()
-        with progress_bar(self._book.num_rows, self._counts()[0]) as self._bar:
+        with progress_bar(self._book.num_rows, self._counts()[0], sys.stderr) as self._bar:
             while not self._book.complete:
                 if idle == _MAX_IDLE_ROUNDS:
                     raise DownloadFailedError(self._why_not())
@@ -293,24 +293,32 @@ def img2dataset_module(name: str) -> Any:
     return importlib.import_module(f"img2dataset.{name}")
 
 
-def progress_bar(num_rows: int, num_done: int, stream: TextIO | None = None) -> tqdm:
+class _Lines:
+    """Takes what tqdm writes over itself and writes whole lines."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.flush = stream.flush
+
+    def write(self, text: str) -> None:
+        """Write one state of the bar."""
+        self._stream.write(f"{text.strip()}\n" if text.strip() else "")
+
+
+def progress_bar(num_rows: int, num_done: int, stream: TextIO) -> tqdm:
     """One bar on a terminal, a line every ten seconds anywhere else."""
-    stream = stream or sys.stderr
-    lines = SimpleNamespace(
-        write=lambda text: stream.write(f"{text.strip()}\n" if text.strip() else ""),
-        flush=stream.flush,
-    )
-    pause_s = 0.5 if stream.isatty() else 10.0
+    live = stream.isatty()
+    pause_s = 0.5 if live else 10.0
     return tqdm(
         total=num_rows,
         initial=num_done,
         unit="row",
         bar_format=_BAR + "{postfix}",
-        file=stream if stream.isatty() else lines,
+        file=stream if live else _Lines(stream),
         mininterval=pause_s,
         maxinterval=pause_s,
         miniters=0,
-        dynamic_ncols=stream.isatty(),
+        dynamic_ncols=live,
         smoothing=0.05,
     )
 

@@ -46,6 +46,9 @@ _TAKEN_NAMES = {
 }
 _READING = ("layout", "url_column", "caption_column", "delimiter", "encoding")
 _OPTIONS = (*_READING, "limit", "rows_per_host")
+QUIETLY = """SET memory_limit = '1GB'; SET preserve_insertion_order = false;
+    SET enable_progress_bar = false"""
+"""SQL: bounded memory, and no bar on stdout."""
 HOST = r"""lower(regexp_extract(url,
     '^(?:[A-Za-z][A-Za-z0-9+.\-]*:)?//(?:[^/?#@]*@)?(\[[^\]]*\]|[^/?#:]*)', 1))"""
 """SQL: the host of a URL, empty where it has none."""
@@ -149,7 +152,7 @@ def _order(
 ) -> dict[str, Any]:
     """Drop repeated URLs, write the parts in their order; returns what the summary says of them."""
     with duckdb.connect(config={"temp_directory": str(folder / "spill")}) as database:
-        database.execute("SET memory_limit = '1GB'; SET preserve_insertion_order = false")
+        database.execute(QUIETLY)
         database.register("files", dataset([str(path) for path in files], format="parquet"))
         database.register("wanted", pa.table({"row_id": [0]}) if wanted is None else wanted)
         chosen = "" if wanted is None else "SEMI JOIN wanted USING (row_id)"

@@ -230,13 +230,13 @@ def _json(lines: Iterator[str], table: TableFormat) -> Iterator[Raw]:
 
 def _from_parquet(path: Path, table: TableFormat, extras: Mapping[str, pa.Field]) -> Iterator[Raw]:
     for row in ParquetTable((path,)).rows([table.url_column, table.caption_column, *extras]):
-        values = [] if isinstance(row, BadRow) else row.values
-        long = any(isinstance(each, bytes) and len(each) > MAX_TEXT_BYTES for each in values)
-        if isinstance(row, BadRow) or long:
-            long = long or row.problem == Problem.TOO_LONG
+        if isinstance(row, BadRow):
+            long = row.problem == Problem.TOO_LONG
             yield Raw(None, None, ("text_too_long" if long else "unreadable",))
+        elif any(isinstance(each, bytes) and len(each) > MAX_TEXT_BYTES for each in row.values):
+            yield Raw(None, None, ("text_too_long",))
         else:
-            url, caption, *more = values
+            url, caption, *more = row.values
             yield Raw(_text_of(url), _text_of(caption), (), more)
 
 
