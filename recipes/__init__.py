@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tessera.pipeline.selection import parse_reference
+from tessera.pipeline.index.dataset import parse_reference
 from tessera.recipes import clip, clipa, cluster_masking, fastclip, flip, laclip, llm2clip, veclip
 from tessera.recipes.datasets import require_index
 from tessera.recipes.demo import demo, draw_demo_data, draw_miniature_data

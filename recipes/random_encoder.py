@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tessera.model.text_encoders import TextEncoder, open_text_encoder
 from tessera.pipeline.index import Index, open_index
-from tessera.pipeline.text_embeddings import (
+from tessera.pipeline.index.text_embeddings import (
     EncoderRecord,
     open_text_embeddings,
     write_text_embeddings,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tessera.pipeline.caption_mix import parse_weights
 from tessera.pipeline.crops import CropConfig
+from tessera.pipeline.index.caption_mix import parse_weights
+from tessera.pipeline.index.dataset import parse_reference
 from tessera.pipeline.masking import MaskConfig
-from tessera.pipeline.selection import parse_reference
 from tessera.training import miniature
 from tessera.training.config import DataConfig, EvaluationConfig, OptimConfig, TrainConfig
 

@@ -8,11 +8,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from tessera.pipeline.caption_sources import ImportOptions, TableReader, ValueJoin, import_captions
 from tessera.pipeline.index import ScanOptions, build_index, open_index
-from tessera.pipeline.selection import list_selections, open_dataset, write_selection
-from tessera.pipeline.selection.criteria import Criteria, choose
-from tessera.pipeline.word_classes import read_word_classes, write_word_classes
+from tessera.pipeline.index.caption_readers import TableReader
+from tessera.pipeline.index.dataset import open_dataset
+from tessera.pipeline.index.import_captions import ImportOptions, import_captions
+from tessera.pipeline.index.select import Criteria, choose
+from tessera.pipeline.index.selections import list_selections, write_selection
+from tessera.pipeline.index.word_classes import read_word_classes, write_word_classes
 from tessera.recipes.demo.captions import (
     BACKGROUND_PHRASES,
     SIZE_WORDS,
@@ -66,8 +68,7 @@ def write_captions_again(root: Path, name: str) -> None:
             texts = write_captions(rng, scene, VARIED, _TEXTS_AGAIN)
             file.write(json.dumps({"key": key, "caption": texts}) + "\n")
     reader = TableReader(files=(path,), text_columns=("caption",), key_column="key", stem=False)
-    join = ValueJoin(index.table.column("key"), "key")
-    import_captions(index, name, reader, join, "key", ImportOptions())
+    import_captions(index, name, reader, ImportOptions())
 
 
 def select_half(root: Path, name: str) -> None:

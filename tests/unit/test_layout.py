@@ -76,7 +76,7 @@ def test_one_module_imports_dali() -> None:
     [
         "tessera.pipeline.index",
         "tessera.pipeline.order",
-        "tessera.pipeline.captions",
+        "tessera.pipeline.index.captions",
         "tessera.pipeline.index.tokenizer",
         "tessera.pipeline.index.build",
     ],

@@ -36,9 +36,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from tessera.pipeline.index import Index
-from tessera.pipeline.selection.columns import sample_columns
-from tessera.pipeline.selection.joined import MATCHED_BY, JoinedTable
-from tessera.pipeline.selection.sql_columns import (
+from tessera.pipeline.index.joined_table import MATCHED_BY, JoinedTable
+from tessera.pipeline.index.sql_columns import (
     DERIVED,
     DOMAIN,
     WHOLE_NUMBERS,
@@ -46,7 +45,8 @@ from tessera.pipeline.selection.sql_columns import (
     quoted,
     stored,
 )
-from tessera.pipeline.selection.sql_syntax import columns_of, first_line
+from tessera.pipeline.index.sql_syntax import columns_of, first_line
+from tessera.pipeline.index.table_columns import sample_columns
 
 CHUNK_ROWS = 1 << 17
 """Rows that are handed to DuckDB together; bounds the memory, decides nothing."""

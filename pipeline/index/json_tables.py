@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from tessera.pipeline.tables.table import BadRow, Problem, Row, check_columns
+from tessera.pipeline.index.foreign_tables import BadRow, Problem, Row, check_columns
 
 _CHUNK_CHARACTERS = 1 << 20
 _MAX_ENTRY_CHARACTERS = 1 << 24

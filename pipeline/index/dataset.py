@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tessera.pipeline.index import INDEX_FILE, Index, open_index
-from tessera.pipeline.selection.stored import SELECTIONS_DIR, Selection, open_selection
+from tessera.pipeline.index.selections import SELECTIONS_DIR, Selection, open_selection
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tessera.pipeline.captions import CaptionTable
 from tessera.pipeline.durable import write_text
 from tessera.pipeline.index import Index
+from tessera.pipeline.index.captions import CaptionTable
 from tessera.pipeline.storage import head_tail_crc32
 
 EMBEDDINGS_DIR = "embeddings"

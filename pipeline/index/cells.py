@@ -61,3 +61,15 @@ def too_long(text: str) -> str | None:
     if len(text) <= MAX_TEXT_CHARACTERS:
         return None
     return f"{len(text)} characters exceed the limit of {MAX_TEXT_CHARACTERS}"
+
+
+def is_storable(text: str) -> bool:
+    """Whether UTF-8 can hold a text: not if it has half of a surrogate pair.
+
+    JSON can spell one, and bytes that are not of a file's encoding are read as such.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

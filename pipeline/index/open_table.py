@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from tessera.pipeline.tables.delimited import SUFFIXES as DELIMITED
-from tessera.pipeline.tables.delimited import DelimitedTable
-from tessera.pipeline.tables.json_files import JsonLinesTable, JsonTable
-from tessera.pipeline.tables.parquet import (
+from tessera.pipeline.index.arrow_tables import (
     ParquetTable,
     SavedDataset,
     is_saved_dataset,
     parquet_files,
 )
-from tessera.pipeline.tables.table import Table
+from tessera.pipeline.index.delimited import SUFFIXES as DELIMITED
+from tessera.pipeline.index.delimited import DelimitedTable
+from tessera.pipeline.index.foreign_tables import Table
+from tessera.pipeline.index.json_tables import JsonLinesTable, JsonTable
 
 _JSON_LINES = (".jsonl", ".ndjson")
 KINDS = "a .csv, .tsv, .txt, .jsonl, .json or .parquet file, or a folder of parquet files"

@@ -24,7 +24,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from tessera.pipeline.durable import remove_partials, write_bytes
-from tessera.pipeline.embedding_record import (
+from tessera.pipeline.index import Index
+from tessera.pipeline.index.embedding_record import (
     DTYPE,
     EMBEDDINGS_DIR,
     RECORD_FILE,
@@ -39,7 +40,6 @@ from tessera.pipeline.embedding_record import (
     store_folder,
     write_store_record,
 )
-from tessera.pipeline.index import Index
 
 __all__ = [
     "EMBEDDINGS_DIR",

@@ -9,16 +9,16 @@ from typing import Any
 
 import duckdb
 
-from tessera.pipeline.selection.sql_columns import (
+from tessera.pipeline.index.arrow_tables import open_parquet
+from tessera.pipeline.index.cells import MAX_TEXT_CHARACTERS
+from tessera.pipeline.index.sql_columns import (
     id_text,
     identifier,
     kind_of,
     quoted,
     without_empties,
 )
-from tessera.pipeline.selection.sql_syntax import first_line
-from tessera.pipeline.tables.cells import MAX_TEXT_CHARACTERS
-from tessera.pipeline.tables.parquet import open_parquet
+from tessera.pipeline.index.sql_syntax import first_line
 
 MATCHED_BY = "joined_on"
 """Name of the column that rows are matched by, as text."""

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tessera.pipeline.caption_mix import CaptionMix, DrawnCaptions
 from tessera.pipeline.index import Index
+from tessera.pipeline.index.caption_mix import CaptionMix, DrawnCaptions
 from tessera.pipeline.index.chained_index import ChainedIndex, fingerprint_of
-from tessera.pipeline.text_reduction import TextReductionKind
+from tessera.pipeline.index.text_reduction import TextReductionKind
 
 
 class ChainedCaptions(CaptionMix):

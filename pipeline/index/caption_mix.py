@@ -22,10 +22,10 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from tessera.pipeline.captions import CaptionTable
 from tessera.pipeline.index import DEFAULT_SOURCE, Index
-from tessera.pipeline.text_reduction import TextReductionKind, choose_tokens, draws_needed
-from tessera.pipeline.word_classes import read_word_classes
+from tessera.pipeline.index.captions import CaptionTable
+from tessera.pipeline.index.text_reduction import TextReductionKind, choose_tokens, draws_needed
+from tessera.pipeline.index.word_classes import read_word_classes
 
 _NOT_MISSING, _MISSING, _SHORT = 0, 1, 2
 _NUM_LOOKED_AT = 200

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tessera.pipeline.selection.stored import check_name
+from tessera.pipeline.index.selections import check_name
 
 _WORD = 8
 

@@ -21,9 +21,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tessera.pipeline.tables.arrow_cells import BadCell, cells_of, is_binary, is_text
-from tessera.pipeline.tables.cells import MAX_TEXT_CHARACTERS
-from tessera.pipeline.tables.table import BadRow, Row, check_columns
+from tessera.pipeline.index.arrow_cells import BadCell, cells_of, is_binary, is_text
+from tessera.pipeline.index.cells import MAX_TEXT_CHARACTERS
+from tessera.pipeline.index.foreign_tables import BadRow, Row, check_columns
 
 _ROWS_AT_ONCE = 1024
 _BYTES_AT_ONCE = 64 * 1024**2

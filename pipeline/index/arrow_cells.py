@@ -6,8 +6,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from tessera.pipeline.tables.cells import MAX_TEXT_CHARACTERS
-from tessera.pipeline.tables.table import Problem
+from tessera.pipeline.index.cells import MAX_TEXT_CHARACTERS
+from tessera.pipeline.index.foreign_tables import Problem
 
 
 class BadCell:

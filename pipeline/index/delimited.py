@@ -18,7 +18,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tessera.pipeline.tables.table import USUAL_NAMES, BadRow, Problem, Row, check_columns
+from tessera.pipeline.index.cells import is_storable
+from tessera.pipeline.index.foreign_tables import USUAL_NAMES, BadRow, Problem, Row, check_columns
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".token")
 """Of files that are read here."""
@@ -182,9 +183,10 @@ class DelimitedTable:
             )
             return BadRow(where, Problem.UNREADABLE, detail)
         if max(places, default=0) >= len(record):
-            return BadRow(where, Problem.UNREADABLE, f"only {len(record)} fields")
+            detail = f"it has no column {max(places) + 1}, only {len(record)}"
+            return BadRow(where, Problem.UNREADABLE, detail)
         values: list[object] = [record[place] for place in places]
-        if any(_is_foreign(record[place]) for place in places):
+        if not all(is_storable(record[place]) for place in places):
             encoding = self._format[0].removesuffix("-sig").upper()
             detail = f"it is not {encoding}; name another --encoding, such as cp1252"
             return BadRow(where, Problem.ENCODING, detail)
@@ -201,11 +203,6 @@ def _header(reader: Any, path: Path) -> list[str]:
         return [name.strip() for name in next(reader, [])]
     except (csv.Error, UnicodeError) as error:
         raise ValueError(f"{path}, header: {error}") from None
-
-
-def _is_foreign(text: str) -> bool:
-    """Whether a text holds bytes that its encoding does not have."""
-    return not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _encoding_of(path: Path) -> str:

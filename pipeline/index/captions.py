@@ -17,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from tessera.pipeline.index.arrow_file import column_view, list_parts, map_batch
-from tessera.pipeline.text_reduction import ChooseTokens, truncated
+from tessera.pipeline.index.text_reduction import ChooseTokens, truncated
 
 SOT = 49406
 """Start-of-text token of the CLIP vocabulary."""

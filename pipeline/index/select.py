@@ -16,11 +16,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tessera.pipeline.selection.listed import read_ids
-from tessera.pipeline.selection.look_alikes import MAX_DISTANCE, near_repeats
-from tessera.pipeline.selection.reference import Dataset
-from tessera.pipeline.selection.split import hash_values, parse_parts, part_numbers
-from tessera.pipeline.selection.sql import JoinCounts, SampleTable, open_samples
+from tessera.pipeline.index.dataset import Dataset
+from tessera.pipeline.index.listed import read_ids
+from tessera.pipeline.index.look_alikes import MAX_DISTANCE, near_repeats
+from tessera.pipeline.index.split import hash_values, parse_parts, part_numbers
+from tessera.pipeline.index.tables import JoinCounts, SampleTable, open_samples
 
 NUM_EXAMPLES = 3
 _MAX_SHOWN = 60

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tessera.pipeline.captions import EOT, MAX_TOKENS, CaptionTable
 from tessera.pipeline.durable import sync_folder, write_text
+from tessera.pipeline.index.captions import EOT, MAX_TOKENS, CaptionTable
 from tessera.pipeline.index.tokenizer import encode_pieces, token_strings
 from tessera.pipeline.storage import head_tail_crc32
 from tessera.pipeline.workers import map_in_processes

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from tessera.pipeline.tables.parquet import id_batches
+from tessera.pipeline.index.arrow_tables import id_batches
 
 _IDS_AT_ONCE = 1 << 16
 _PAIR = 2
