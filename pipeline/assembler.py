@@ -18,12 +18,12 @@ from torch import Tensor
 
 from tessera.pipeline.augment import augment
 from tessera.pipeline.batch import PackedBatch
-from tessera.pipeline.caption_mix import CaptionMix
-from tessera.pipeline.chained_index import ChainedIndex
 from tessera.pipeline.decoding import open_decoder
 from tessera.pipeline.device_copy import upload
-from tessera.pipeline.embedding_mix import EmbeddingMix
 from tessera.pipeline.index import Index
+from tessera.pipeline.index.caption_mix import CaptionMix
+from tessera.pipeline.index.chained_index import ChainedIndex
+from tessera.pipeline.index.embedding_mix import EmbeddingMix
 from tessera.pipeline.loader_config import LoaderConfig
 from tessera.pipeline.mask_updates import MaskWeights
 from tessera.pipeline.masking import ClusterMask, MaskStrategy, PatchEmbedding

@@ -21,18 +21,18 @@ from torch import Tensor
 from tessera.pipeline.assembler import Assembler
 from tessera.pipeline.augment_config import AugmentConfig
 from tessera.pipeline.batch import PackedBatch
-from tessera.pipeline.caption_mix import CaptionMix
-from tessera.pipeline.chained_captions import open_captions
 from tessera.pipeline.decode_device import settle_device
 from tessera.pipeline.device_copy import DeviceCopier, Sent
-from tessera.pipeline.embedding_mix import EmbeddingMix
+from tessera.pipeline.index.caption_mix import CaptionMix
+from tessera.pipeline.index.chained_captions import open_captions
+from tessera.pipeline.index.dataset import Dataset, open_dataset
+from tessera.pipeline.index.embedding_mix import EmbeddingMix
 from tessera.pipeline.loader_config import LoaderConfig
 from tessera.pipeline.mask_updates import MaskUpdates, MaskWeights
 from tessera.pipeline.masking import MaskConfig, MaskStrategy
 from tessera.pipeline.mixture import Mixture, TrainingSet, check_batch, open_order, open_sets
 from tessera.pipeline.plan import EvaluationPlan, Plan, TrainingPlan
 from tessera.pipeline.prefetch import Prefetched
-from tessera.pipeline.selection import Dataset, open_dataset
 from tessera.pipeline.stages import Fetched, Preview
 from tessera.pipeline.stats import LoaderStats
 

@@ -7,13 +7,13 @@ from math import gcd
 from typing import Literal
 
 from tessera.pipeline.augment_config import AugmentConfig
-from tessera.pipeline.caption_mix import parse_weights, text_counts
 from tessera.pipeline.crops import CropConfig
 from tessera.pipeline.decoding import DaliGraph, DecoderKind
+from tessera.pipeline.index.caption_mix import parse_weights, text_counts
+from tessera.pipeline.index.text_reduction import TextReductionKind
 from tessera.pipeline.masking import ClusterMask, MaskConfig
-from tessera.pipeline.masking.selection import budget
+from tessera.pipeline.masking.budget import budget
 from tessera.pipeline.shard_cache import CacheConfig
-from tessera.pipeline.text_reduction import TextReductionKind
 
 _MOST_IMAGES = 16
 """Images that share a mask budget at most, where the group's size is left open."""

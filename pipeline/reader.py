@@ -14,8 +14,8 @@ from threading import Event, Lock
 import numpy as np
 from numpy.typing import NDArray
 
-from tessera.pipeline.chained_index import ChainedIndex
 from tessera.pipeline.index import Index
+from tessera.pipeline.index.chained_index import ChainedIndex
 from tessera.pipeline.shard_cache import CacheConfig, ShardCache
 from tessera.pipeline.storage import is_remote, read_range
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tessera.pipeline.selection import parse_reference
+from tessera.pipeline.index.dataset import parse_reference
 from tessera.recipes import (
     clip,
     clipa,

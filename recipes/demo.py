@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from tessera.pipeline.crops import CropConfig
 from tessera.pipeline.durable import work_folder
+from tessera.pipeline.index.dataset import parse_reference
 from tessera.pipeline.masking import MaskConfig
-from tessera.pipeline.selection import parse_reference
 from tessera.pipeline.workers import map_in_processes
 from tessera.recipes import demo_scenes
 from tessera.recipes.demo_scenes import HELDOUT, Split
@@ -84,8 +84,7 @@ def draw_data(root: Path, sizes: dict[Split, int], seed: int = 0) -> None:
     Raises:
         FileExistsError: `root`/shards holds something else.
     """
-    from tessera.pipeline.index import open_index
-    from tessera.pipeline.indexing import ScanOptions, build_index
+    from tessera.pipeline.index import ScanOptions, build_index, open_index
 
     shards, record = root / "shards", root / "shards" / "demo.json"
     drawer = hashlib.sha256(Path(demo_scenes.__file__).read_bytes()).hexdigest()

@@ -31,8 +31,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from tessera.pipeline.crops import CropConfig
+from tessera.pipeline.index.dataset import parse_reference
 from tessera.pipeline.masking import MaskConfig
-from tessera.pipeline.selection import parse_reference
 from tessera.recipes.datasets import CC12M, CC12M_PAIRS, require_index
 from tessera.training import miniature
 from tessera.training.config import (

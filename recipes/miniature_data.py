@@ -11,22 +11,19 @@ import torch
 from numpy.typing import NDArray
 
 from tessera.model.text_encoders import TextEncoder, open_text_encoder
-from tessera.pipeline.caption_mix import parse_weights
-from tessera.pipeline.caption_sources import ImportOptions, TableReader, ValueJoin, import_captions
 from tessera.pipeline.index import Index, open_index
-from tessera.pipeline.selection import (
-    list_selections,
-    open_dataset,
-    parse_reference,
-    write_selection,
-)
-from tessera.pipeline.selection.criteria import Criteria, choose
-from tessera.pipeline.text_embeddings import (
+from tessera.pipeline.index.caption_mix import parse_weights
+from tessera.pipeline.index.caption_readers import TableReader
+from tessera.pipeline.index.dataset import open_dataset, parse_reference
+from tessera.pipeline.index.import_captions import ImportOptions, import_captions
+from tessera.pipeline.index.select import Criteria, choose
+from tessera.pipeline.index.selections import list_selections, write_selection
+from tessera.pipeline.index.text_embeddings import (
     EncoderRecord,
     open_text_embeddings,
     write_text_embeddings,
 )
-from tessera.pipeline.word_classes import read_word_classes, write_word_classes
+from tessera.pipeline.index.word_classes import read_word_classes, write_word_classes
 from tessera.recipes import demo_scenes
 from tessera.recipes.demo import DETAIL, draw_data
 from tessera.recipes.demo_scenes import Split
@@ -70,8 +67,7 @@ def _write_captions_again(root: Path, name: str) -> None:
             texts = demo_scenes.captions(rng, scene, 4, DETAIL["train"])
             file.write(json.dumps({"key": key, "caption": texts}) + "\n")
     reader = TableReader(files=(path,), text_columns=("caption",), key_column="key", stem=False)
-    join = ValueJoin(index.table.column("key"), "key")
-    import_captions(index, name, reader, join, "key", ImportOptions())
+    import_captions(index, name, reader, ImportOptions())
 
 
 def _select_half(name: str) -> None:

@@ -78,7 +78,10 @@ def part_selections(work: Path) -> dict[str, Any]:
     """Rows that tools/select_samples.py keeps."""
     import numpy as np
 
-    from pipeline.selection import open_dataset
+    try:
+        from tessera.pipeline.index.dataset import open_dataset
+    except ModuleNotFoundError:
+        from pipeline.selection import open_dataset  # pyright: ignore[reportMissingImports]
 
     found: dict[str, Any] = {}
     for name in SETS:
@@ -94,7 +97,10 @@ def part_selections(work: Path) -> dict[str, Any]:
 
 def part_tokens(_work: Path) -> dict[str, Any]:
     """Token ids of captions, odd ones among them."""
-    from pipeline.tokenizer import encode_captions
+    try:
+        from pipeline.index.tokenizer import encode_captions
+    except ImportError:  # the first edition
+        from pipeline.tokenizer import encode_captions  # pyright: ignore[reportMissingImports]
 
     odd = ["", "A dog &amp; a cat", "\uff26\uff35", "\U0001f600", "a " * 400, "caf\u00e9", "<b>"]
     return {ascii(t[:20]): ids.tolist() for t, ids in zip(odd, encode_captions(odd), strict=True)}
@@ -102,16 +108,19 @@ def part_tokens(_work: Path) -> dict[str, Any]:
 
 def part_batches(work: Path) -> dict[str, Any]:
     """Bytes of batches: mask kinds, orders, crops, ranks, and a start in the middle."""
-    from pipeline import LoaderConfig, open_loader
+    from pipeline import LoaderConfig, open_evaluation_loader, open_loader
     from pipeline.crops import CropConfig
+    from pipeline.loader_config import AugmentConfig
     from pipeline.masking import MaskConfig
 
     found: dict[str, Any] = {}
 
-    def take(label: str, name: str, steps: Sequence[int], **changes: Any) -> None:
+    def take(
+        label: str, name: str, steps: Sequence[int], open_it: Any = open_loader, **changes: Any
+    ) -> None:
         settings = {"batch_size": 16, "image_size": 96, "num_steps": 40, "decoder": "pil"}
         settings |= {"mask": MaskConfig(kind="cluster"), "num_threads": 1, **changes}
-        with open_loader(str(work / "index" / name), LoaderConfig(**settings)) as loader:
+        with open_it(str(work / "index" / name), LoaderConfig(**settings)) as loader:
             for step in steps:
                 loader.seek(step)
                 tensors = next(loader).tensors()
@@ -119,15 +128,26 @@ def part_batches(work: Path) -> dict[str, Any]:
                     found[f"{label}/{step}/{part}"] = digest(values.cpu().numpy().tobytes())
 
     for kind in ("none", "random", "grid", "block", "cluster", "edge_aware", "kmeans"):
-        take(f"mask {kind}", "coco-val159", (0, 12), mask=MaskConfig(kind=kind))
-    for order in ("global", "window"):
-        take(f"order {order}", "flickr8k-dev", (0, 39), order=order)
-    for scale in ((0.4, 1.0), (1.0, 1.0)):
-        take(f"crop {scale[0]}", "coco-val159", (3,), crop=CropConfig(scale=scale))
-    for ranks in (2, 4):
-        for rank in range(ranks):
-            take(f"rank {rank} of {ranks}", "flickr8k-dev", (7,), rank=rank, world_size=ranks)
-    take("turbo", "coco-val159", (1,), decoder="turbo")
+        mask = MaskConfig(kind=kind)
+        for order in ("global", "window"):
+            for scale in ((0.9, 1.0), (0.4, 1.0), (1.0, 1.0)):
+                label = f"mask {kind}, order {order}, crop {scale[0]}"
+                crop = CropConfig(scale=scale)
+                take(label, "coco-val159", (0, 12), mask=mask, order=order, crop=crop)
+            for ranks in (2, 4):
+                for rank in range(ranks):
+                    part = {"rank": rank, "world_size": ranks, "mask": mask, "order": order}
+                    take(f"mask {kind}, order {order}, rank {rank} of {ranks}", "flickr8k-dev",
+                         (39,), **part)  # fmt: skip
+    for mode in ("threshold", "topk", "fill"):
+        take(f"mode {mode}", "coco-val159", (3,), mask=MaskConfig(kind="cluster", mode=mode))
+    for reduction in ("truncate", "random", "block"):
+        take(f"texts {reduction}", "flickr8k-dev", (5,), context_length=8, text_reduction=reduction)
+    take(
+        "augment", "coco-val159", (2,), augment=AugmentConfig(flip=0.5, jitter=(0.4, 0.4, 0.4, 0.1))
+    )
+    take("evaluation", "coco-val159", (0, 9), open_evaluation_loader)
+    take("turbo", "coco-val159", (1, 2, 3), decoder="turbo", image_size=224)
     return found
 
 

@@ -6,7 +6,10 @@ import io
 import json
 import os
 import signal
+import subprocess
+import sys
 import tarfile
+import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,8 +18,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tessera.pipeline.indexing import ScanOptions, build_index
+from tessera.pipeline.index import ScanOptions, build_index
 
+ROOT = Path(__file__).resolve().parents[1]
 COLOURS = {
     "red": (220, 30, 30),
     "green": (30, 200, 40),
@@ -29,11 +33,27 @@ COLOURS = {
 MakeShards = Callable[..., list[Path]]
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Let Ctrl-C reach the programs that tests start, also where a shell runs the tests in the
     background: it would have them ignore the signal, and they would pass that on."""
+    if not hasattr(config, "workerinput"):  # once, before the workers start
+        build_extension()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def build_extension() -> None:
+    """Have the C extension in the checkout, of the sources as they are now."""
+    built = ROOT / "tessera" / "_native.abi3.so"
+    sources = [ROOT / "pyproject.toml", *(ROOT / "native").glob("*.[ch]")]
+    if built.exists() and built.stat().st_mtime > max(path.stat().st_mtime for path in sources):
+        return
+    with tempfile.TemporaryDirectory(dir=ROOT / "tessera") as folder:
+        command = [sys.executable, "-W", "ignore", "-c", "import setuptools; setuptools.setup()"]
+        command += ["-q", "build_ext", "--build-lib", folder, "--build-temp", f"{folder}/objects"]
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        for path in (Path(folder) / "tessera").iterdir():
+            path.replace(built)
 
 
 def jpeg_bytes(number: int, size: tuple[int, int] = (80, 64)) -> bytes:

@@ -30,8 +30,8 @@ import numpy as np
 import pyarrow as pa
 import tyro
 
-from tessera.pipeline.arrow_file import write_batch
 from tessera.pipeline.index import COLUMN_FIELD, COLUMNS_DIR
+from tessera.pipeline.index.arrow_file import write_batch
 from tessera.tools.add_captions import Arguments as Import
 from tessera.tools.add_captions import add_captions
 from tessera.tools.benchmark_large_index import write_index

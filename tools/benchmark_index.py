@@ -34,8 +34,7 @@ import tyro
 from PIL import Image
 from tqdm import tqdm
 
-from tessera.pipeline.index import open_index
-from tessera.pipeline.indexing import ScanOptions, build_index
+from tessera.pipeline.index import ScanOptions, build_index, open_index
 
 _NUM_PICTURES = 64
 _NUM_WORDS = 200_000

@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from tessera.pipeline.indexing import ScanOptions, build_index
+from tessera.pipeline.index import ScanOptions, build_index
 from tessera.pipeline.workers import map_in_processes
 from tessera.recipes import demo_scenes
 from tessera.training.environment import num_cores

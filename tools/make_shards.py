@@ -28,10 +28,10 @@ import tyro
 from tqdm import tqdm
 
 from tessera.pipeline.printable import printable
-from tessera.pipeline.sharding import ImageOptions, PackOptions, PackReport, SourceOptions
-from tessera.pipeline.sharding import make_shards as pack
-from tessera.pipeline.sharding.shards import SKIPPED_FILE, check_free
-from tessera.pipeline.sharding.sources import open_source
+from tessera.tools.sharding import ImageOptions, PackOptions, PackReport, SourceOptions
+from tessera.tools.sharding import make_shards as pack
+from tessera.tools.sharding.shards import SKIPPED_FILE, check_free
+from tessera.tools.sharding.sources import open_source
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,12 +9,12 @@ import torch
 
 from tessera.pipeline.decoding import DecoderKind
 from tessera.pipeline.decoding.decoder import DaliGraph, Decoder
-from tessera.pipeline.native import CompilationError
+from tessera.pipeline.native import NotBuiltError
 
 logger = logging.getLogger(__name__)
 
-WITHOUT_COMPILER = "dali-cpu"
-"""Name of the decoder that `auto` falls back to where turbo cannot be built."""
+WITHOUT_TURBO = "dali-cpu"
+"""Name of the decoder that `auto` falls back to where turbo is not available."""
 
 
 def open_decoder(
@@ -37,7 +37,7 @@ def open_decoder(
         graph: how DALI is asked for a window.
 
     Raises:
-        ValueError: the kind cannot serve this device, or cannot be built on this machine.
+        ValueError: the kind cannot serve this device, or is not available on this machine.
     """
     device = torch.device(device)
     if kind == "auto":
@@ -75,7 +75,7 @@ def _open_on_cpu(kind: Literal["turbo", "pil"], image_size: int, num_threads: in
 
     try:
         return TurboDecoder(image_size, num_threads)
-    except CompilationError as error:
+    except NotBuiltError as error:
         raise ValueError(f"decoder 'turbo' is not available here: {error}") from error
 
 

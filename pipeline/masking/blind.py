@@ -10,13 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tessera.pipeline.masking.strategy import (
-    MaskStrategy,
-    check_ratio,
-    grid_shape,
-    keep_lowest,
-    num_kept,
-)
+from tessera.pipeline.masking.config import check_grid_ratio, check_ratio
+from tessera.pipeline.masking.strategy import MaskStrategy, grid_shape, keep_lowest, num_kept
 
 
 @dataclass(frozen=True)
@@ -68,16 +63,12 @@ class GridMask(MaskStrategy):
 
     def __post_init__(self) -> None:
         check_ratio("mask_ratio", self.mask_ratio)
-        window = self._window()
-        if self.mask_ratio != 0.5 and abs(1 - 1 / window**2 - self.mask_ratio) > 1e-3:
-            raise ValueError(
-                f"a grid mask drops 0.5, 0.75, 0.8889 or another 1 - 1/k**2, not {self.mask_ratio}"
-            )
+        check_grid_ratio(self.mask_ratio)
 
     def visible(self, patches: Tensor, noise: Tensor) -> Tensor:
         """[B, N] bool; one in each window, or every second patch."""
         rows, columns = _grid_places(noise, self.grid)
-        window = self._window()
+        window = check_grid_ratio(self.mask_ratio)
         draw = noise[:, :1] if self.random_offset else torch.zeros_like(noise[:, :1])
         if self.mask_ratio == 0.5:
             return (rows + columns) % 2 == (draw * 2).long()
@@ -89,13 +80,10 @@ class GridMask(MaskStrategy):
         rows, columns = grid_shape(num_patches, self.grid)
         if self.mask_ratio == 0.5:
             return None if num_patches % 2 else num_images * num_patches // 2
-        window = self._window()
+        window = check_grid_ratio(self.mask_ratio)
         if rows % window or columns % window:
             return None
         return num_images * (rows // window) * (columns // window)
-
-    def _window(self) -> int:
-        return max(1, round((1 / (1 - self.mask_ratio)) ** 0.5))
 
 
 @dataclass(frozen=True)

@@ -17,22 +17,22 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from tessera.pipeline.masking.calibration import find_threshold
-from tessera.pipeline.masking.config import ClusterMode
-from tessera.pipeline.masking.embedding import PatchEmbedding
-from tessera.pipeline.masking.selection import (
+from tessera.pipeline.masking.budget import (
     below_threshold,
     budget,
     fill_up,
+    find_threshold,
     least_similar,
     within_budget,
 )
+from tessera.pipeline.masking.config import ClusterSettings
+from tessera.pipeline.masking.embedding import PatchEmbedding
 from tessera.pipeline.masking.similarity import anchor_similarity, max_anchor_similarity
-from tessera.pipeline.masking.strategy import Clusters, MaskStrategy, check_ratio, num_kept
+from tessera.pipeline.masking.strategy import Clusters, MaskStrategy, num_kept
 
 
 @dataclass(frozen=True)
-class ClusterMask(MaskStrategy):
+class ClusterMask(ClusterSettings, MaskStrategy):
     """Drop the clusters around random anchors. How much is dropped is a question of the mode.
 
     budget: of the B*N patches of a group of images exactly round(B*N*(1 - mask_ratio)) stay, those
@@ -48,54 +48,10 @@ class ClusterMask(MaskStrategy):
     Source: facts of the released code and the deviations from it are in docs/pipeline.md.
     """
 
-    anchor_ratio: float = 0.03
-    """Share of an image's patches drawn as anchors; rounded up, 6 of 196."""
-    mask_ratio: float = 0.5
-    """Share of patches dropped, anchors included: of a group (budget), of each image (topk), on
-    average (threshold, when it is calibrated)."""
-    min_mask_ratio: float = 0.3
-    """Share of each image's patches dropped at least; the paper's beta. Not used by topk."""
-    threshold: float | None = None
-    """Similarity above which a patch belongs to a cluster, -1 to 1. In mode fill None takes
-    mask_ratio, as the released code does."""
     min_visible: int = 4
     """Patches of each image that stay at least; budget and threshold."""
-    mode: ClusterMode | None = None
-    """How much is dropped; None is threshold where a threshold is given, else budget."""
-    group_size: int = 0
-    """budget: consecutive images that share a budget; 0 is all that are handed in together. A
-    group of fixed size makes masks independent of the number of ranks."""
     embedding: PatchEmbedding | None = field(default=None, compare=False)
     """Current patch projection, mixed into the similarity; None compares pixels only."""
-
-    def __post_init__(self) -> None:
-        for name in ("anchor_ratio", "mask_ratio", "min_mask_ratio"):
-            check_ratio(name, getattr(self, name))
-        if self.anchor_ratio == 0:
-            raise ValueError("anchor_ratio must be above 0: without anchors there is no cluster")
-        mode = self.resolved_mode
-        if mode not in ("budget", "threshold", "topk", "fill"):
-            raise ValueError(f"unknown mode {mode!r}: budget, threshold, topk or fill")
-        if self.threshold is not None and mode in ("budget", "topk"):
-            raise ValueError(f"mode {mode} has no threshold: leave it out, or take mode threshold")
-        if self.threshold is not None and not -1 <= self.threshold <= 1:
-            raise ValueError(f"threshold is a correlation, -1 to 1, got {self.threshold}")
-        if self.group_size < 0 or (self.group_size and mode != "budget"):
-            raise ValueError("group_size is 0 or more, and only mode budget has groups")
-        if mode in ("budget", "threshold") and self.threshold is None:
-            self._check_bounds()
-
-    def _check_bounds(self) -> None:
-        if self.min_mask_ratio > self.mask_ratio:
-            raise ValueError(
-                f"min_mask_ratio {self.min_mask_ratio} (of each image) is above mask_ratio "
-                f"{self.mask_ratio} (of the batch): lower the first or raise the second"
-            )
-
-    @property
-    def resolved_mode(self) -> str:
-        """The mode, decided."""
-        return self.mode or ("budget" if self.threshold is None else "threshold")
 
     @property
     def needs_calibration(self) -> bool:
@@ -213,16 +169,10 @@ class ClusterMask(MaskStrategy):
         """
         if self.resolved_mode != "threshold":
             raise ValueError(f"mode {self.resolved_mode} has no threshold to calibrate")
-        tensors = iter(similarities)
-        first = next(tensors, None)
-        if first is None:
-            raise ValueError("calibrate needs at least one batch of similarities")
-        least, most = self._bounds(first.shape[1])
         threshold = find_threshold(
-            _chain(first, tensors),
+            similarities,
             mask_ratio=self.mask_ratio,
-            least=least,
-            most=most,
+            bounds=self._bounds,
             all_reduce=all_reduce,
         )
         return replace(self, threshold=threshold)
@@ -230,8 +180,3 @@ class ClusterMask(MaskStrategy):
     def _bounds(self, num_patches: int) -> tuple[int, int]:
         most = max(1, floor(num_patches * (1 - self.min_mask_ratio) + 1e-9))
         return min(self.min_visible, most), most
-
-
-def _chain(first: Tensor, rest: Iterable[Tensor]) -> Iterable[Tensor]:
-    yield first
-    yield from rest

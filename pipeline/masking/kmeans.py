@@ -16,14 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
+from tessera.pipeline.masking.config import check_num_clusters, check_ratio
 from tessera.pipeline.masking.similarity import rows_of
-from tessera.pipeline.masking.strategy import (
-    Clusters,
-    MaskStrategy,
-    check_ratio,
-    keep_lowest,
-    num_kept,
-)
+from tessera.pipeline.masking.strategy import Clusters, MaskStrategy, keep_lowest, num_kept
 from tessera.pipeline.patches import normalise
 
 _CHUNK = 8
@@ -43,11 +38,9 @@ class KMeansMask(MaskStrategy):
 
     def __post_init__(self) -> None:
         check_ratio("mask_ratio", self.mask_ratio)
-        if self.num_clusters < 2 or self.num_iterations < 1:
-            raise ValueError(
-                f"k-means needs 2 clusters and 1 iteration or more, got {self.num_clusters} and "
-                f"{self.num_iterations}"
-            )
+        check_num_clusters(self.num_clusters)
+        if self.num_iterations < 1:
+            raise ValueError(f"k-means needs 1 iteration or more, got {self.num_iterations}")
 
     def visible(self, patches: Tensor, noise: Tensor) -> Tensor:
         """[B, N] bool with int(N * (1 - mask_ratio)) True in each row, at least one."""

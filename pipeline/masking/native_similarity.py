@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 from functools import cache
-from pathlib import Path
+from types import ModuleType
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from tessera.pipeline.native import CompilationError, load_library
+from tessera.pipeline.native import NotBuiltError, load_native
 from tessera.pipeline.patches import CLIP_MEAN, CLIP_STD
 
 logger = logging.getLogger(__name__)
 
 MAX_VALUES = 196_608
 """Beyond so many values of a patch (256 x 256 pixels), 32-bit sums might overflow."""
-_SOURCE = Path(__file__).with_name("anchor_similarity.c")
-_SCALE = np.array([1 / (255 * std) for std in CLIP_STD], dtype=np.float64)
-_SHIFT = np.array(
-    [-mean / std for mean, std in zip(CLIP_MEAN, CLIP_STD, strict=True)], dtype=np.float64
-)
+_MOST_THREADS = 256
+_SCALE = tuple(1 / (255 * std) for std in CLIP_STD)
+_SHIFT = tuple(-mean / std for mean, std in zip(CLIP_MEAN, CLIP_STD, strict=True))
 
 
 def max_anchor_similarity(patches: Tensor, anchors: Tensor) -> Tensor | None:
@@ -33,34 +29,29 @@ def max_anchor_similarity(patches: Tensor, anchors: Tensor) -> Tensor | None:
         anchors: [B, A] long, places of the anchors.
 
     Returns:
-        [B, N] float32 in -1 .. 1, exactly 1 at the anchors; None where this machine has no C
-        compiler or the patches are too large.
+        [B, N] float32 in -1 .. 1, exactly 1 at the anchors; None where the C
+        extension is not built or the patches are too large.
 
     Raises:
         ValueError: anchors of another batch, that are no places of patches or no whole numbers, or
             patches without three channels.
     """
-    library = _library()
+    native = _native()
     num_images, num_patches, num_values = patches.shape
-    if library is None or num_values > MAX_VALUES:
+    if native is None or num_values > MAX_VALUES:
         return None
     _check(anchors, num_images, num_patches, num_values)
     patches, anchors = patches.contiguous(), anchors.long().contiguous()
     similarity = torch.empty(num_images, num_patches)
-    failed = library.tessera_similarity(
-        patches.data_ptr(),
-        anchors.data_ptr(),
-        num_images,
-        num_patches,
-        num_values,
-        anchors.shape[1],
-        _SCALE.ctypes.data,
-        _SHIFT.ctypes.data,
-        torch.get_num_threads(),
-        similarity.data_ptr(),
+    native.similarity(
+        patches.numpy(),
+        anchors.numpy(),
+        similarity.numpy(),
+        (num_images, num_patches, num_values, anchors.shape[1]),
+        _SCALE,
+        _SHIFT,
+        min(torch.get_num_threads(), _MOST_THREADS),
     )
-    if failed:
-        raise MemoryError("no memory for the anchors' copies")
     return similarity
 
 
@@ -81,23 +72,9 @@ def _check(anchors: Tensor, num_images: int, num_patches: int, num_values: int) 
 
 
 @cache
-def _library() -> ctypes.CDLL | None:
+def _native() -> ModuleType | None:
     try:
-        library = load_library([_SOURCE])
-    except CompilationError as error:
-        logger.warning("%s; torch computes the cluster mask instead, a quarter as fast", error)
+        return load_native()
+    except NotBuiltError as error:
+        logger.warning("%s; until then torch computes the cluster mask, but slower", error)
         return None
-    library.tessera_similarity.restype = ctypes.c_int
-    library.tessera_similarity.argtypes = [
-        ctypes.c_void_p,  # [B, N, D] uint8 patches
-        ctypes.c_void_p,  # [B, A] int64 anchors
-        ctypes.c_int,  # B
-        ctypes.c_int,  # N
-        ctypes.c_int,  # D
-        ctypes.c_int,  # A
-        ctypes.c_void_p,  # [3] double scale
-        ctypes.c_void_p,  # [3] double shift
-        ctypes.c_int,  # threads
-        ctypes.c_void_p,  # [B, N] float similarity, written
-    ]
-    return library

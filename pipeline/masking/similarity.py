@@ -1,8 +1,8 @@
 """How much every patch resembles the anchors of its image: Pearson correlation, anchors only.
 
-Four ways lead to the same numbers. `_correlate` follows the definition: remove each patch's mean,
-scale to length 1, multiply. For uint8 patches there are `native_similarity` (compiled C) on a CPU,
-`pixel_similarity` (fewer passes in torch) where no compiler is, and `triton_cluster` on CUDA.
+Three ways lead to the same numbers. `_correlate` follows the definition: remove each patch's mean,
+scale to length 1, multiply. For uint8 patches there are compiled C on a CPU (`native_similarity`)
+and Triton on CUDA (`triton_cluster`).
 
 Legend: B images, N patches of an image, D values of a patch, A anchors of an image.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tessera.pipeline.masking import native_similarity, pixel_similarity
+from tessera.pipeline.masking import native_similarity
 from tessera.pipeline.patches import normalise
 
 _FLAT = 1e-5
@@ -65,7 +65,7 @@ def max_anchor_similarity(patches: Tensor, anchors: Tensor) -> Tensor:
         return triton_cluster.max_anchor_similarity(patches, anchors)
     similarity = native_similarity.max_anchor_similarity(patches, anchors)
     if similarity is None:
-        return pixel_similarity.max_anchor_similarity(patches, anchors)
+        return anchor_similarity(patches, anchors).amax(dim=2)
     return similarity
 
 

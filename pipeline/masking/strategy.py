@@ -100,13 +100,3 @@ def keep_lowest(values: Tensor, count: int | Tensor) -> Tensor:
     order = values.argsort(dim=1, stable=True)
     chosen = torch.arange(values.shape[1], device=values.device) < count
     return torch.zeros_like(values, dtype=torch.bool).scatter_(1, order, chosen.expand_as(values))
-
-
-def check_ratio(name: str, ratio: float) -> None:
-    """Refuse a share that would hide nothing sensible.
-
-    Raises:
-        ValueError: `ratio` is outside 0 <= ratio < 1.
-    """
-    if not 0 <= ratio < 1:
-        raise ValueError(f"{name} is the share of patches dropped: 0 <= {name} < 1, got {ratio}")

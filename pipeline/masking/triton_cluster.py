@@ -5,7 +5,7 @@
 visible patches; their number is known beforehand in modes budget, topk and fill, so no size is read
 back.
 
-The order statistic between them (`pipeline.masking.selection`) stays torch: `kthvalue` and `topk`
+The order statistic between them (`pipeline.masking.budget`) stays torch: `kthvalue` and `topk`
 of 64-bit keys, which hold similarity, noise and place. All shapes follow from B, N and the
 settings, and nothing is read back. No two keys of an image are equal, so within an image no tie is
 left to the device; keys of two images are equal only where similarity, place and 16 bits of noise

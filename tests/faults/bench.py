@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.torch import load_file
 
-from tessera.pipeline.indexing import ScanOptions, build_index
+from tessera.pipeline.index import ScanOptions, build_index
 from tessera.training.checkpoint import CheckpointError, load
 from tessera.training.sample_ids import read_sample_ids
 from tests.conftest import caption_of, jpeg_bytes, sample_members, write_tar

@@ -14,7 +14,7 @@ from tessera.pipeline.masking import (
     max_anchor_similarity,
     pack_visible,
 )
-from tessera.pipeline.masking.edges import edge_strength
+from tessera.pipeline.masking.edge_aware import edge_strength
 
 pytestmark = [
     pytest.mark.gpu,

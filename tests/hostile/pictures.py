@@ -12,10 +12,9 @@ import simplejpeg
 from PIL import Image
 
 from tessera.pipeline.decoding import open_decoder
-from tessera.pipeline.indexing.image_check import check_image
-from tessera.pipeline.indexing.rejection import Reason, RejectedSampleError
-from tessera.pipeline.sharding.image_bytes import ImageOptions, prepare_image
-from tessera.pipeline.sharding.samples import SkippedError
+from tessera.pipeline.index.image_check import check_image
+from tessera.pipeline.index.rejection import Reason, RejectedSampleError
+from tessera.tools.sharding import ImageOptions, SkippedError, prepare_image
 from tests.decoder_pictures import encode, photo, with_orientation
 from tests.every_picture import SOUND
 from tests.hostile.harness import Parser

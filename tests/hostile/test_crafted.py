@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import save
 
 from tessera.model.pretrained import read_config, read_state_dict
-from tessera.pipeline.indexing import ScanOptions
-from tessera.pipeline.indexing.rejection import Reason
-from tessera.pipeline.indexing.scan_shard import ShardScan, scan_shard
-from tessera.pipeline.tokenizer import encode_captions
+from tessera.pipeline.index import ScanOptions
+from tessera.pipeline.index.rejection import Reason
+from tessera.pipeline.index.scan_shard import ShardScan, scan_shard
+from tessera.pipeline.index.tokenizer import encode_captions
 from tessera.tools import index_shards
 from tessera.tools.download.causes import Cause, RefusedError
 from tessera.tools.download.fetch import Fetcher, FetchLimits

@@ -11,12 +11,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tessera.pipeline.caption_sources import LaclipReader, TableReader
-from tessera.pipeline.sharding import SourceOptions, open_source
-from tessera.pipeline.sharding.samples import SkippedError
-from tessera.pipeline.tokenizer import encode_captions, encode_pieces
+from tessera.pipeline.index.caption_readers import TableReader
+from tessera.pipeline.index.laclip import LaclipReader
+from tessera.pipeline.index.tokenizer import encode_captions, encode_pieces
 from tessera.tools.download.table.layout import detect_format
 from tessera.tools.download.table.rows import Tally, read_batches
+from tessera.tools.sharding import SkippedError, SourceOptions, open_source
 from tests.hostile.harness import Parser
 
 _ROWS = [

@@ -13,7 +13,7 @@ import pytest
 
 from tessera.model.text_encoders import open_text_encoder
 from tessera.pipeline.index import open_index
-from tessera.pipeline.text_embeddings import EmbeddingWriter, open_text_embeddings
+from tessera.pipeline.index.text_embeddings import EmbeddingWriter, open_text_embeddings
 from tessera.tools import embed_captions
 from tests.conftest import write_tar
 from tests.tiny_models import save_llama
@@ -106,7 +106,7 @@ def test_wrong_use_ends_with_2_and_says_why(tool: Any, index: Path, llama: Path)
 
 def test_files_of_llm2clip_are_taken_over(tool: Any, index: Path, tmp_path: Path) -> None:
     # One text for each sample: keep the first of the two.
-    from tessera.pipeline.arrow_file import map_batch, write_batch
+    from tessera.pipeline.index.arrow_file import map_batch, write_batch
 
     whole = map_batch(index / "captions" / "caption.arrow")
     write_batch(index / "captions" / "short.arrow", whole.take(list(range(0, 192, 2))))

@@ -19,8 +19,7 @@ from PIL import Image
 
 from tessera.pipeline import LoaderConfig, open_evaluation_loader, open_loader
 from tessera.pipeline.augment_config import AugmentConfig
-from tessera.pipeline.index import open_index
-from tessera.pipeline.indexing import build_index
+from tessera.pipeline.index import build_index, open_index
 from tessera.pipeline.masking import MaskConfig
 from tessera.pipeline.patches import patchify
 from tests.conftest import caption_of, jpeg_bytes, sample_members, write_tar

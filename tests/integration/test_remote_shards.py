@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 
 from tessera.pipeline import LoaderConfig, open_loader, storage
-from tessera.pipeline.index import open_index
-from tessera.pipeline.indexing import ScanOptions, build_index
+from tessera.pipeline.index import ScanOptions, build_index, open_index
 from tessera.pipeline.shard_cache import CacheConfig
 
 NUM_STEPS = 14

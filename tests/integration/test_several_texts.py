@@ -10,7 +10,7 @@ import pytest
 
 from tessera.pipeline import LoaderConfig, PackedBatch, open_evaluation_loader, open_loader
 from tessera.pipeline.index import open_index
-from tessera.pipeline.tokenizer import encode_captions
+from tessera.pipeline.index.tokenizer import encode_captions
 from tessera.training.accumulation import split
 
 CONFIG = LoaderConfig(

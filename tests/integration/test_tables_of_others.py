@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tessera.pipeline.caption_sources import TableReader
-from tessera.pipeline.sharding import (
+from tessera.pipeline.index.caption_readers import TableReader
+from tessera.tools.sharding import (
     ImageOptions,
     PackOptions,
     SourceOptions,
@@ -317,8 +317,8 @@ def test_a_small_file_that_unpacks_to_gigabytes_costs_neither_memory_nor_time(
     assert path.stat().st_size < 200_000
     script = (
         "import sys; from pathlib import Path\n"
-        "from pipeline.caption_sources import TableReader\n"
-        "from pipeline.sharding import SourceOptions, open_source\n"
+        "from tessera.pipeline.index.caption_readers import TableReader\n"
+        "from tessera.tools.sharding import SourceOptions, open_source\n"
         "path = Path(sys.argv[1])\n"
         "for read in (lambda: list(TableReader(files=(path,), text_columns=('caption',),\n"
         "                 key_column='image').batches()),\n"

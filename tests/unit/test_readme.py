@@ -60,7 +60,7 @@ def test_the_file_tree_is_the_real_one() -> None:
     real = {
         path.name
         for path in ROOT.iterdir()
-        if path.is_dir() and (any(path.rglob("*.py")) or path.name == "docs")
+        if path.is_dir() and (any(path.rglob("*.py")) or path.name in ("docs", "native"))
     }
     assert named == {
         name for name in real if not name.startswith(".") and name not in ("data", "runs", "build")

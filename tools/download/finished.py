@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow.dataset import Dataset, dataset
 
-from tessera.pipeline.indexing.tar_walk import walk_tar
+from tessera.pipeline.index.tar_walk import walk_tar
 from tessera.tools.download.causes import classify
 from tessera.tools.download.job import Job
 

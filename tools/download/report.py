@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tessera.pipeline.durable import write_text
+from tessera.report.download import write_download_page
 from tessera.tools.download.causes import Cause
 from tessera.tools.download.outcomes import Pass, outcomes, passes_of
 from tessera.tools.download.table.prepare import CC12M_BYTES, CC12M_ROWS
@@ -59,12 +59,7 @@ def write_report(folder: Path, expected_rows: int | None = None) -> dict[str, An
     report = make_report(folder, expected_rows)
     place.mkdir(parents=True, exist_ok=True)
     write_text(place / "report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-    pages = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
-    )
-    pages.filters |= {"count": "{:,}".format, "percent": "{:.1%}".format, "duration": _duration}
-    page = pages.get_template("report.html.jinja").render(r=report)
-    write_text(place / "report.html", page)
+    write_download_page(report, place / "report.html")
     return report
 
 
@@ -183,9 +178,3 @@ def throughput(spans: Sequence[tuple[float, float, int]]) -> dict[str, Any]:
         "edges_s": edges.tolist(),
         "pictures_per_s": (rate / np.diff(edges)).tolist(),
     }
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"

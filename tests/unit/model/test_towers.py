@@ -16,7 +16,7 @@ from tessera.model import Clip, build_clip, clip_loss, open_clip_weights
 from tessera.model.config import CLIP_PIXEL_MEAN, CLIP_PIXEL_STD
 from tessera.model.execution import configure
 from tessera.model.open_clip_config import from_open_clip
-from tessera.pipeline.tokenizer import tokenize_prompts
+from tessera.pipeline.index.tokenizer import tokenize_prompts
 
 CAPTIONS = ["a dog", "a photo of a very long cat asleep on a red mat", "snow, hills; and 3 skiers!"]
 

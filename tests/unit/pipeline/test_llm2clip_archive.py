@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tessera.pipeline.captions import caption_batch
 from tessera.pipeline.index import Index, open_index
-from tessera.pipeline.llm2clip_archive import Llm2ClipArchive
-from tessera.pipeline.tokenizer import encode_captions
+from tessera.pipeline.index.captions import caption_batch
+from tessera.pipeline.index.llm2clip_archive import Llm2ClipArchive
+from tessera.pipeline.index.tokenizer import encode_captions
 from tests.conftest import write_tar
 
 DIM = 6
@@ -21,7 +21,7 @@ DIM = 6
 @pytest.fixture
 def index(coloured_index: Path, tmp_path: Path) -> Index:
     """The coloured index with a source of one text for each sample but two."""
-    from tessera.pipeline.arrow_file import write_batch
+    from tessera.pipeline.index.arrow_file import write_batch
 
     shutil.copytree(coloured_index, tmp_path / "index")
     owners = np.delete(np.arange(96), [5, 40])
@@ -87,7 +87,7 @@ def test_a_source_with_several_texts_of_a_sample_is_refused(index: Index, tmp_pa
 
 
 def test_a_shard_without_texts_needs_no_embeddings(index: Index, tmp_path: Path) -> None:
-    from tessera.pipeline.arrow_file import write_batch
+    from tessera.pipeline.index.arrow_file import write_batch
 
     owners = np.arange(32, 96)
     texts = [f"text number {n}" for n in owners]

@@ -10,11 +10,10 @@ import pyarrow as pa
 import pytest
 
 from tessera.pipeline import index as layout
-from tessera.pipeline.arrow_file import write_batch
-from tessera.pipeline.captions import caption_batch
-from tessera.pipeline.index import Index, open_index
-from tessera.pipeline.indexing import ScanOptions
-from tessera.pipeline.tokenizer import encode_captions
+from tessera.pipeline.index import Index, ScanOptions, open_index
+from tessera.pipeline.index.arrow_file import write_batch
+from tessera.pipeline.index.captions import caption_batch
+from tessera.pipeline.index.tokenizer import encode_captions
 
 
 def caption_of(number: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -10,10 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tessera.pipeline import decoding
 from tessera.pipeline.decoding import open_decoder
-from tessera.pipeline.decoding.compiled import find_libjpeg
-from tessera.pipeline.native import find_compiler
+from tessera.pipeline.decoding.turbo import find_libjpeg
 from tests.decoder_pictures import encode, photo, with_orientation
 
 QUALITIES = (30, 75, 92, 100)
@@ -26,6 +25,7 @@ LAYOUTS = {
     "optimised": {"optimize": True},
 }
 FUZZED_FILES = 6000
+NATIVE = Path(__file__).resolve().parents[4] / "native"
 
 
 def exactly(data: bytes, y: int, x: int, side: int) -> None:
@@ -84,7 +84,7 @@ def test_damaged_files_under_sanitisers(tmp_path: Path) -> None:
         (tmp_path / f"{name}.jpg").write_bytes(data)
     files = [str(tmp_path / f"{name}.jpg") for name in pictures]
     result = subprocess.run(
-        [str(program), str(FUZZED_FILES), "1", *files],
+        [str(program), find_libjpeg(), str(FUZZED_FILES), "1", *files],
         capture_output=True,
         text=True,
         check=False,
@@ -101,13 +101,14 @@ def test_damaged_files_under_sanitisers(tmp_path: Path) -> None:
 
 
 def _build_fuzzer(folder: Path) -> Path:
-    """Skips where the compiler has no sanitisers."""
-    library, program = find_libjpeg(), folder / "fuzz_window"
-    command = [*find_compiler(), "-O1", "-g", "-march=native", "-std=gnu11"]
+    """Skips where there is no compiler, or it has no sanitisers."""
+    compiler, program = shutil.which("gcc") or shutil.which("clang"), folder / "fuzz_window"
+    if compiler is None:
+        pytest.skip("neither gcc nor clang")
+    command = [compiler, "-O1", "-g", "-std=gnu11", "-Wall", "-Wextra", "-Werror"]
     command += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    command += [f"-I{Path(decoding.__file__).parent}"]
-    command += [str(Path(__file__).parent / "fuzz_window.c"), str(library)]
-    command += [f"-Wl,-rpath,{library.parent}", "-lm", "-pthread", "-o", str(program)]
+    command += [str(NATIVE / "fuzz_window.c"), str(NATIVE / "libjpeg.c")]
+    command += ["-ldl", "-lm", "-pthread", "-o", str(program)]
     built = subprocess.run(command, capture_output=True, text=True, check=False)
     if built.returncode and "san" in built.stderr and "cannot find" in built.stderr:
         pytest.skip("this compiler has no sanitisers")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from tessera.pipeline.decoding import Decoder, choice, open_decoder
-from tessera.pipeline.native import CompilationError
+from tessera.pipeline.decoding import Decoder, choice, open_decoder, turbo
 from tests.decoder_pictures import encode, photo, with_orientation
 
 SIZE = 64
@@ -155,23 +156,39 @@ def test_flat_colours_stay_flat() -> None:
     assert images.min() == images.max() == 120
 
 
-def test_auto_says_what_it_took(
+def open_kind(kind: choice.DecoderKind) -> Decoder:
+    return open_decoder(kind, image_size=SIZE, batch_size=1, num_threads=1)
+
+
+def falls_back_and_says(what: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, choice.__name__):
+        assert open_kind("auto").name == choice.WITHOUT_TURBO
+    (line,) = caplog.messages
+    assert what in line
+    assert "DALI decodes instead" in line
+    with pytest.raises(ValueError, match=what):
+        open_kind("turbo")
+
+
+def test_auto_says_that_the_extension_is_not_built(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def open_kind(kind: choice.DecoderKind) -> Decoder:
-        return open_decoder(kind, image_size=SIZE, batch_size=1, num_threads=1)
-
     assert open_kind("auto").name == "turbo"
+    monkeypatch.setitem(sys.modules, "tessera._native", None)
+    falls_back_and_says("pip install -c constraints.txt -e .", caplog)
 
-    def fails() -> None:
-        raise CompilationError("no C compiler")
 
-    monkeypatch.setattr("tessera.pipeline.decoding.turbo.load_jpeg_window", fails)
-    with caplog.at_level(logging.WARNING, choice.__name__):
-        assert open_kind("auto").name == choice.WITHOUT_COMPILER
-    assert "no C compiler" in caplog.text
-    with pytest.raises(ValueError, match="no C compiler"):
-        open_kind("turbo")
+@pytest.mark.parametrize("library", ["missing", "of something else"])
+def test_auto_says_that_there_is_no_libjpeg(
+    library: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+) -> None:
+    path = Path(turbo.find_libjpeg())
+    other = next(path.parent.glob("libpng*")) if library != "missing" else tmp_path / "none.so"
+    monkeypatch.setattr(turbo, "find_libjpeg", lambda: str(other))
+    falls_back_and_says("install Pillow as a wheel", caplog)
 
 
 @pytest.mark.parametrize("kind", ["turbo", "pil"])

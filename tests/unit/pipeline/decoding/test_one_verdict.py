@@ -12,10 +12,9 @@ from PIL import Image
 from tessera.pipeline.decoding import Decoder, open_decoder
 from tessera.pipeline.decoding.jpeg_walk import plain_jpeg
 from tessera.pipeline.decoding.picture import Fault, Picture
-from tessera.pipeline.indexing.image_check import check_image
-from tessera.pipeline.indexing.rejection import RejectedSampleError
-from tessera.pipeline.sharding.image_bytes import ImageOptions, prepare_image
-from tessera.pipeline.sharding.samples import SkippedError
+from tessera.pipeline.index.image_check import check_image
+from tessera.pipeline.index.rejection import RejectedSampleError
+from tessera.tools.sharding import ImageOptions, SkippedError, prepare_image
 from tests.decoder_pictures import encode
 from tests.every_picture import (
     HEIGHT,

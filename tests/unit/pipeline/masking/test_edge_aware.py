@@ -13,8 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from tessera.pipeline.masking import ClusterMask, EdgeAwareMask, PatchEmbedding, anchor_similarity
-from tessera.pipeline.masking.edge_aware import balanced_matching
-from tessera.pipeline.masking.edges import edge_strength
+from tessera.pipeline.masking.edge_aware import balanced_matching, edge_strength
 from tessera.pipeline.patches import patchify, unpatchify
 
 

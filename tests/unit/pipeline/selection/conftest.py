@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tessera.pipeline.arrow_file import write_batch
 from tessera.pipeline.index import Index, open_index
+from tessera.pipeline.index.arrow_file import write_batch
 
 
 def add_column(index_dir: Path, name: str, values: pa.Array) -> None:

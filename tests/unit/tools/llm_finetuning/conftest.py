@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tessera.pipeline.indexing import ScanOptions, build_index
+from tessera.pipeline.index import ScanOptions, build_index
 from tests.conftest import jpeg_bytes, write_tar
 
 NUM_SAMPLES = 48

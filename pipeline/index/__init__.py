@@ -1,0 +1,64 @@
+"""What is in the shards: their index, how it is made, and how it is opened.
+
+Names are imported on first use: whoever opens an index needs nothing that makes one.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tessera.pipeline.index.build import build_index
+    from tessera.pipeline.index.open import (
+        CAPTIONS_DIR,
+        COLUMN_FIELD,
+        COLUMNS_DIR,
+        DEFAULT_SOURCE,
+        FORMAT_VERSION,
+        INDEX_FILE,
+        REJECTED_FILE,
+        REJECTED_SCHEMA,
+        SAMPLE_SCHEMA,
+        SAMPLES_FILE,
+        SOURCE_SEPARATOR,
+        Index,
+        open_index,
+        read_manifest,
+    )
+    from tessera.pipeline.index.options import ScanOptions
+    from tessera.pipeline.index.report import IndexReport
+    from tessera.pipeline.index.shard_record import ShardRecord
+
+__all__ = [
+    "CAPTIONS_DIR",
+    "COLUMN_FIELD",
+    "COLUMNS_DIR",
+    "DEFAULT_SOURCE",
+    "FORMAT_VERSION",
+    "INDEX_FILE",
+    "REJECTED_FILE",
+    "REJECTED_SCHEMA",
+    "SAMPLES_FILE",
+    "SAMPLE_SCHEMA",
+    "SOURCE_SEPARATOR",
+    "Index",
+    "IndexReport",
+    "ScanOptions",
+    "ShardRecord",
+    "build_index",
+    "open_index",
+    "read_manifest",
+]
+_HOMES = {
+    "IndexReport": "report",
+    "ScanOptions": "options",
+    "ShardRecord": "shard_record",
+    "build_index": "build",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'open')}"), name)
