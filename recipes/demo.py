@@ -52,7 +52,7 @@ def demo() -> TrainConfig:
         recipe="demo",
         run_dir="runs/demo",
         model="tessera-demo",
-        total_samples=48_000,
+        total_samples=32_000,
         batch_size=128,
         mask=MaskConfig(kind="cluster", mask_ratio=0.5),
         data=DataConfig(train=str(_ROOT / "index" / "train"), crop=CropConfig(scale=(0.7, 1.0))),

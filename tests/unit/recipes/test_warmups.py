@@ -13,7 +13,7 @@ from tessera.training.stages import stages_of
 
 _CC12M = 2_000 * 2_048
 _PUBLISHED = {
-    "demo": (4_800,),
+    "demo": (3_200,),
     "flickr8k": (6_400,),
     "clip": (_CC12M,),
     "clip-laion": (40 * IMAGENET_PASS,),
