@@ -1,4 +1,4 @@
-"""What became of the rows of a download over all its passes, as tables to ask with SQL."""
+"""A first pass and its retries, and what became of their rows, as a table to ask with SQL."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from pathlib import Path
 import duckdb
 
 from tessera.tools.download.causes import Cause
-from tessera.tools.download.finished import ShardBook
 from tessera.tools.download.job import JOB_FILE
-from tessera.tools.download.table.prepare import HOST
+from tessera.tools.download.shards import ShardBook
+from tessera.tools.download.table.prepare import HOST, QUIETLY
 from tessera.tools.download.table.summary import load_summary
 
 _PASS = re.compile(r"retry-(\d{2,})")
 _CAUSE = f"""CASE WHEN status = 'success' THEN NULL
     WHEN split_part(error_message, ':', 1) IN ({", ".join(f"'{cause}'" for cause in Cause)})
     THEN split_part(error_message, ':', 1) ELSE '{Cause.UNKNOWN}' END"""
+_COLUMNS = "row_id, url, caption, status, error_message, sha256, width, height, "
+_COLUMNS += "original_width, original_height"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,25 +65,24 @@ def outcomes(passes: list[Pass]) -> Iterator[duckdb.DuckDBPyConnection]:
     Its columns: pass, row_id, url, host, caption, cause (NULL: stored), error_message, sha256,
     width, height, original_width and original_height.
     """
-    names = "row_id, url, caption, status, error_message, sha256, width, height, "
-    names += "original_width, original_height"
     with duckdb.connect() as database:
-        database.execute("SET memory_limit = '1GB'; SET preserve_insertion_order = false")
-        parts, later = [], ""
-        for number, each in reversed(list(enumerate(passes))):
-            if not each.book.finished:
-                continue
-            read = f"FROM pass{number}"
-            database.register(f"pass{number}", each.book.metadata())
-            # A row counts as the last pass that tried it left it.
-            others = f" WHERE row_id NOT IN ({later})" if later else ""
-            parts.append(f"SELECT {number} AS pass, {names} {read}{others}")
-            later = " UNION ALL ".join(filter(None, (later, f"SELECT row_id {read}")))
-        nothing = ", ".join(f"NULL AS {name.strip()}" for name in names.split(","))
-        every = " UNION ALL ".join(parts) or f"SELECT 0 AS pass, {nothing} WHERE false"
+        database.execute(QUIETLY)
+        parts = []
+        for number, each in enumerate(passes):
+            if each.book.finished:
+                database.register(f"pass{number}", each.book.metadata())
+                parts.append(number)
+        # A row counts as the last pass that tried it left it.
+        shown = [
+            f"SELECT {number} AS pass, {_COLUMNS} FROM pass{number} "  # noqa: S608 - our own names
+            + "".join(f"ANTI JOIN pass{n} USING (row_id) " for n in parts if n > number)
+            for number in parts
+        ]
+        nothing = ", ".join(f"NULL AS {name}" for name in _COLUMNS.split(", "))
+        every = " UNION ALL ".join(shown) or f"SELECT 0 AS pass, {nothing} WHERE false"
         database.execute(
             f"""CREATE VIEW last AS SELECT * EXCLUDE (status, url), url::VARCHAR AS url,
                 {HOST.replace("url", "url::VARCHAR", 1)} AS host, {_CAUSE} AS cause
-            FROM ({every})"""  # noqa: S608 - names of our own
+            FROM ({every})"""  # noqa: S608
         )
         yield database

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -32,36 +31,28 @@ from tessera.tools.download.job import Job
 _VERIFIED = "verified.jsonl"
 _ENDINGS = (".tar", ".parquet", "_stats.json")
 
-Files = tuple[tuple[int, str], ...]
-"""(bytes, time of change or version) of tar, metadata and statistics."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardState:
     """A shard that was checked."""
 
-    shard_id: int  # Number of the shard
-    files: Files  # As they were when it was checked
-    problem: str | None  # What is wrong with it; None: it is done
-    num_rows: int = 0  # Rows of the table in it, failures too
-    num_successes: int = 0  # Pictures in it
-    failures: dict[str, int] = field(default_factory=dict)  # Failed rows by cause
-    start_time: float = 0.0  # When its download began, in seconds since the epoch
-    end_time: float = 0.0  # When it ended, in seconds since the epoch
-
-    @property
-    def tar_bytes(self) -> int:
-        """Length of its tar."""
-        return self.files[0][0]
+    shard_id: int
+    files: list[list[Any]]  # bytes and time of change of its tar, metadata and statistics then
+    problem: str | None = None  # what is wrong with it; None: it is done
+    num_rows: int = 0  # rows of the table in it, failures too
+    num_successes: int = 0  # pictures in it
+    failures: dict[str, int] = field(default_factory=dict)  # failed rows by cause
+    start_time: float = 0.0  # of its download, in seconds since the epoch
+    end_time: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardPlace:
     """Where the rows of a shard lie in the table."""
 
-    part: Path  # Parquet part of the table
-    first: int  # Place in the part of the shard's first row
-    num_rows: int  # Rows in the shard; the last shard of a part may be a short one
+    part: Path  # parquet part of the table
+    first: int  # place in the part of the shard's first row
+    num_rows: int  # the last shard of a part may be a short one
 
 
 class ShardBook:
@@ -94,12 +85,6 @@ class ShardBook:
         return {n: self._states[n] for n in sorted(self._states) if not self._states[n].problem}
 
     @property
-    def broken(self) -> dict[int, str]:
-        """What is wrong with shards that img2dataset calls done, by number."""
-        states = sorted(self._states.items())
-        return {number: state.problem for number, state in states if state.problem}
-
-    @property
     def complete(self) -> bool:
         """Whether every row of the table is in a shard that is done."""
         return len(self.finished) == len(self.plan)
@@ -109,16 +94,20 @@ class ShardBook:
         found = self._listing()
         states, checked = {}, []
         for number in sorted(self.plan):
-            if shard_file(number, "_stats.json") not in found:
+            names = [shard_file(number, ending) for ending in _ENDINGS]
+            if names[-1] not in found:
                 continue
-            files = tuple(found.get(shard_file(number, end), (0, "missing")) for end in _ENDINGS)
+            files = [found.get(name, [0, "missing"]) for name in names]
             known = self._states.get(number)
             if known is None or known.files != files:
                 known = self._check(number, files)
                 checked.append(known)
             states[number] = known
         self._states = states
-        self._keep(checked)
+        # It only saves time: on a full disk, clearing up must not fail for want of it.
+        with suppress(OSError), self._kept.open("a", encoding="utf-8") as file:
+            # A line cut off by a kill must not swallow this one.
+            file.write("".join(f"\n{json.dumps(asdict(state))}\n" for state in checked))
         return checked
 
     def set_aside(self) -> list[ShardState]:
@@ -136,19 +125,18 @@ class ShardBook:
         found = self._listing()
         for state in moved:
             # Without statistics first: a kill in the middle must not leave a shard called done.
-            self._remove(shard_file(state.shard_id, "_stats.json"))
+            tar, rows, stats = (shard_file(state.shard_id, ending) for ending in _ENDINGS)
+            if found.pop(stats, None):
+                self._files.rm(f"{self._root}/{stats}")
             self._files.makedirs(quarantine, exist_ok=True)
-            for name in (
-                shard_file(state.shard_id, ".tar"),
-                shard_file(state.shard_id, ".parquet"),
-            ):
+            for name in (tar, rows):
                 if found.pop(name, None):
                     self._files.mv(f"{self._root}/{name}", self._free_name(quarantine, name))
             del self._states[state.shard_id]
         unfinished = self.plan.keys() - self.finished.keys()
         for name in sorted({shard_file(number, end) for number in unfinished for end in _ENDINGS}):
             if name in found:
-                self._remove(name)
+                self._files.rm(f"{self._root}/{name}")
         if self._files.exists(f"{self._root}/_tmp"):
             self._files.rm(f"{self._root}/_tmp", recursive=True)
         return moved
@@ -158,29 +146,18 @@ class ShardBook:
         places = [f"{self._root}/{shard_file(number, '.parquet')}" for number in self.finished]
         return dataset(places, filesystem=self._files, format="parquet")
 
-    def outcomes(self, number: int, columns: Sequence[str]) -> pa.Table:
-        """The metadata of a shard, one row for each of its rows of the table."""
-        with self._files.open(f"{self._root}/{shard_file(number, '.parquet')}", "rb") as file:
-            content = pa.BufferReader(file.read())
-        # Python files that Arrow's threads read can abort a process as it ends: apache/arrow 50482.
-        return pq.read_table(content, columns=list(columns), use_threads=False)
-
-    def _listing(self) -> dict[str, tuple[int, str]]:
-        """(bytes, time of change or version) of every file beside the shards, by name."""
+    def _listing(self) -> dict[str, list[Any]]:
+        """Bytes and time of change or version of every file beside the shards, by name."""
         self._files.invalidate_cache(self._root)
         try:
             entries = self._files.ls(self._root, detail=True)
         except FileNotFoundError:
             return {}
         return {
-            entry["name"].rsplit("/", 1)[-1]: (int(entry["size"] or 0), _version(entry))
+            entry["name"].rsplit("/", 1)[-1]: [int(entry["size"] or 0), _version(entry)]
             for entry in entries
             if entry["type"] == "file"
         }
-
-    def _remove(self, name: str) -> None:
-        if self._files.exists(f"{self._root}/{name}"):
-            self._files.rm(f"{self._root}/{name}")
 
     def _free_name(self, folder: str, name: str) -> str:
         number, stem, extension = 0, *name.rsplit(".", 1)
@@ -188,41 +165,44 @@ class ShardBook:
             number += 1
         return f"{folder}/{stem}-{number}.{extension}"
 
-    def _check(self, number: int, files: Files) -> ShardState:
+    def _check(self, number: int, files: list[list[Any]]) -> ShardState:
         try:
             return self._checked(number, files)
         except (ValueError, KeyError, OSError, pa.ArrowException) as error:
             problem = f"{type(error).__name__}: {error}"
             return ShardState(shard_id=number, files=files, problem=problem)
 
-    def _checked(self, number: int, files: Files) -> ShardState:
-        with self._files.open(f"{self._root}/{shard_file(number, '_stats.json')}", "rb") as file:
-            stats = json.loads(file.read())
-        rows = self.outcomes(number, ("row_id", "caption", "status", "error_message"))
-        place = self.plan[number]
+    def _checked(self, number: int, files: list[list[Any]]) -> ShardState:
+        stats = json.loads(
+            self._files.cat_file(f"{self._root}/{shard_file(number, '_stats.json')}")
+        )
+        content = self._files.cat_file(f"{self._root}/{shard_file(number, '.parquet')}")
+        # Python files that Arrow's threads read can abort a process as it ends: apache/arrow 50482.
+        columns = ["row_id", "caption", "status", "error_message"]
+        table = pq.read_table(pa.BufferReader(content), columns=columns, use_threads=False)
+        rows, place = table.to_pylist(), self.plan[number]
         ids = _row_ids(place.part, place.part.stat().st_mtime_ns)
         expected = ids.slice(place.first, place.num_rows).to_pylist()
-        found = sorted(rows["row_id"].to_pylist())
-        if found != sorted(expected):
-            raise ValueError(f"its metadata has {len(found)} rows, not its {len(expected)}")
+        if sorted(row["row_id"] for row in rows) != sorted(expected):
+            raise ValueError(f"its metadata has {len(rows)} rows, not its {len(expected)}")
+        outcomes = [(row, classify(row["status"], row["error_message"])) for row in rows]
         captions = {
             f"{row['row_id']:09d}": len((row["caption"] or "").encode())
-            for row in rows.to_pylist()
-            if row["status"] == "success"
+            for row, cause in outcomes
+            if cause is None
         }
-        if (stats["count"], stats["successes"]) != (len(found), len(captions)):
+        if (stats["count"], stats["successes"]) != (len(rows), len(captions)):
             raise ValueError(
                 f"its statistics say {stats['count']} rows and {stats['successes']} successes, "
-                f"its metadata {len(found)} and {len(captions)}"
+                f"its metadata {len(rows)} and {len(captions)}"
             )
         self._check_tar(number, files[0][0], captions)
         return ShardState(
             shard_id=number,
             files=files,
-            problem=None,
-            num_rows=len(found),
+            num_rows=len(rows),
             num_successes=len(captions),
-            failures=_count_causes(rows),
+            failures=dict(Counter(str(cause) for _, cause in outcomes if cause)),
             start_time=float(stats["start_time"]),
             end_time=float(stats["end_time"]),
         )
@@ -249,18 +229,10 @@ class ShardBook:
         states: dict[int, ShardState] = {}
         if self._kept.is_file():
             for line in self._kept.read_text(encoding="utf-8").splitlines():
-                with suppress(ValueError, TypeError, KeyError):  # a line cut off by a kill
-                    entry = json.loads(line)
-                    entry["files"] = tuple((size, version) for size, version in entry["files"])
-                    states[entry["shard_id"]] = ShardState(**entry)
+                with suppress(ValueError, TypeError):  # a line cut off by a kill
+                    state = ShardState(**json.loads(line))
+                    states[state.shard_id] = state
         return {number: state for number, state in states.items() if number in self.plan}
-
-    def _keep(self, states: Sequence[ShardState]) -> None:
-        # It only saves time: on a full disk, clearing up must not fail for want of it.
-        if states:
-            with suppress(OSError), self._kept.open("a", encoding="utf-8") as file:
-                # A line cut off by a kill must not swallow this one.
-                file.write("".join(f"\n{json.dumps(asdict(state))}" for state in states) + "\n")
 
 
 def plan_shards(table: Path, samples_per_shard: int) -> dict[int, ShardPlace]:
@@ -274,29 +246,9 @@ def plan_shards(table: Path, samples_per_shard: int) -> dict[int, ShardPlace]:
     return plan
 
 
-def read_outcomes(
-    folder: Path, columns: Sequence[str] = ("row_id", "url", "caption", "status", "error_message")
-) -> Iterator[pa.Table]:
-    """What became of each row: the metadata of the shards that are done, one table a shard."""
-    book = ShardBook(folder)
-    book.refresh()
-    for number in book.finished:
-        yield book.outcomes(number, columns)
-
-
 def shard_file(number: int, ending: str) -> str:
     """Name of a file of a shard: `.tar`, `.parquet`, or `_stats.json`."""
     return f"{number:05d}{ending}"
-
-
-def _count_causes(rows: pa.Table) -> dict[str, int]:
-    """Failed rows by cause, most frequent first."""
-    messages = zip(rows["status"].to_pylist(), rows["error_message"].to_pylist(), strict=True)
-    causes: Counter[str] = Counter()
-    for message, count in Counter(messages).items():
-        if cause := classify(*message):
-            causes[str(cause)] += count
-    return dict(causes.most_common())
 
 
 def _version(entry: dict[str, Any]) -> str:
