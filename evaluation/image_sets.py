@@ -23,13 +23,13 @@ from torch import Tensor
 
 from tessera.model.config import ClipConfig
 from tessera.model.open_clip_config import preprocess_config
-from tessera.pipeline.decoding.picture import on_white
+from tessera.pipeline.decoding.picture import PICTURE_FORMATS, on_white
+from tessera.pipeline.index.dataset import Dataset
 from tessera.pipeline.reader import ShardReader
-from tessera.pipeline.selection import Dataset
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """Of files that are taken for pictures; case does not matter."""
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+IMAGE_FORMATS = (*PICTURE_FORMATS, "BMP", "TIFF")
 """Pillow's names of theirs. It knows others, for one of which (EPS) it starts a program."""
 
 Transform = Callable[[Image.Image], Tensor]

@@ -15,15 +15,17 @@ from tessera.evaluation.scores import (
     NUM_PROMPTS,
     RECALL_OF,
     RETRIEVAL,
-    SUGARCREPE,
     WEIGHT_DECAY,
     WINOGROUND,
     ZERO_SHOT,
     Score,
     SetScores,
+    averages,
     few_shot_metric,
+    num_classes,
     of_task,
     shots_of,
+    sugarcrepe_sets,
 )
 
 RETRIEVAL_DEFINITION = {
@@ -87,32 +89,12 @@ def table(found: list[dict[str, Any]]) -> str:
     )
 
 
-def sugarcrepe_sets(scores: Sequence[Score]) -> list[tuple[SetScores, list[SetScores]]]:
-    """The averages of each folder of SugarCrepe, and those of its files."""
-    found = of_task(scores, SUGARCREPE)
-    return [
-        (rows, [each for each in found if each.dataset.rpartition("/")[0] == rows.dataset])
-        for rows in found
-        if "acc_macro" in rows
-    ]
-
-
-def averages(rows: SetScores) -> dict[str, Score]:
-    """SugarCrepe's averages by their names: add, replace, swap, macro, micro."""
-    return {metric.removeprefix("acc_"): each[0] for metric, each in rows.rows.items()}
-
-
 def _zero_shot_line(rows: SetScores) -> str:
     acc1, prompts = rows["acc1"], rows[NUM_PROMPTS]
     return (
         f"zero-shot {rows.dataset}: {acc1.value:.1%} of {acc1.n} images right, "
         f"{num_classes(acc1)} classes, {prompts.value:.0f} prompts, chance {acc1.chance:.1%}"
     )
-
-
-def num_classes(accuracy: Score) -> int:
-    """Classes to choose from, out of what guessing gives."""
-    return round(1 / accuracy.chance) if accuracy.chance else 0
 
 
 def _retrieval_lines(rows: SetScores) -> Iterator[str]:

@@ -195,3 +195,23 @@ def mean_recall(rows: SetScores) -> tuple[float, float, int]:
         fmean(row.chance or 0.0 for row in found),
         min(row.n for row in found),
     )
+
+
+def sugarcrepe_sets(scores: Sequence[Score]) -> list[tuple[SetScores, list[SetScores]]]:
+    """The averages of each folder of SugarCrepe, and those of its files."""
+    found = of_task(scores, SUGARCREPE)
+    return [
+        (rows, [each for each in found if each.dataset.rpartition("/")[0] == rows.dataset])
+        for rows in found
+        if "acc_macro" in rows
+    ]
+
+
+def averages(rows: SetScores) -> dict[str, Score]:
+    """SugarCrepe's averages by their names: add, replace, swap, macro, micro."""
+    return {metric.removeprefix("acc_"): each[0] for metric, each in rows.rows.items()}
+
+
+def num_classes(accuracy: Score) -> int:
+    """Classes to choose from, out of what guessing gives."""
+    return round(1 / accuracy.chance) if accuracy.chance else 0

@@ -22,11 +22,15 @@ from tessera.evaluation.suite import Suite
 from tessera.model import Clip
 from tessera.model.config import AdapterConfig
 from tessera.model.text_encoders import TextEncoder, open_text_encoder
-from tessera.pipeline.captions import CaptionTable
-from tessera.pipeline.embedding_record import EMBEDDINGS_DIR, read_store_record
 from tessera.pipeline.index import open_index
-from tessera.pipeline.selection import open_dataset
-from tessera.pipeline.text_embeddings import EncoderRecord, TextEmbeddings, open_text_embeddings
+from tessera.pipeline.index.captions import CaptionTable
+from tessera.pipeline.index.dataset import open_dataset
+from tessera.pipeline.index.embedding_record import EMBEDDINGS_DIR, read_store_record
+from tessera.pipeline.index.text_embeddings import (
+    EncoderRecord,
+    TextEmbeddings,
+    open_text_embeddings,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

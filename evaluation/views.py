@@ -6,15 +6,18 @@ Legend: B pictures, N patches of a picture, D values of one, V views of a pictur
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from tessera.pipeline.counter_random import Purpose, uniforms
-from tessera.pipeline.masking import ClusterMask, MaskConfig, MaskStrategy
+from tessera.pipeline.masking.config import MaskConfig, kinds_with
+
+if TYPE_CHECKING:  # a program's --help must not wait for torch
+    from torch import Tensor
+
+    from tessera.pipeline.masking import MaskStrategy
 
 Views = Literal["full", "masked", "complementary"]
 
@@ -56,8 +59,7 @@ class ViewConfig:
             )
         if self.mask.uses_embedding:
             raise ValueError("masks of evaluation compare pixels: leave mask.embedding_* at 0")
-        strategy = self.mask.build()
-        if isinstance(strategy, ClusterMask) and strategy.needs_calibration:
+        if self._cluster_mode == "threshold" and self.mask.threshold is None:
             raise ValueError("mask.mode threshold needs mask.threshold: evaluation looks for none")
 
     @property
@@ -75,6 +77,8 @@ class ViewConfig:
         Returns:
             V tensors [B, N] bool.
         """
+        import torch
+
         if self.views == "full":
             return [torch.ones(patches.shape[:2], dtype=torch.bool, device=patches.device)]
         draws = uniforms(self.seed, 0, ids, Purpose.MASK, patches.shape[1])
@@ -87,8 +91,11 @@ class ViewConfig:
         return [dealt == view for view in range(self.num_views)]
 
     def _strategy(self) -> MaskStrategy:
-        strategy = self.mask.build()
-        if isinstance(strategy, ClusterMask) and strategy.resolved_mode == "budget":
-            # Each picture has a budget of its own: else its mask would depend on its neighbours.
-            return replace(strategy, group_size=1)
-        return strategy
+        # Each picture has a budget of its own: else its mask would depend on its neighbours.
+        own_budget = self._cluster_mode == "budget"
+        return (replace(self.mask, group_size=1) if own_budget else self.mask).build()
+
+    @property
+    def _cluster_mode(self) -> str:
+        """How a mask of clusters decides how much is dropped; empty for other masks."""
+        return self.mask.resolved_mode if self.mask.kind in kinds_with("mode") else ""

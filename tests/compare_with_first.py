@@ -78,7 +78,10 @@ def part_selections(work: Path) -> dict[str, Any]:
     """Rows that tools/select_samples.py keeps."""
     import numpy as np
 
-    from pipeline.selection import open_dataset
+    try:
+        from tessera.pipeline.index.dataset import open_dataset
+    except ModuleNotFoundError:
+        from pipeline.selection import open_dataset  # pyright: ignore[reportMissingImports]
 
     found: dict[str, Any] = {}
     for name in SETS:

@@ -32,10 +32,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from tessera.model.text_encoders import Pooling, TextEncoder, open_text_encoder
-from tessera.pipeline.captions import CaptionTable
 from tessera.pipeline.index import DEFAULT_SOURCE, Index, open_index
-from tessera.pipeline.llm2clip_archive import Llm2ClipArchive
-from tessera.pipeline.text_embeddings import (
+from tessera.pipeline.index.captions import CaptionTable
+from tessera.pipeline.index.llm2clip_archive import Llm2ClipArchive
+from tessera.pipeline.index.text_embeddings import (
     ROWS_PER_PART,
     EmbeddingWriter,
     EncoderRecord,

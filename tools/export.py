@@ -4,6 +4,7 @@
     python tools/export.py CHECKPOINT --format open_clip --out model.safetensors
     python tools/export.py CHECKPOINT --format hugging-face --out model
     python tools/export.py CHECKPOINT --format open_clip-image --out visual.safetensors
+    python tools/export.py START --average runs/finetune --alpha 0.5 --format open_clip --out model
 
 CHECKPOINT is a run folder (its newest checkpoint is taken), a checkpoint folder, or a model's
 folder of open_clip or Hugging Face. For open_clip, the result is a folder that opens under the name
@@ -12,6 +13,9 @@ knows: `open_clip.create_model_and_transforms(NAME, pretrained=FILE)`. For trans
 opens with `CLIPModel.from_pretrained` and `CLIPProcessor.from_pretrained`. Neither has a text tower
 that reads a language model's embeddings (docs/llm2clip.md): of such a model the image tower alone
 is written, as a file for `load_state_dict` of `.visual` of open_clip's model.
+
+--average writes the weights between two models, (1 - alpha) * CHECKPOINT + alpha * the other
+(WiSE-FT): a fine-tuned model that keeps more of what its start could.
 
 The result is opened again by the library it is meant for, and its features of random images and
 texts are compared with the checkpoint's, for open_clip its pixels and token ids too; only then does
@@ -46,6 +50,7 @@ from torch import Tensor
 
 from tessera.evaluation.image_sets import evaluation_transform
 from tessera.model import Clip, build_clip, hugging_face, open_clip_weights
+from tessera.model.averaging import average_weights
 from tessera.model.config import ClipConfig, clip_config
 from tessera.model.open_clip_config import preprocess_config
 from tessera.model.pretrained import (
@@ -53,6 +58,7 @@ from tessera.model.pretrained import (
     HUGGING_FACE_WEIGHTS,
     OPEN_CLIP_CONFIG,
     OPEN_CLIP_WEIGHTS,
+    load,
     load_pretrained,
     read_config,
     require_usual_resize,
@@ -84,18 +90,24 @@ class Arguments:
     """Folder to make, or for open_clip a .safetensors file; for open_clip-image always a file."""
     ema: bool = False
     """Take the average of the weights that the run kept (`optim.ema_samples`)."""
+    average: Path | None = None
+    """Second model, of the same architecture, named as the first: WiSE-FT's weights in between."""
+    alpha: float = 0.5
+    """Share of the second model, 0 to 1."""
     overwrite: bool = False
     """Replace what is already at --out."""
 
     def __post_init__(self) -> None:
         if self.out.exists() and not self.overwrite:
             raise ValueError(f"{self.out} exists: choose another --out, or add --overwrite")
-        inside = self.folder.resolve()
-        if self.out.resolve() in (inside, *inside.parents):
-            raise ValueError(
-                f"--out {self.out} holds the checkpoint, which --overwrite would delete: choose "
-                "another"
-            )
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"--alpha is a share, 0 to 1, got {self.alpha}")
+        for inside in (folder.resolve() for folder in (self.folder, self.other) if folder):
+            if self.out.resolve() in (inside, *inside.parents):
+                raise ValueError(
+                    f"--out {self.out} holds the checkpoint, which --overwrite would delete: "
+                    "choose another"
+                )
         if self.format == "hugging-face" and importlib.util.find_spec("transformers") is None:
             raise ValueError("this format is checked by transformers: pip install transformers")
         if self.ema and not self.weights.is_file():
@@ -107,6 +119,11 @@ class Arguments:
     def folder(self) -> Path:
         """The checkpoint itself, of a run its newest one."""
         return newest_checkpoint(self.checkpoint)
+
+    @property
+    def other(self) -> Path | None:
+        """The checkpoint of --average, of a run its newest one."""
+        return newest_checkpoint(self.average) if self.average else None
 
     @property
     def weights(self) -> Path:
@@ -152,6 +169,8 @@ def export(arguments: Arguments) -> dict[str, object]:
         )
     clip = build_clip(config).eval()
     load_pretrained(clip, arguments.weights)
+    if arguments.other:
+        average_weights(clip, load(arguments.other), arguments.alpha)
     partial = out.with_name(f".partial-{os.getpid()}-{out.name}")
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -163,6 +182,9 @@ def export(arguments: Arguments) -> dict[str, object]:
     finally:
         remove(partial)
     print(f"checkpoint  {folder}")
+    if arguments.other:
+        first, second = 1 - arguments.alpha, arguments.alpha
+        print(f"averaged    {first:g} of it and {second:g} of {arguments.other}")
     print(f"model       {config.name}, {sum(p.numel() for p in clip.parameters()):,} parameters")
     print(f"checked     features differ by at most {difference:.1e}")
     print(f"open it     {opening(arguments, config)}")
@@ -170,6 +192,8 @@ def export(arguments: Arguments) -> dict[str, object]:
         print(f"tokenizer   not checked: put the files of {config.text.tokenizer} into the folder")
     return {
         "checkpoint": str(folder),
+        "average": str(arguments.other or ""),
+        "alpha": arguments.alpha if arguments.other else None,
         "model": config.name,
         "format": arguments.format,
         "out": str(out),

@@ -27,12 +27,12 @@ from tessera.tools import program  # before all that takes long, for Ctrl-C mean
 import tyro
 from tqdm import tqdm
 
-from tessera.evaluation.index_report import write_index_report
 from tessera.pipeline.durable import write_text
 from tessera.pipeline.index import IndexReport, ScanOptions, build_index
 from tessera.pipeline.index.image_check import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
 from tessera.pipeline.index.sources import Sources, described, find_sources
 from tessera.pipeline.printable import printable
+from tessera.report.index import write_index_report
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -26,11 +26,11 @@ from tessera.tools import program  # before all that takes long, for Ctrl-C mean
 # isort: split
 import tyro
 
-from tessera.evaluation.batch_sheet import Sheet, make_sheet, write_sheet_page, write_sheet_picture
 from tessera.model.config import clip_config
 from tessera.pipeline import LoaderConfig, open_loader
 from tessera.pipeline.loader import Loader
 from tessera.pipeline.masking import MaskConfig
+from tessera.report.batch import Sheet, make_sheet, write_sheet_page, write_sheet_picture
 from tessera.training.checkpoint import CheckpointError, load
 from tessera.training.run_folder import newest_checkpoint
 from tessera.training.session import MASK

@@ -27,12 +27,11 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from tessera.evaluation.search.engine import Search, open_search
-from tessera.evaluation.search.pictures import open_pictures
-from tessera.evaluation.search.server import ADDRESS, check_port, make_server
+from tessera.evaluation.search import Search, open_pictures, open_search
 from tessera.evaluation.text_features import open_text_features
 from tessera.model import Clip, build_clip
 from tessera.model.pretrained import load_pretrained, read_config, require_usual_resize
+from tessera.report.search import ADDRESS, check_port, make_server
 from tessera.training.environment import num_cores
 from tessera.training.run_folder import newest_checkpoint
 

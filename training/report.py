@@ -14,17 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tessera.evaluation.encoder import Encoder
-from tessera.evaluation.gallery import mask_gallery, retrieval_examples
-from tessera.evaluation.report import ReportData, StepSeries, write_report
 from tessera.evaluation.scores import curves
 from tessera.evaluation.scores import from_json as scores_from_json
 from tessera.evaluation.scores import to_json as scores_to_json
 from tessera.evaluation.suite import Outcome, evaluate
 from tessera.evaluation.text_features import open_text_features
 from tessera.pipeline.durable import write_text
+from tessera.pipeline.index.dataset import Dataset, open_dataset
 from tessera.pipeline.mixture import Mixture
-from tessera.pipeline.selection import Dataset, open_dataset
 from tessera.pipeline.stats import LoaderStats
+from tessera.report.gallery import mask_gallery, retrieval_examples
+from tessera.report.run import write_report
+from tessera.report.run_data import ReportData
+from tessera.report.series import StepSeries
 from tessera.training.config import to_json
 from tessera.training.environment import device_words, versions
 from tessera.training.health import falling_scores
@@ -123,6 +125,7 @@ def report_session(session: Session, outcome: Outcome, argv: list[str]) -> None:
         dataset=" ".join(config.data.train_sets),
         device=device_words(session.device),
         facts=_facts(session, records),
+        versions=list(versions().items()),
         steps=_series(records, read_evaluations(session.folder)),
         loss_at_chance=math.log(config.batch_size),
         time_split=list(session.timeline.seconds.items()),
@@ -172,6 +175,7 @@ def _facts(session: Session, records: list[StepRecord]) -> list[tuple[str, str]]
     facts = [
         ("Model", f"{config.model}, {num_parameters / 1e6:.1f} M parameters"),
         ("Device", device_words(session.device)),
+        ("Start weights", config.init_from or f"random, seed {config.seed}"),
         ("Batch", f"{config.batch_size} pairs"),
         ("Samples seen", f"{session.stage.samples(session.step):,}"),
     ]
@@ -187,7 +191,7 @@ def _facts(session: Session, records: list[StepRecord]) -> list[tuple[str, str]]
             ("To the model", f"{session.loader.stats.bytes_per_image / 1000:,.1f} kB a pair"),
         ]
     facts.append(("Peak memory", f"{memory_bytes(session.device) / 2**30:.2f} GiB"))
-    return facts + [(name, number) for name, number in versions().items()]
+    return facts
 
 
 def _stage_words(stage: Stage) -> str:

@@ -17,9 +17,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tessera.pipeline.captions import CAPTION_SCHEMA
 from tessera.pipeline.index import open as layout
 from tessera.pipeline.index.arrow_file import column_view, list_parts, string_parts
+from tessera.pipeline.index.captions import CAPTION_SCHEMA
 from tessera.pipeline.index.clues import Clues
 from tessera.pipeline.index.options import ScanOptions
 from tessera.pipeline.index.rejection import Reason, Rejection

@@ -18,8 +18,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tessera.pipeline.captions import caption_batch
 from tessera.pipeline.index import SAMPLE_SCHEMA, ShardRecord
+from tessera.pipeline.index.captions import caption_batch
 from tessera.pipeline.index.clues import NUM_PEEKED, Clues
 from tessera.pipeline.index.image_check import check_image
 from tessera.pipeline.index.options import ScanOptions

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tessera.pipeline.captions import MAX_TOKENS
 from tessera.pipeline.index.arrow_file import column_view, list_parts
+from tessera.pipeline.index.captions import MAX_TOKENS
 from tessera.pipeline.index.options import DHASH, SHA256
 from tessera.pipeline.index.spool import fixed_width_values
 

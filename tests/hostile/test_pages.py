@@ -3,38 +3,38 @@
 from __future__ import annotations
 
 import http.client
+import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from tessera.evaluation.batch_sheet import make_sheet, write_sheet_page
-from tessera.evaluation.index_report import write_index_report
-from tessera.evaluation.page.document import (
-    Document,
-    Headline,
-    Section,
-    definitions,
-    render_document,
-    table,
-)
-from tessera.evaluation.search.engine import Search
-from tessera.evaluation.search.page import Answer, render_search
-from tessera.evaluation.search.pictures import open_pictures
-from tessera.evaluation.search.server import make_server
+from tessera.evaluation.scores import ZERO_SHOT, Score
+from tessera.evaluation.search import Search, open_pictures
 from tessera.model import build_clip
 from tessera.pipeline import LoaderConfig, open_loader
 from tessera.pipeline.index import ScanOptions, build_index
 from tessera.pipeline.masking import MaskConfig
+from tessera.report.batch import make_sheet, write_sheet_page
+from tessera.report.benchmark import write_page
+from tessera.report.index import write_index_report
+from tessera.report.run import render_report
+from tessera.report.run_data import ReportData, RetrievalExample
+from tessera.report.search import Answer, make_server, render_search
+from tessera.report.series import StepSeries
 from tests.decoder_pictures import encode, photo
 from tests.hostile.stores import tar_of
 
 ATTACK = "\"'><script>alert(1)</script></style></title><img src=x onerror=alert(2)>\u202e\x1b[2J&"
 NAME = "a'\"><script>alert(1)<b onclick=x>&\u202e"
 """The same without the slash, for names of files."""
+ROOT = Path(__file__).resolve().parents[2]
+COLUMNS = ("step", "samples", "loss", "lr", "logit_scale", "step_s", "data_wait_s")
 LOADING = {"script", "iframe", "object", "embed", "base"}
 FORMS = {"form", "input", "button"}
 
@@ -108,24 +108,40 @@ def test_batch_sheet(index: Path, tmp_path: Path) -> None:
     assert NAME in found.words
 
 
-def test_every_part_that_pages_are_made_of() -> None:
-    """Run, benchmark, comparison and download reports are documents of these parts."""
-    document = Document(
-        title=ATTACK,
-        status=ATTACK,
-        is_good=False,
-        subject=ATTACK,
-        summary=ATTACK,
-        headlines=[Headline(label=ATTACK, value=ATTACK, against=ATTACK)],
-        facts=[(ATTACK, ATTACK)],
-        sections=[
-            Section(name=ATTACK, title=ATTACK, content=definitions([(ATTACK, ATTACK)])),
-            Section(name="b", title="b", content=table([ATTACK] * 2, [[ATTACK] * 2], ATTACK)),
-        ],
-        created=ATTACK,
-    )
-    found = harmless(render_document(document))
+def attacked(value: Any) -> Any:
+    """The same with an attack in the place of every text, names included."""
+    if isinstance(value, str):
+        return ATTACK
+    if isinstance(value, Mapping):
+        return {key: attacked(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [attacked(each) for each in value]
+    return value
+
+
+def test_every_part_that_pages_are_made_of(tmp_path: Path) -> None:
+    """The run page shows every kind of part; the others are made of the same ones."""
+    score = Score(dataset=ATTACK, task=ZERO_SHOT, metric="acc1", value=0.2, chance=0.1, n=9)
+    evaluations = [(k, ATTACK, 0.1 * k) for k in (1, 2)]
+    data = ReportData(
+        title=ATTACK, recipe=ATTACK, command=ATTACK, created=ATTACK, status=ATTACK,
+        config={ATTACK: {ATTACK: ATTACK}}, facts=[(ATTACK, ATTACK)], versions=[(ATTACK, ATTACK)],
+        steps=StepSeries(**{n: np.arange(1, 4) for n in COLUMNS}, evaluations=evaluations),
+        time_split=[(ATTACK, 1.0)], data_facts=[(ATTACK, ATTACK)], scores=[score],
+        confusions=[(ATTACK, ATTACK, 3)],
+        retrieval=[RetrievalExample(kind="text_to_image", results=[], query_text=ATTACK)],
+    )  # fmt: skip
+    found = harmless(render_report(data))
     assert found.words.count("<script>") > 10
+
+
+def test_benchmark_page(tmp_path: Path) -> None:
+    record = ROOT / "docs" / "results" / "data-cpu" / "ladder-coco-0.9.json"
+    result = attacked(json.loads(record.read_text("utf-8")))
+    result["sides"][ATTACK] = result["sides"]["loader"]
+    result["left_out"] = {ATTACK: ATTACK}
+    write_page(result, tmp_path / "page.html")
+    assert "<script>" in harmless((tmp_path / "page.html").read_text("utf-8")).words
 
 
 @pytest.fixture(scope="module")

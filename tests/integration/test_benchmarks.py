@@ -54,7 +54,7 @@ def test_data_benchmark(coloured_index: Path, tmp_path: Path) -> None:
     assert result["environment"]["torch"]
     page = html.read_text(encoding="utf-8")
     assert "What each stage costs" in page
-    assert "open_clip&#x27;s loader" in page
+    assert "open_clip&#39;s loader" in page
     assert png.read_bytes().startswith(b"\x89PNG")
 
 

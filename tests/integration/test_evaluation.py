@@ -19,7 +19,6 @@ from PIL import Image
 
 from tessera.evaluation.compositional import SUGARCREPE_FILES
 from tessera.evaluation.encoder import Encoder
-from tessera.evaluation.gallery import mask_gallery, retrieval_examples
 from tessera.evaluation.image_sets import ImageFiles, IndexedImages, decode, evaluation_transform
 from tessera.evaluation.labelled import read_prompts
 from tessera.evaluation.linear_probe import Split, fit
@@ -40,9 +39,10 @@ from tessera.evaluation.zero_shot import class_features, evaluate_zero_shot
 from tessera.model import Clip, build_clip, open_clip_weights
 from tessera.pipeline import LoaderConfig, open_loader
 from tessera.pipeline.index import ScanOptions, build_index, open_index
+from tessera.pipeline.index.dataset import open_dataset
 from tessera.pipeline.masking import MaskConfig
-from tessera.pipeline.selection import open_dataset
 from tessera.pipeline.storage import folder_of, list_shards
+from tessera.report.gallery import mask_gallery, retrieval_examples
 from tessera.tools import evaluate as evaluate_tool
 from tessera.tools.sharding import (
     ImageOptions,

@@ -123,6 +123,34 @@ def test_a_run_folder_stands_for_its_newest_checkpoint(tmp_path: Path) -> None:
         )
 
 
+def test_weights_between_two_models_are_wise_fts(tmp_path: Path) -> None:
+    config = clip_config("tessera-demo")
+    start, first = checkpoint_of(config, tmp_path / "start")
+    tuned, second = checkpoint_of(config, tmp_path / "tuned")
+    with torch.no_grad():
+        for weight in second.parameters():
+            weight.add_(torch.randn_like(weight), alpha=0.02)
+    save_file(open_clip_weights.dump(second), tuned / "open_clip_model.safetensors")
+    words: dict[str, Any] = {"checkpoint": start, "format": "open_clip", "average": tuned}
+    for alpha in (0.0, 0.25, 1.0):
+        out = tmp_path / f"alpha {alpha}"
+        tool.export(tool.Arguments(**words, alpha=alpha, out=out))
+        written = load_file(out / "open_clip_model.safetensors")
+        theirs = open_clip_weights.dump(second)
+        for name, weight in open_clip_weights.dump(first).items():
+            wanted = weight + alpha * (theirs[name] - weight)
+            torch.testing.assert_close(written[name], wanted, atol=1e-6, rtol=1e-6)
+    for alpha, other, complaint in (
+        (1.5, tuned, "alpha is a share"),
+        (0.5, checkpoint_of(clip_config("ViT-S-32-alt"), tmp_path / "s")[0], "one architecture"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            tool.export(
+                tool.Arguments(**{**words, "average": other}, alpha=alpha, out=tmp_path / "refused")
+            )
+    assert not (tmp_path / "refused").exists()
+
+
 @pytest.mark.parametrize("kind", ["hugging-face", "open_clip"])
 def test_folders_with_bin_files_are_exported(kind: str, tmp_path: Path) -> None:
     pytest.importorskip("transformers")

@@ -13,12 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from tessera.evaluation.batch_sheet import make_sheet, write_sheet_page, write_sheet_picture
 from tessera.pipeline import LoaderConfig, open_loader
 from tessera.pipeline.crops import CropConfig
 from tessera.pipeline.index import open_index
 from tessera.pipeline.masking import MaskConfig
 from tessera.pipeline.reader import ShardReader
+from tessera.report.batch import make_sheet, write_sheet_page, write_sheet_picture
 from tessera.training.checkpoint import Checkpoint, save
 from tessera.training.run_folder import RunFolder
 
@@ -218,7 +218,9 @@ def test_every_mask_shows_its_own_clusters(
             assert hidden.any()
     page = tmp_path / "sheet.html"
     write_sheet_page(sheet, page)
-    assert page.read_text("utf-8").count(f"{num_clusters} clusters</figcaption>") == 6
+    text = page.read_text("utf-8")
+    assert text.count(f"{num_clusters} clusters</figcaption>") == (6 if num_clusters else 0)
+    assert text.count("<figure>") == 6 * (4 if num_clusters else 3), "no empty panel"
 
 
 def test_wrong_use_is_said_before_anything_is_written(coloured_index: Path, tmp_path: Path) -> None:

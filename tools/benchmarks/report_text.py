@@ -5,20 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from tessera.report.benchmark import NAMES
 from tessera.tools.benchmarks import ladder
-
-NAMES = {
-    "full_decode": "libjpeg-turbo full decode alone, one core",
-    "nvjpeg": "nvJPEG full decode alone, GPU",
-    "one_core": "ours, one core",
-    "open_clip_transform": "open_clip's train transform, one core",
-    "all_cores": "ours, all cores, one step at a time",
-    "loader": "our loader",
-    "open_clip": "open_clip's loader (webdataset)",
-    "torchvision": "webdataset + DataLoader + torchvision",
-    "dali_reader": "DALI's webdataset reader",
-}
-"""What the sides are called, in the order of the tables."""
 
 
 def lines(result: dict[str, Any]) -> Iterator[str]:

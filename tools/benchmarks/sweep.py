@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -69,13 +69,4 @@ def run_sweep(
             entry |= results.summary(key)
             entry["bottleneck"] = results.turns[key][-1].known["bottleneck"]
         found.append(entry)
-    return found
-
-
-def by_setting(entries: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """The entries that worked, by the setting that was changed."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for entry in entries:
-        if "failed" not in entry:
-            found.setdefault(entry["setting"], []).append(entry)
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tessera.evaluation.page.numbers import flop_count
+from tessera.report.numbers import flop_count
 from tessera.tools.comparison.reading import TITLES, interval_words, signed_points
 from tessera.tools.comparison.results import Cell, Row, Table
 

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tessera.evaluation.page.charts import (
-    Frame,
-    Line,
-    axis,
-    interval_bar,
-    legend,
-    line_chart,
-    series_look,
-)
-from tessera.evaluation.page.document import Document, Headline, Section, table, write_document
-from tessera.evaluation.page.markup import Markup, join, tag
-from tessera.evaluation.page.numbers import count, duration, flop_count, flop_unit, percent
-from tessera.evaluation.report.series import shown_range
+from tessera.report.charts import Chart, line_chart, series_line
+from tessera.report.numbers import count, duration, flop_count, flop_unit, percent
+from tessera.report.page import Headline, now, write
+from tessera.report.series import shown_range
 from tessera.tools.comparison.markdown import cost_of_a_point, mean_and_deviation, relative
 from tessera.tools.comparison.reading import TITLES, interval_words, signed_points
 from tessera.tools.comparison.results import Cell, Row, Table
@@ -54,36 +45,21 @@ def write_page(
         commands: the one that made this, then those of the runs.
         failures: (run, reason) of those that failed.
     """
-    sections = [
-        Section(name="reading", title="What the numbers say", content=_reading(sentences)),
-        *(_form_section(each) for each in tables),
-        Section(name="curves", title="Curves", content=join(map(_curves, tables))),
-        Section(name="runs", title="Every run", content=_runs(tables, failures)),
-        Section(name="repeat", title="How to repeat it", content=_commands(commands)),
-    ]
-    write_document(
-        Document(
-            title=title,
-            status=f"{len(failures)} runs missing" if failures else "complete",
-            is_good=not failures,
-            subject=f"{len(_finished(tables))} runs",
-            summary=_summary(tables),
-            headlines=_headlines(tables),
-            sections=sections,
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-        ),
+    runs = _runs(tables)
+    write(
         path,
+        "comparison",
+        title=title,
+        created=now(),
+        summary=_summary(tables),
+        headlines=_headlines(tables),
+        sentences=sentences,
+        forms=[_form(each) for each in tables],
+        runs=runs,
+        run_scores=next((each.main_scores for each in tables if each.rows), []),
+        commands=commands,
+        failures=failures,
     )
-
-
-def _finished(tables: Sequence[Table]) -> dict[Path, tuple[Row, int]]:
-    """Every finished run once, with its row and its place there."""
-    return {
-        run.run.folder: (row, place)
-        for each in tables
-        for row in each.rows
-        for place, run in enumerate(row.runs)
-    }
 
 
 def _summary(tables: Sequence[Table]) -> str:
@@ -91,7 +67,7 @@ def _summary(tables: Sequence[Table]) -> str:
     if not rows:
         return "No run finished."
     names = list(dict.fromkeys(row.variant for row in rows))
-    seeds = sorted({run.run.seed for row in rows for run in row.runs})
+    seeds = {run.run.seed for row in rows for run in row.runs}
     forms = " and ".join(TITLES[each.form] for each in tables)
     return (
         f"{', '.join(names)}: trained alike at {forms} with {len(seeds)} "
@@ -112,59 +88,52 @@ def _headlines(tables: Sequence[Table]) -> list[Headline]:
                 against = f"not above chance, {percent(cell.chance)}"
             elif cell.difference is not None and cell.difference.interval:
                 sure = "beyond" if cell.difference.is_not_zero else "within"
-                against = (
-                    f"{signed_points(cell.difference.mean)} to {each.baseline}, {sure} the spread"
-                )
-            found.append(
-                Headline(
-                    label=f"highest {name} at {TITLES[each.form]}: {best.variant}",
-                    value=percent(cell.spread.mean),
-                    against=against,
-                )
-            )
+                mean = signed_points(cell.difference.mean)
+                against = f"{mean} to {each.baseline}, {sure} the spread"
+            label = f"highest {name} at {TITLES[each.form]}: {best.variant}"
+            found.append(Headline(percent(cell.spread.mean), label, against))
     return found
 
 
-def _reading(sentences: Sequence[str]) -> Markup:
-    rule = (
-        "Written by rule from the tables below. A variant differs where the 95% interval of its "
-        "paired differences over seeds leaves out zero; what does not differ beyond the spread is "
-        "not shown to be equal."
-    )
-    items = [tag("li", line) for line in sentences]
-    return join([tag("ul", *items, class_="reading"), tag("p", rule, class_="note")])
+def _form(each: Table) -> dict[str, Any]:
+    rest = [name for name in each.scores if name not in each.main_scores]
+    return {
+        "name": f"equal-{each.form}",
+        "title": f"At {TITLES[each.form]}",
+        "baseline": each.baseline,
+        "variants": [row.variant for row in each.rows],
+        "scores": [_score(each, name) for name in each.main_scores],
+        "rest": rest,
+        "rest_rows": [
+            (row.variant, *(mean_and_deviation(row.cells[name]) for name in rest))
+            for row in each.rows
+        ],
+        "cost_heads": [f"A point of {name}" for name in each.main_scores],
+        "costs": [_costs(row, each) for row in each.rows],
+        "curves": list(_curves(each)),
+    }
 
 
-def _form_section(each: Table) -> Section:
-    if not each.rows:
-        content = tag("p", "No run finished.", class_="none")
-    else:
-        parts = [_score_figure(each, name) for name in each.main_scores]
-        content = join([*parts, _other_scores(each), _costs(each)])
-    title = f"At {TITLES[each.form]}"
-    return Section(name=f"equal-{each.form}", title=title, content=content)
-
-
-def _score_figure(each: Table, name: str) -> Markup:
-    """Scores with their differences as intervals around zero."""
+def _score(each: Table, name: str) -> dict[str, Any]:
+    """Scores with their differences as intervals around zero, on one scale."""
     cells = [row.cells[name] for row in each.rows]
     reach = 1.1 * max(_LEAST_REACH, *(abs(edge) for cell in cells for edge in _edges(cell)))
-    rows = [
-        (
-            row.variant,
-            tag("strong", mean_and_deviation(cell)),
-            _difference(cell),
-            _interval(cell, reach),
-        )
-        for row, cell in zip(each.rows, cells, strict=True)
-    ]
-    heads = ("Variant", f"{name}, %", f"Difference to {each.baseline}, points", "")
-    note = (
-        "Mean \N{PLUS-MINUS SIGN} standard deviation over seeds. Bars: 95% intervals of the mean "
-        f"difference, from \N{MINUS SIGN}{100 * reach:.1f} to +{100 * reach:.1f} points; coloured "
-        f"where they leave out zero. Guessing gives {percent(cells[0].chance)}."
-    )
-    return join([tag("h3", name), table(heads, rows, "scores"), tag("p", note, class_="note")])
+    return {
+        "name": name,
+        "chance": cells[0].chance,
+        "ends": (signed_points(-reach), signed_points(reach)),
+        "rows": [
+            {
+                "variant": row.variant,
+                "score": mean_and_deviation(cell),
+                "difference": cell.difference and signed_points(cell.difference.mean),
+                "interval": interval_words(cell),
+                "places": _places(cell, reach),
+                "is_clear": cell.difference is not None and cell.difference.is_not_zero,
+            }
+            for row, cell in zip(each.rows, cells, strict=True)
+        ],
+    }
 
 
 def _edges(cell: Cell) -> tuple[float, ...]:
@@ -173,150 +142,67 @@ def _edges(cell: Cell) -> tuple[float, ...]:
     return (cell.difference.mean, *(cell.difference.interval or ()))
 
 
-def _difference(cell: Cell) -> Markup:
-    if cell.difference is None:
-        return tag("small", "the baseline")
-    words = interval_words(cell)
-    mean = signed_points(cell.difference.mean)
-    return join(
-        [tag("span", mean, class_="whole"), tag("small", f" ({words})" if words else " (one seed)")]
-    )
-
-
-def _interval(cell: Cell, reach: float) -> Markup | str:
+def _places(cell: Cell, reach: float) -> tuple[float, float, float] | None:
+    """(left end, width, mean) of the interval in percent of a bar from -reach to reach."""
     if cell.difference is None or not cell.difference.interval:
-        return ""
-    low, high = cell.difference.interval
-    return interval_bar(low, cell.difference.mean, high, reach, clear=cell.difference.is_not_zero)
-
-
-def _other_scores(each: Table) -> Markup | None:
-    names = [name for name in each.scores if name not in each.main_scores]
-    if not names:
         return None
-    rows = [(r.variant, *(mean_and_deviation(r.cells[name]) for name in names)) for r in each.rows]
-    note = "In percent, mean \N{PLUS-MINUS SIGN} standard deviation over seeds; not tested."
-    return join(
-        [
-            tag("h3", "Other scores"),
-            table(("Variant", *names), rows, "scores"),
-            tag("p", note, class_="note"),
-        ]
-    )
+    low, high = cell.difference.interval
+    left, mean, right = (50 * (value / reach + 1) for value in (low, cell.difference.mean, high))
+    return left, right - left, mean
 
 
-def _costs(each: Table) -> Markup:
-    names = each.main_scores
-    heads = (
-        "Variant",
-        "Pairs",
-        "Operations",
-        "Of the baseline's",
-        "Time in steps",
-        "Of the baseline's",
-    )
-    rows = [
-        (
-            row.variant,
-            count(row.samples),
-            flop_count(row.flops),
-            relative(row.relative_flops, row, each),
-            duration(row.seconds.mean),
-            relative(row.relative_seconds, row, each),
-            *(cost_of_a_point(row, name) for name in names),
-        )
-        for row in each.rows
+def _costs(row: Row, each: Table) -> list[str]:
+    return [
+        row.variant,
+        count(row.samples),
+        flop_count(row.flops),
+        relative(row.relative_flops, row, each),
+        duration(row.seconds.mean),
+        relative(row.relative_seconds, row, each),
+        *(cost_of_a_point(row, name) for name in each.main_scores),
     ]
-    note = (
-        "Of one run, means over seeds. Operations are counted from shapes, without the mask, the "
-        "loss and the optimiser. Operations a point: for each percentage point above chance; a "
-        "dash where a score is not above chance."
-    )
-    return join(
-        [
-            tag("h3", "Cost"),
-            table((*heads, *(f"A point of {name}" for name in names)), rows, "scores"),
-            tag("p", note, class_="note"),
-        ]
-    )
 
 
-def _curves(each: Table) -> Markup:
-    if not each.rows:
-        return join([])
+def _curves(each: Table) -> Iterator[Chart]:
     runs = [run for row in each.rows for run in row.runs]
-    names = [name for name in runs[0].curves if all(name in run.curves for run in runs)]
-    figures = [_curve_figure(each, name, *along) for name in names for along in _ALONG]
-    note = (
-        f"At {TITLES[each.form]}, means over seeds; the loss is smoothed. A masked picture is "
-        "harder to match, so the level of a loss does not rank variants; the scores do."
-    )
-    return join(
-        [
-            tag("h3", f"At {TITLES[each.form]}"),
-            tag("p", note, class_="note"),
-            legend([row.variant for row in each.rows]),
-            tag("div", *figures, class_="pair"),
-        ]
-    )
+    names = [name for name in runs[0].curves if all(name in r.curves for r in runs)] if runs else []
+    for name in names:
+        for number, (along, column) in enumerate(_ALONG):
+            yield _curve(each, f"{each.form}-{names.index(name)}-{number}", name, along, column)
 
 
-def _curve_figure(
-    each: Table, name: str, title: str, along: Callable[[Curve], NDArray[np.float64]]
-) -> Markup:
-    high = max(float(along(run.curves[name])[-1]) for row in each.rows for run in row.runs)
-    size, unit = {"operations": flop_unit(high), "samples": (1.0, "pairs")}.get(title, (1.0, "s"))
-    factor = 1.0 if name == LOSS else 100.0
+def _curve(
+    each: Table, key: str, name: str, along: str, column: Callable[[Curve], NDArray[np.float64]]
+) -> Chart:
+    high = max(float(column(run.curves[name])[-1]) for row in each.rows for run in row.runs)
+    size, unit = {"operations": flop_unit(high), "samples": (1.0, "pairs seen")}.get(
+        along, (1.0, "seconds")
+    )
     lines = []
     for number, row in enumerate(each.rows):
         curves = [run.curves[name] for run in row.runs]
         length = min(len(curve.values) for curve in curves)
-        lines.append(
-            Line(
-                x=np.mean([along(curve)[:length] / size for curve in curves], axis=0),
-                y=np.mean([curve.values[:length] * factor for curve in curves], axis=0),
-                look=series_look(number),
-                dots=name != LOSS,
-            )
-        )
+        x = np.mean([column(curve)[:length] / size for curve in curves], axis=0)
+        y = np.mean([curve.values[:length] for curve in curves], axis=0)
+        lines.append(series_line(number, x, y, dots=name != LOSS))
     low, top = shown_range(np.concatenate([line.y for line in lines]))
-    frame = Frame(
-        summary=f"{name} against {title} for each variant",
-        x=axis(0.0, high / size, most=4),
-        y=axis(low, top, margin=0.05),
-        unit=unit,
-        height="middle",
-    )
-    shown = name if name == LOSS else f"{name}, %,"
-    return tag("figure", tag("h3", f"{shown} against {title}"), line_chart(frame, lines))
+    margin = 0.05 * (top - low)
+    return line_chart(
+        f"curve-{key}", f"{name} against {along}", f"At {TITLES[each.form]}.", lines,
+        y_range=(low - margin, top + margin), unit=unit, share=name != LOSS,
+    )  # fmt: skip
 
 
-def _runs(tables: Sequence[Table], failures: Sequence[tuple[str, str]]) -> Markup:
-    parts: list[Markup] = []
-    if failures:
-        rows = [(name, reason) for name, reason in failures]
-        parts += [tag("h3", "Missing"), table(("Run", "Reason"), rows, "scores")]
-    found = _finished(tables)
-    names = tables[0].main_scores or (tables[-1].main_scores if tables else [])
-    rows = [
-        (
-            folder.name,
-            duration(row.runs[place].seconds),
-            *(f"{100 * row.cells[name].spread.values[place]:.1f}" for name in names),
-        )
-        for folder, (row, place) in sorted(found.items())
-    ]
-    heads = ("Variant, pairs, seed", "Time in steps", *(f"{name}, %" for name in names))
-    listed = tag("details", tag("summary", f"{len(rows)} runs"), table(heads, rows, "scores"))
-    return join([*parts, listed])
-
-
-def _commands(commands: Sequence[str]) -> Markup:
-    whole, single = commands[0], commands[1:]
-    note = "Finished runs are taken as they are. The runs behind it, each by itself:"
-    listed = tag(
-        "details",
-        tag("summary", f"{len(single)} commands"),
-        tag("pre", tag("code", "\n".join(single))),
-    )
-    return join([tag("pre", tag("code", whole)), tag("p", note, class_="note"), listed])
+def _runs(tables: Sequence[Table]) -> list[list[str]]:
+    """Name, time and main scores of every finished run, once."""
+    found: dict[str, list[str]] = {}
+    for each in tables:
+        for row in each.rows:
+            for place, run in enumerate(row.runs):
+                cells = (row.cells[name].spread.values[place] for name in each.main_scores)
+                found[run.run.folder.name] = [
+                    run.run.folder.name,
+                    duration(run.seconds),
+                    *(f"{100 * value:.1f}" for value in cells),
+                ]
+    return [found[name] for name in sorted(found)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tessera.evaluation.page.numbers import percent
+from tessera.report.numbers import percent
 from tessera.tools.comparison.results import Cell, Row, Table
 
 TITLES = {"samples": "equal samples", "compute": "equal compute"}

@@ -19,7 +19,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from tessera.evaluation.report.series import trend
+from tessera.report.series import trend
 from tessera.tools.comparison.plan import PlannedRun, flops_of
 from tessera.tools.comparison.scores import Figure, figures_of
 from tessera.training.config import to_json

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from tessera.evaluation.report import ReportData, write_report
 from tessera.pipeline.durable import remove_partials, work_folder, write_text
+from tessera.report.run import write_report
+from tessera.report.run_data import ReportData
 
 
 def test_the_content_is_on_the_disk_before_the_file_has_its_name(

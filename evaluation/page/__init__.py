@@ -1,1 +1,0 @@
-"""Pages of charts and tables in one HTML file, for the reports of runs, indexes and downloads."""
