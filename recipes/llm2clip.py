@@ -142,7 +142,7 @@ def require_embeddings(config: TrainConfig) -> None:
     require_index(config)
     train = parse_reference(config.data.train_references[0]).index_dir
     if train == miniature.TRAIN:
-        from tessera.recipes.random_encoder import embed_miniature
+        from tessera.recipes.miniature_data import embed_miniature
 
         sources = tuple(item.partition("=")[0] for item in config.data.captions)
         encoder = Path(config.evaluation.text_encoder)

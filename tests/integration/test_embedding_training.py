@@ -81,6 +81,17 @@ def losses(run_dir: Path) -> list[float]:
     [
         (),
         ("--text-side.keep-text", "--accumulation", "2"),
+        (
+            "--text-side.tune",
+            "lora",
+            "--text-side.keep-text",
+            "--image-side.tune",
+            "last",
+            "--image-side.last-blocks",
+            "1",
+            "--optim.image-learning-rate",
+            "1e-4",
+        ),
         ("--image-side.tune", "lora", "--image-side.lora-rank", "2"),
         ("--image-side.tune", "frozen", "--text-side.embed-dim", "48"),
         ("--image-side.self-distillation", "0.5", "--optim.ema-samples", "32"),

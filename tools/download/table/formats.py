@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import pyarrow as pa
-
 from tessera.pipeline.tables import Row
 from tessera.pipeline.tables.parquet import ParquetTable
 

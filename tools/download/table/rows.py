@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 import pyarrow as pa
-
 from tessera.pipeline.tables import BadRow, Problem
 from tessera.pipeline.tables.cells import listed_texts
 from tessera.pipeline.tables.parquet import ParquetTable
+
 from tessera.tools.download.table.formats import (
     BOM,
     UNPACKING,
