@@ -1,4 +1,4 @@
-"""Does a download cost no more than the first edition's (5ca2be5)? Both trees, in turns, in one run.
+"""Does a download cost no more than the first edition's (5ca2be5)? Both trees, in turns, in a run.
 
     python tests/compare_download.py --first ../first --pictures PHOTOS --rounds 3
 
