@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 import train
 from tessera.pipeline.index import open_index
-from tessera.pipeline.index.text_embeddings import EncoderRecord, write_text_embeddings
+from tessera.pipeline.index.embeddings import EncoderRecord, write_text_embeddings
 from tessera.tools import embed_captions, evaluate
 from tessera.training.metrics import read_records
 from tests.tiny_models import save_llama
