@@ -24,8 +24,7 @@ from tessera.pipeline.augment_config import AugmentConfig
 from tessera.pipeline.batch import DenseBatch, PackedBatch
 from tessera.pipeline.decode_device import settle_device
 from tessera.pipeline.device_copy import DeviceCopier, Sent
-from tessera.pipeline.index.caption_mix import CaptionMix
-from tessera.pipeline.index.chained_captions import open_captions
+from tessera.pipeline.index.caption_mix import CaptionMix, open_captions
 from tessera.pipeline.index.dataset import Dataset, open_dataset
 from tessera.pipeline.index.embedding_mix import EmbeddingMix
 from tessera.pipeline.loader_config import LoaderConfig
