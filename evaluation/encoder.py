@@ -24,7 +24,7 @@ from torch import Tensor
 from tessera.evaluation.image_sets import ImageSet, decode, evaluation_transform
 from tessera.evaluation.views import ViewConfig
 from tessera.model import Clip
-from tessera.pipeline.captions import CaptionTable
+from tessera.pipeline.index.captions import CaptionTable
 from tessera.pipeline.index.tokenizer import tokenize_prompts
 from tessera.pipeline.masking import pack_visible
 from tessera.pipeline.patches import patchify

@@ -24,8 +24,8 @@ from torch import Tensor
 from tessera.model.config import ClipConfig
 from tessera.model.open_clip_config import preprocess_config
 from tessera.pipeline.decoding.picture import PICTURE_FORMATS, on_white
+from tessera.pipeline.index.dataset import Dataset
 from tessera.pipeline.reader import ShardReader
-from tessera.pipeline.selection import Dataset
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """Of files that are taken for pictures; case does not matter."""

@@ -1,6 +1,6 @@
 """Labelled sets: an index with labels, or a folder of class folders.
 
-Where class names and templates come from is said in pipeline/class_prompts.py. A subset of
+Where class names and templates come from is said in pipeline/index/class_prompts.py. A subset of
 ImageNet's folders (-A, -R) is a choice among its own classes only, as is usual.
 
 Legend: M pictures of a set, C classes.
@@ -15,15 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tessera.evaluation.image_sets import IMAGE_SUFFIXES, ImageFiles, ImageSet, IndexedImages
-from tessera.pipeline.class_prompts import (
+from tessera.pipeline.index import INDEX_FILE
+from tessera.pipeline.index.class_prompts import (
     CLASS_NAMES,
     Prompts,
     in_class_order,
     prompts_of_folders,
     read_prompts,
 )
-from tessera.pipeline.index import INDEX_FILE
-from tessera.pipeline.selection import Dataset, open_dataset, parse_reference
+from tessera.pipeline.index.dataset import Dataset, open_dataset, parse_reference
 from tessera.pipeline.storage import folder_of
 
 

@@ -27,7 +27,7 @@ from tessera.evaluation.encoder import Encoder
 from tessera.evaluation.image_sets import IndexedImages
 from tessera.evaluation.scores import NUM_BAD, RECALL_OF, RETRIEVAL, Score
 from tessera.pipeline.index import DEFAULT_SOURCE
-from tessera.pipeline.selection import open_dataset
+from tessera.pipeline.index.dataset import open_dataset
 
 RECALL_AT = (1, 5, 10)
 _IMAGE_TILE = 2048

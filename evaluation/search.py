@@ -21,7 +21,7 @@ from torch import Tensor
 from tessera.evaluation.encoder import Encoder, Progress, TextFeatures
 from tessera.evaluation.image_sets import IMAGE_SUFFIXES, ImageFiles, ImageSet, IndexedImages
 from tessera.model import Clip
-from tessera.pipeline.selection import open_dataset
+from tessera.pipeline.index.dataset import open_dataset
 
 _THREADS = 4
 """Reads in flight."""

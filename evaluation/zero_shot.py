@@ -15,7 +15,7 @@ from torch import Tensor
 from tessera.evaluation.encoder import Encoder
 from tessera.evaluation.labelled import open_labelled
 from tessera.evaluation.scores import NUM_BAD, NUM_PROMPTS, ZERO_SHOT, Score
-from tessera.pipeline.class_prompts import Prompts
+from tessera.pipeline.index.class_prompts import Prompts
 
 _ROWS = 4096
 """Images whose class scores are held at once."""

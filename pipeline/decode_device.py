@@ -22,9 +22,9 @@ from tessera.pipeline.decoding.decoder import DaliGraph
 from tessera.pipeline.decoding.gpu_trial import Trial, TrialPictures, TrialSettings, find_graph
 from tessera.pipeline.decoding.jpeg_walk import JpegLayoutError, walk_jpeg
 from tessera.pipeline.index import Index
+from tessera.pipeline.index.dataset import Dataset, open_dataset
 from tessera.pipeline.loader_config import LoaderConfig
 from tessera.pipeline.reader import ShardReader
-from tessera.pipeline.selection import Dataset, open_dataset
 from tessera.pipeline.storage import is_remote
 
 logger = logging.getLogger(__name__)

@@ -12,9 +12,9 @@ from typing import cast
 
 from tessera.pipeline.counter_random import Purpose, keys
 from tessera.pipeline.index.chained_index import ChainedIndex, fingerprint_of
+from tessera.pipeline.index.dataset import Dataset, num_shared, open_dataset
 from tessera.pipeline.mixed_order import Interleaving, MixedOrder
 from tessera.pipeline.order import Order, SampleOrder
-from tessera.pipeline.selection import Dataset, num_shared, open_dataset
 from tessera.pipeline.window_order import WindowOrder
 
 TrainingSet = Path | str | tuple[Path | str, float]

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from tessera.pipeline import device_random
 from tessera.pipeline.augment import DRAWS_PER_IMAGE
-from tessera.pipeline.caption_mix import CaptionMix, DrawnCaptions
 from tessera.pipeline.counter_random import Purpose, keys, uniforms
 from tessera.pipeline.crops import DRAWS_PER_WINDOW, CropConfig, centre_windows, draw_windows
 from tessera.pipeline.index import Index
+from tessera.pipeline.index.caption_mix import CaptionMix, DrawnCaptions
 from tessera.pipeline.index.chained_index import ChainedIndex
+from tessera.pipeline.index.dataset import Dataset
 from tessera.pipeline.order import Order, Visits
-from tessera.pipeline.selection import Dataset
 
 _CALIBRATION_BATCHES = 4
 _CALIBRATION_SAMPLES = 4096

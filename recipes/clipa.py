@@ -36,8 +36,8 @@ from dataclasses import replace
 
 from tessera.pipeline.augment_config import AugmentConfig
 from tessera.pipeline.crops import CropConfig
+from tessera.pipeline.index.text_reduction import TextReductionKind
 from tessera.pipeline.masking import MaskConfig
-from tessera.pipeline.text_reduction import TextReductionKind
 from tessera.recipes.clip import clip
 from tessera.recipes.datasets import CC12M_PAIRS, DATACOMP, IMAGENET_PASS, LAION, LAION_PAIRS
 from tessera.training.config import DataConfig, OptimConfig, StageConfig, TrainConfig

@@ -6,7 +6,7 @@ today is smaller: the same budget then makes a few more passes over it.
 
 from __future__ import annotations
 
-from tessera.pipeline.selection import parse_reference
+from tessera.pipeline.index.dataset import parse_reference
 from tessera.training.config import TrainConfig
 
 CC12M = "data/cc12m/index"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from tessera.pipeline.crops import CropConfig
+from tessera.pipeline.index.dataset import parse_reference
 from tessera.pipeline.masking import MaskConfig
-from tessera.pipeline.selection import parse_reference
 from tessera.training.config import DataConfig, EvaluationConfig, OptimConfig, TrainConfig
 
 _TRAIN = "data/flickr8k/train"

@@ -31,8 +31,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from tessera.pipeline.crops import CropConfig
+from tessera.pipeline.index.dataset import parse_reference
 from tessera.pipeline.masking import MaskConfig
-from tessera.pipeline.selection import parse_reference
 from tessera.recipes.datasets import CC12M, CC12M_PAIRS, require_index
 from tessera.training import miniature
 from tessera.training.config import (
@@ -142,7 +142,7 @@ def require_embeddings(config: TrainConfig) -> None:
     require_index(config)
     train = parse_reference(config.data.train_references[0]).index_dir
     if train == miniature.TRAIN:
-        from tessera.recipes.random_encoder import embed_miniature
+        from tessera.recipes.miniature_data import embed_miniature
 
         sources = tuple(item.partition("=")[0] for item in config.data.captions)
         encoder = Path(config.evaluation.text_encoder)

@@ -29,26 +29,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie
 from tessera.tools import program  # before all that takes long, for Ctrl-C meanwhile
 
 # isort: split
-import pyarrow as pa
 import tyro
 from tqdm import tqdm
 
-from tessera.pipeline.caption_sources import (
-    ImportOptions,
-    ImportReport,
-    Join,
-    KeyJoin,
-    LaclipReader,
-    Reader,
-    RowJoin,
-    SampleOrderJoin,
-    ShardFieldReader,
-    TableReader,
-    ValueJoin,
-    import_captions,
-)
 from tessera.pipeline.index import Index, open_index
-from tessera.pipeline.tables import TableOptions
+from tessera.pipeline.index.caption_readers import Reader, ShardFieldReader, TableReader
+from tessera.pipeline.index.import_captions import ImportOptions, ImportReport, import_captions
+from tessera.pipeline.index.laclip import LaclipReader
+from tessera.pipeline.index.open_table import TableOptions
 
 DREAMLIP_KEY = "Image Path"
 """Column of the URL in DreamLIP's CSV."""
@@ -135,16 +123,6 @@ class Arguments:
             options=self.read_as,
         )
 
-    def joiner(self, index: Index) -> Join:
-        """What finds the samples of rows."""
-        if self.format == "shards":
-            return SampleOrderJoin()
-        if self.join == "row":
-            return RowJoin(index)
-        if self.join == "url":
-            return ValueJoin(index.column("url").cast(pa.large_string()), "url")
-        return KeyJoin(index, self.source)
-
 
 def _is_text(originals: Path) -> bool:
     """Whether originals of LaCLIP's format are lines without paths, as RedCaps' are."""
@@ -181,9 +159,9 @@ def add_captions(arguments: Arguments) -> ImportReport:
             index,
             arguments.name,
             arguments.reader(index),
-            arguments.joiner(index),
-            "row" if arguments.format == "shards" else arguments.join,
             ImportOptions(
+                join="order" if arguments.format == "shards" else arguments.join,
+                source=arguments.source,
                 repeats=arguments.repeats,
                 min_words=arguments.min_words,
                 num_workers=arguments.workers,

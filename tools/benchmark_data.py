@@ -36,8 +36,8 @@ import tyro
 
 from tessera.pipeline.crops import CropConfig
 from tessera.pipeline.index import INDEX_FILE, ScanOptions, build_index
+from tessera.pipeline.index.dataset import Dataset, open_dataset
 from tessera.pipeline.masking import MaskConfig
-from tessera.pipeline.selection import Dataset, open_dataset
 from tessera.pipeline.storage import is_remote, list_shards
 from tessera.report.benchmark import write_bars, write_page
 from tessera.tools.benchmarks.comparison import BASELINES, compare

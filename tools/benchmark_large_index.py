@@ -31,11 +31,11 @@ import torch
 import tyro
 
 from tessera.pipeline import index as layout
-from tessera.pipeline.caption_mix import CaptionMix
-from tessera.pipeline.captions import CAPTION_SCHEMA
 from tessera.pipeline.crops import CropConfig
 from tessera.pipeline.index import ScanOptions, open_index
 from tessera.pipeline.index.arrow_file import write_batch
+from tessera.pipeline.index.caption_mix import CaptionMix
+from tessera.pipeline.index.captions import CAPTION_SCHEMA
 from tessera.pipeline.order import Order, SampleOrder
 from tessera.pipeline.window_order import WindowOrder
 from tessera.tools.benchmark_index import private_mib

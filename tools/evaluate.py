@@ -49,8 +49,8 @@ from tessera.model.open_clip_config import pixel_statistics
 from tessera.model.pretrained import load_pretrained, read_config, require_usual_resize
 from tessera.pipeline.durable import write_text
 from tessera.pipeline.index import ScanOptions, build_index
+from tessera.pipeline.index.dataset import open_dataset
 from tessera.pipeline.masking import MaskConfig
-from tessera.pipeline.selection import open_dataset
 from tessera.pipeline.storage import list_shards
 from tessera.tools.export import named
 from tessera.training.distributed import RankError, Ranks, join_ranks

@@ -30,7 +30,7 @@ from tessera.tools import program  # before all that takes long, for Ctrl-C mean
 # isort: split
 import tyro
 
-from tessera.pipeline.selection import open_dataset
+from tessera.pipeline.index.dataset import open_dataset
 from tessera.tools.captioning.checkpoint import choose_device, model_identity
 from tessera.tools.captioning.engine import Decoding, choose_backend
 from tessera.tools.captioning.examples import open_examples

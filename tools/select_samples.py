@@ -35,16 +35,18 @@ import tyro
 from numpy.typing import NDArray
 
 from tessera.pipeline.index import Index
-from tessera.pipeline.selection import (
-    Dataset,
+from tessera.pipeline.index.dataset import Dataset, open_dataset
+from tessera.pipeline.index.select import Chosen, Criteria, Step, choose, column_kinds
+from tessera.pipeline.index.selections import (
+    check_name,
+    is_stale,
     list_selections,
-    open_dataset,
+    made_by,
     open_selection,
+    provenance_of,
     remove_selection,
     write_selection,
 )
-from tessera.pipeline.selection.criteria import Chosen, Criteria, Step, choose, column_kinds
-from tessera.pipeline.selection.stored import check_name, is_stale, made_by, provenance_of
 
 _WHOLE = "only a selection that was announced as written is there"
 _CRITERIA = [f.name for f in fields(Criteria)]

@@ -28,7 +28,7 @@ import tyro
 from tqdm import tqdm
 
 from tessera.pipeline.index import DEFAULT_SOURCE, open_index
-from tessera.pipeline.word_classes import write_word_classes
+from tessera.pipeline.index.word_classes import write_word_classes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,10 +11,10 @@ from tessera.model.losses.config import LossConfig
 from tessera.pipeline.augment_config import AugmentConfig
 from tessera.pipeline.crops import CropConfig
 from tessera.pipeline.decoding import DecoderKind
+from tessera.pipeline.index.text_reduction import TextReductionKind
 from tessera.pipeline.masking import MaskConfig
 from tessera.pipeline.mixture import parse_set
 from tessera.pipeline.shard_cache import CacheConfig
-from tessera.pipeline.text_reduction import TextReductionKind
 from tessera.training.environment import num_cores, processes_here
 from tessera.training.optim_config import OptimConfig
 from tessera.training.tower_config import ImageSideConfig, TextSideConfig, check_sides

@@ -13,9 +13,9 @@ import torch
 from tessera.evaluation.text_features import check_text_features
 from tessera.model import Clip, load_pretrained
 from tessera.pipeline import open_loader
-from tessera.pipeline.caption_mix import parse_weights
+from tessera.pipeline.index.caption_mix import parse_weights
+from tessera.pipeline.index.dataset import Dataset
 from tessera.pipeline.mixture import Mixture, open_sets
-from tessera.pipeline.selection import Dataset
 from tessera.training.config import TrainConfig, to_json
 from tessera.training.config_differences import changed_fields, flatten, option
 from tessera.training.decoding import settle_decoding

@@ -12,7 +12,7 @@ from math import ceil, gcd
 from pathlib import Path
 
 from tessera.model.config import clip_config
-from tessera.pipeline.selection import parse_reference
+from tessera.pipeline.index.dataset import parse_reference
 from tessera.training.config import OptimConfig, StageConfig, TrainConfig
 from tessera.training.tower_config import TextSideConfig
 

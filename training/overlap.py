@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from tessera.pipeline.index.dataset import Dataset, num_shared, open_dataset
 from tessera.pipeline.mixture import Mixture
-from tessera.pipeline.selection import Dataset, num_shared, open_dataset
 from tessera.training.config import EvaluationConfig
 
 

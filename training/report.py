@@ -20,8 +20,8 @@ from tessera.evaluation.scores import to_json as scores_to_json
 from tessera.evaluation.suite import Outcome, evaluate
 from tessera.evaluation.text_features import open_text_features
 from tessera.pipeline.durable import write_text
+from tessera.pipeline.index.dataset import Dataset, open_dataset
 from tessera.pipeline.mixture import Mixture
-from tessera.pipeline.selection import Dataset, open_dataset
 from tessera.pipeline.stats import LoaderStats
 from tessera.report.gallery import mask_gallery, retrieval_examples
 from tessera.report.run import write_report

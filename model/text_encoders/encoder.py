@@ -70,7 +70,7 @@ class TextEncoder(nn.Module):
         self.backbone = backbone
         self.description = description
         """id, path, revision, pooling, dim, dtype and settings: what decides an embedding, in the
-        fields of `pipeline.text_embeddings.EncoderRecord`."""
+        fields of `pipeline.index.embeddings.EncoderRecord`."""
         self._tokenise = tokenise
         self._pooling: Pooling = pooling
         self._unit_length = unit_length

@@ -66,15 +66,17 @@ class TableWriter:
             self._ends[place] += int(bounds[-1] - bounds[0])
         self.num_rows += batch.num_rows
 
-    def write(self, path: Path) -> None:
-        """Write the Arrow file and remove the temporary ones."""
+    def write(self, path: Path) -> pa.RecordBatch:
+        """Write the Arrow file and remove the temporary ones; returns the rows, mapped."""
         arrays = [
             self._array(field.type, place, *files)
             for place, (field, files) in enumerate(zip(self.schema, self._files, strict=True))
         ]
-        write_batch(path, pa.RecordBatch.from_arrays(arrays, schema=self.schema))
+        batch = pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+        write_batch(path, batch)
         for file in (file for pair in self._files for file in pair if file):
             Path(file.name).unlink()
+        return batch
 
     def _array(
         self, kind: pa.DataType, place: int, values: BinaryIO, offsets: BinaryIO | None

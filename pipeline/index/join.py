@@ -11,7 +11,6 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pyarrow as pa
 
-from tessera.pipeline.captions import CAPTION_SCHEMA
 from tessera.pipeline.index import open as layout
 from tessera.pipeline.index.arrow_file import (
     TableWriter,
@@ -20,6 +19,7 @@ from tessera.pipeline.index.arrow_file import (
     map_batch,
     string_parts,
 )
+from tessera.pipeline.index.captions import CAPTION_SCHEMA
 from tessera.pipeline.index.options import ScanOptions
 from tessera.pipeline.index.queries import Queries
 from tessera.pipeline.index.rejection import Reason, Rejection

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tessera.pipeline.captions import CAPTION_SCHEMA, MAX_TOKENS
 from tessera.pipeline.index.arrow_file import lengths, list_parts, map_batch
+from tessera.pipeline.index.captions import CAPTION_SCHEMA, MAX_TOKENS
 from tessera.pipeline.index.join import CAPTIONS_FILE
 from tessera.pipeline.index.open import (
     COLUMN_FIELD,

@@ -12,10 +12,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from tessera.pipeline.index.arrow_tables import ParquetTable
+from tessera.pipeline.index.foreign_tables import Row
 from tessera.pipeline.index.options import ScanOptions
 from tessera.pipeline.storage import is_remote, open_binary
-from tessera.pipeline.tables import Row
-from tessera.pipeline.tables.parquet import ParquetTable
 
 KEY_FIELD = "key"
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any, BinaryIO
 
+from tessera.pipeline.index.cells import too_long
 from tessera.pipeline.index.clues import texts_at
 from tessera.pipeline.index.options import ScanOptions
 from tessera.pipeline.index.rejection import Reason, RejectedSampleError
 from tessera.pipeline.index.tar_walk import MemberGroup, TarMember
-from tessera.pipeline.tables.cells import too_long
 
 MAX_TEXT_BYTES = 16 * 1024**2
 _MOST_NAMED = 10

@@ -22,8 +22,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from tessera.pipeline.captions import CAPTION_SCHEMA, caption_batch
 from tessera.pipeline.durable import write_bytes
+from tessera.pipeline.index.captions import CAPTION_SCHEMA, caption_batch
 from tessera.pipeline.index.clues import NUM_PEEKED, Clues
 from tessera.pipeline.index.image_check import check_image
 from tessera.pipeline.index.options import ScanOptions

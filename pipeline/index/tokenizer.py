@@ -23,7 +23,7 @@ import regex
 from numpy.typing import NDArray
 from tokenizers.models import BPE
 
-from tessera.pipeline.captions import EOT, MAX_TOKENS, SOT, pack_tokens
+from tessera.pipeline.index.captions import EOT, MAX_TOKENS, SOT, pack_tokens
 
 TOKENIZER_NAME = "open_clip.SimpleTokenizer"
 _VOCABULARY_FILE = "bpe_simple_vocab_16e6.txt.gz"

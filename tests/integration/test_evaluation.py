@@ -39,8 +39,8 @@ from tessera.evaluation.zero_shot import class_features, evaluate_zero_shot
 from tessera.model import Clip, build_clip, open_clip_weights
 from tessera.pipeline import LoaderConfig, open_loader
 from tessera.pipeline.index import ScanOptions, build_index, open_index
+from tessera.pipeline.index.dataset import open_dataset
 from tessera.pipeline.masking import MaskConfig
-from tessera.pipeline.selection import open_dataset
 from tessera.pipeline.storage import folder_of, list_shards
 from tessera.report.gallery import mask_gallery, retrieval_examples
 from tessera.tools import evaluate as evaluate_tool

@@ -12,8 +12,8 @@ import torch
 
 from tessera.pipeline import LoaderConfig, open_loader
 from tessera.pipeline.index import ScanOptions, build_index, open_index
+from tessera.pipeline.index.selections import write_selection
 from tessera.pipeline.masking import MaskConfig
-from tessera.pipeline.selection import write_selection
 from tessera.training.config import DataConfig
 from tessera.training.dry_run import DryRun
 from tessera.training.sample_ids import read_sample_ids

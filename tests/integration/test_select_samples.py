@@ -16,8 +16,8 @@ import torch
 
 from tessera.pipeline import LoaderConfig, open_evaluation_loader, open_loader
 from tessera.pipeline.index import ScanOptions, build_index
+from tessera.pipeline.index.dataset import open_dataset
 from tessera.pipeline.masking import MaskConfig
-from tessera.pipeline.selection import open_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = LoaderConfig(

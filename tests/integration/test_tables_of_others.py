@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tessera.pipeline.caption_sources import TableReader
+from tessera.pipeline.index.caption_readers import TableReader
 from tessera.tools.sharding import (
     ImageOptions,
     PackOptions,
@@ -317,7 +317,7 @@ def test_a_small_file_that_unpacks_to_gigabytes_costs_neither_memory_nor_time(
     assert path.stat().st_size < 200_000
     script = (
         "import sys; from pathlib import Path\n"
-        "from tessera.pipeline.caption_sources import TableReader\n"
+        "from tessera.pipeline.index.caption_readers import TableReader\n"
         "from tessera.tools.sharding import SourceOptions, open_source\n"
         "path = Path(sys.argv[1])\n"
         "for read in (lambda: list(TableReader(files=(path,), text_columns=('caption',),\n"

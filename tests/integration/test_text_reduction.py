@@ -9,9 +9,9 @@ import pytest
 
 from tessera.pipeline import LoaderConfig, open_evaluation_loader, open_loader
 from tessera.pipeline.index import open_index
+from tessera.pipeline.index.text_reduction import TextReductionKind
 from tessera.pipeline.index.tokenizer import encode_captions, token_strings
-from tessera.pipeline.text_reduction import TextReductionKind
-from tessera.pipeline.word_classes import write_word_classes
+from tessera.pipeline.index.word_classes import write_word_classes
 
 CONFIG = LoaderConfig(batch_size=24, image_size=32, patch_size=8, context_length=5)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tessera.pipeline.selection import Dataset
+from tessera.pipeline.index.dataset import Dataset
 from tessera.pipeline.storage import is_remote
 from tessera.tools.benchmarks.dali_reader import DaliReaderSide, NvjpegSide
 from tessera.tools.benchmarks.ladder import as_json, ladder

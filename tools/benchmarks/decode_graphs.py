@@ -24,7 +24,7 @@ from tessera.pipeline import LoaderConfig
 from tessera.pipeline.decode_device import probe_pictures
 from tessera.pipeline.decoding.decoder import DaliGraph
 from tessera.pipeline.decoding.gpu_trial import TrialSettings, try_graph
-from tessera.pipeline.selection import open_dataset
+from tessera.pipeline.index.dataset import open_dataset
 
 _TIMED_S = 0.3
 

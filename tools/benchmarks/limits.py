@@ -10,8 +10,8 @@ from importlib import import_module
 import numpy as np
 from PIL import Image
 
+from tessera.pipeline.index.dataset import open_dataset
 from tessera.pipeline.reader import ShardReader
-from tessera.pipeline.selection import open_dataset
 from tessera.tools.benchmarks.side import Setting, UnavailableError, Work
 
 _MOST_HELD = 256

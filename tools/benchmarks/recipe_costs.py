@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tessera.pipeline.caption_mix import parse_weights, text_counts
+from tessera.pipeline.index.caption_mix import parse_weights, text_counts
 from tessera.tools.benchmarks.train_flops import (
     Work,
     adapter_forward,

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tessera.pipeline import LoaderConfig
+from tessera.pipeline.index.dataset import Dataset
 from tessera.pipeline.order import SampleOrder
 from tessera.pipeline.reader import ShardReader
-from tessera.pipeline.selection import Dataset
 from tessera.pipeline.storage import is_remote
 
 _PIECE_BYTES = 4 * 1024**2

@@ -12,7 +12,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from tessera.pipeline.selection import open_dataset
+from tessera.pipeline.index.dataset import open_dataset
 
 CC12M_MEAN_TOKENS = 20.0
 """Mean tokens of a caption, start and end included, as the project's budget takes CC12M's."""

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tessera.pipeline.caption_sources import TableReader
-from tessera.pipeline.selection import open_dataset
+from tessera.pipeline.index.caption_readers import TableReader
+from tessera.pipeline.index.dataset import open_dataset
 
 DRAWS_PER_EXAMPLE = 3
 """Uniform numbers that choose one example: its group, its input, its output."""

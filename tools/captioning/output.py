@@ -20,7 +20,7 @@ from typing import Any, Self
 
 from tessera.pipeline.durable import sync_folder, write_text
 from tessera.pipeline.file_lock import FileLock, HeldError
-from tessera.pipeline.selection import Dataset
+from tessera.pipeline.index.dataset import Dataset
 
 _KEYS_AT_ONCE = 4096
 

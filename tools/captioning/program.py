@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from tessera.pipeline.selection import Dataset
+from tessera.pipeline.index.dataset import Dataset
 from tessera.tools import program
 from tessera.tools.captioning.engine import Backend, import_vllm
 from tessera.tools.captioning.output import CaptionFile

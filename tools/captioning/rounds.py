@@ -9,9 +9,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tessera.pipeline.captions import CaptionTable
 from tessera.pipeline.counter_random import Purpose, keys
-from tessera.pipeline.selection import Dataset
+from tessera.pipeline.index.captions import CaptionTable
+from tessera.pipeline.index.dataset import Dataset
 from tessera.tools.captioning.judging import Fault
 from tessera.tools.captioning.output import CaptionFile, Row
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tessera.pipeline.captions import CaptionTable
 from tessera.pipeline.counter_random import Purpose, uniforms
+from tessera.pipeline.index.captions import CaptionTable
+from tessera.pipeline.index.dataset import Dataset
+from tessera.pipeline.index.embeddings import TextEmbeddings
 from tessera.pipeline.order import SampleOrder, Visits
-from tessera.pipeline.selection import Dataset
-from tessera.pipeline.text_embeddings import TextEmbeddings
 
 Place = tuple[str, int]
 """A text: its caption source and its row there."""

@@ -10,10 +10,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tessera.pipeline.class_prompts import in_class_order
+from tessera.pipeline.index.cells import is_null, texts_of, too_long
+from tessera.pipeline.index.class_prompts import in_class_order
 from tessera.pipeline.index.image_check import MAX_IMAGE_BYTES
 from tessera.pipeline.index.rejection import Reason, RejectedSampleError
-from tessera.pipeline.tables.cells import is_null, texts_of, too_long
 
 _USUAL_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from tessera.pipeline.class_prompts import CLASS_NAMES, TEMPLATES, as_template
 from tessera.pipeline.durable import sync_folder, work_folder, write_text
+from tessera.pipeline.index.class_prompts import CLASS_NAMES, TEMPLATES, as_template
 from tessera.pipeline.index.dataset_file import DatasetFile
 from tessera.pipeline.index.rejection import RejectedSampleError
 from tessera.tools.sharding.images import ImageOptions, prepare_image

@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tessera.pipeline.index.cells import is_null
 from tessera.pipeline.index.options import DHASH, SHA256
-from tessera.pipeline.tables.cells import is_null
 from tessera.tools.sharding.samples import Draft, Source
 
 KEY, FILE_NAME = "key", "file_name"

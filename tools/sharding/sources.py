@@ -9,23 +9,22 @@ from typing import Any
 
 import pyarrow as pa
 
-from tessera.pipeline.tables import (
-    BadRow,
-    Problem,
-    Row,
-    Table,
-    TableOptions,
-    find_column,
-    open_table,
-    required_column,
-)
-from tessera.pipeline.tables.cells import is_null
-from tessera.pipeline.tables.parquet import (
+from tessera.pipeline.index.arrow_tables import (
     ArrowTable,
     SavedDataset,
     is_saved_dataset,
     parquet_files,
 )
+from tessera.pipeline.index.cells import is_null
+from tessera.pipeline.index.foreign_tables import (
+    BadRow,
+    Problem,
+    Row,
+    Table,
+    find_column,
+    required_column,
+)
+from tessera.pipeline.index.open_table import TableOptions, open_table
 from tessera.tools.sharding.folders import holds_pictures, read_folder
 from tessera.tools.sharding.samples import (
     Draft,

@@ -11,7 +11,11 @@ import pytest
 
 from tessera.evaluation.text_features import stored_embeddings
 from tessera.pipeline.index import Index, open_index
-from tessera.pipeline.text_embeddings import EmbeddingWriter, EncoderRecord, write_text_embeddings
+from tessera.pipeline.index.embeddings import (
+    EmbeddingWriter,
+    EncoderRecord,
+    write_text_embeddings,
+)
 
 MINE = EncoderRecord(
     id="mine", path="nowhere", revision="1" * 64, pooling="mean", dim=3, dtype="float32"

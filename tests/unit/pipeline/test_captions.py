@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tessera.pipeline.captions import EOT, SOT, CaptionTable, caption_batch, pack_tokens
 from tessera.pipeline.index.arrow_file import write_batch
+from tessera.pipeline.index.captions import EOT, SOT, CaptionTable, caption_batch, pack_tokens
 from tessera.pipeline.index.tokenizer import encode_captions, tokenize_prompts
 
 TEXTS = [

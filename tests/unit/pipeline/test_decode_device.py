@@ -20,7 +20,7 @@ from tessera.pipeline.decode_device import (
 from tessera.pipeline.decoding.gpu_trial import Trial, TrialPictures, TrialSettings
 from tessera.pipeline.decoding.jpeg_walk import walk_jpeg
 from tessera.pipeline.index import build_index
-from tessera.pipeline.selection import Dataset, open_dataset
+from tessera.pipeline.index.dataset import Dataset, open_dataset
 from tests.conftest import write_tar
 from tests.decoder_pictures import encode, photo, with_orientation
 

@@ -78,7 +78,7 @@ def test_work_folders_files_and_partials_do_without(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("no_locks")
 def test_a_caption_file_opens(coloured_index: Path, tmp_path: Path) -> None:
-    from tessera.pipeline.selection import open_dataset
+    from tessera.pipeline.index.dataset import open_dataset
 
     dataset = open_dataset(str(coloured_index))
     for _ in range(2):

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tessera.pipeline.captions import caption_batch
 from tessera.pipeline.index import Index, open_index
+from tessera.pipeline.index.captions import caption_batch
+from tessera.pipeline.index.llm2clip_archive import Llm2ClipArchive
 from tessera.pipeline.index.tokenizer import encode_captions
-from tessera.pipeline.llm2clip_archive import Llm2ClipArchive
 from tests.conftest import write_tar
 
 DIM = 6

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tessera.pipeline.text_reduction import TextReductionKind, choose_tokens, draws_needed
+from tessera.pipeline.index.text_reduction import TextReductionKind, choose_tokens, draws_needed
 
 KINDS: tuple[TextReductionKind, ...] = ("truncate", "random", "shuffle", "block", "syntax")
 

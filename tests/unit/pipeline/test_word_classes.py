@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tessera.pipeline.captions import CaptionTable, caption_batch
 from tessera.pipeline.index import open_index
 from tessera.pipeline.index.arrow_file import write_batch
+from tessera.pipeline.index.captions import CaptionTable, caption_batch
 from tessera.pipeline.index.tokenizer import encode_captions, encode_pieces, token_strings
-from tessera.pipeline.word_classes import (
+from tessera.pipeline.index.word_classes import (
     class_of,
     classify,
     open_tagger,

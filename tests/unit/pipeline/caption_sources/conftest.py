@@ -10,9 +10,9 @@ import pyarrow as pa
 import pytest
 
 from tessera.pipeline import index as layout
-from tessera.pipeline.captions import caption_batch
 from tessera.pipeline.index import Index, ScanOptions, open_index
 from tessera.pipeline.index.arrow_file import write_batch
+from tessera.pipeline.index.captions import caption_batch
 from tessera.pipeline.index.tokenizer import encode_captions
 
 

@@ -7,21 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from tessera.pipeline.caption_sources import (
-    ImportOptions,
-    ImportReport,
-    Join,
-    RowJoin,
-    SampleOrderJoin,
-    ShardFieldReader,
-    ValueJoin,
-    import_captions,
-    partitions,
-)
-from tessera.pipeline.caption_sources.rows import RowBatch
 from tessera.pipeline.index import Index, open_index
+from tessera.pipeline.index.arrow_file import write_batch
+from tessera.pipeline.index.caption_readers import RowBatch, ShardFieldReader
+from tessera.pipeline.index.import_captions import ImportOptions, ImportReport, import_captions
 from tessera.pipeline.index.tokenizer import encode_captions
 
 
@@ -40,15 +32,9 @@ class Rows:
             )
 
 
-def add(
-    index: Index,
-    pairs: Sequence[tuple[str, list[str]]],
-    join: Join | None = None,
-    **options: object,
-) -> ImportReport:
-    join = join or ValueJoin(index.table.column("key"), "key")
+def add(index: Index, pairs: Sequence[tuple[str, list[str]]], **options: object) -> ImportReport:
     settings = ImportOptions(**options)  # pyright: ignore[reportArgumentType]
-    return import_captions(index, "extra", Rows(pairs=pairs), join, "key", settings)
+    return import_captions(index, "extra", Rows(pairs=pairs), settings)
 
 
 def stored(index: Index) -> list[tuple[int, str]]:
@@ -102,10 +88,12 @@ def test_repeated_rows(index: Index, repeats: str, wanted: list[str], num_repeat
 def test_samples_that_share_a_url_share_the_text_and_empty_urls_match_nothing(index: Index) -> None:
     urls = index.column("url").to_pylist()
     urls[4] = urls[7]
-    import pyarrow as pa
-
-    join = ValueJoin(pa.array(urls, pa.large_string()), "url")
-    report = add(index, [(urls[7], ["a shared text"]), ("", ["of no url"])], join)
+    schema = pa.schema([pa.field("value", pa.large_string(), nullable=False)])
+    batch = pa.RecordBatch.from_arrays([pa.array(urls, pa.large_string())], schema=schema)
+    path = index.directory / "columns" / "url.arrow"
+    path.unlink()
+    write_batch(path, batch)
+    report = add(index, [(urls[7], ["a shared text"]), ("", ["of no url"])], join="url")
     assert stored(index) == [(4, "a shared text"), (7, "a shared text")]
     assert report.num_unknown == 1
 
@@ -117,23 +105,18 @@ def test_short_texts_keep_their_place_without_tokens(index: Index) -> None:
     assert (report.num_short, report.num_empty) == (4, 3)
 
 
-def test_workers_and_many_partitions_give_the_same_source(
-    index: Index, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_workers_give_the_same_source(index: Index) -> None:
     order = np.random.default_rng(1).permutation(200)
     pairs = [(key(n), [f"first {n}", f"second {n}"]) for n in order]
     one = add(index, pairs)
-    monkeypatch.setattr(partitions, "_LEAST_SAMPLES", 16)
-    monkeypatch.setattr(partitions, "_TEXTS_WAITING", 50)
-    two = add(index, pairs, num_workers=2, replace=True)
-    assert one == two
+    assert one == add(index, pairs, num_workers=2, replace=True)
     other = add(index, [*pairs[1:], (pairs[0][0], ["changed text"])], replace=True)
     assert other.fingerprint != one.fingerprint
 
 
 def test_rows_in_order_are_proven(index: Index) -> None:
     pairs = [("", [f"place{n} beside thing{n}"]) for n in range(200)]
-    report = add(index, pairs, RowJoin(index))
+    report = add(index, pairs, join="row")
     assert stored(index)[150] == (150, "place150 beside thing150")
     assert report.overlap == pytest.approx(2 / 3)
 
@@ -142,11 +125,11 @@ def test_rows_in_a_wrong_order_are_refused(index: Index) -> None:
     pairs = [("", [f"place{n} beside thing{n}"]) for n in range(200)]
     shifted = [*pairs[:150], ("", ["one more"]), *pairs[150:-1]]
     with pytest.raises(ValueError, match="rows 161 to 176 stand 1 line too late"):
-        add(index, shifted, RowJoin(index))
+        add(index, shifted, join="row")
     with pytest.raises(ValueError, match="199 rows, the index 200 samples"):
-        add(index, pairs[:-1], RowJoin(index))
+        add(index, pairs[:-1], join="row")
     with pytest.raises(ValueError, match="201 rows, the index 200 samples"):
-        add(index, [*pairs, pairs[0]], RowJoin(index))
+        add(index, [*pairs, pairs[0]], join="row")
     assert [path.name for path in (index.directory / "captions").iterdir()] == ["caption.arrow"]
 
 
@@ -156,7 +139,7 @@ def test_rows_of_a_text_that_comes_late_are_named(index: Index) -> None:
     with pytest.raises(
         ValueError, match="text 2 of the files: rows 106 to 121 stand 1 line too late"
     ):
-        add(index, pairs, RowJoin(index))
+        add(index, pairs, join="row")
 
 
 def test_no_match_shows_what_both_sides_look_like(index: Index) -> None:
@@ -178,9 +161,7 @@ def test_names_are_checked_and_sources_not_overwritten(index: Index) -> None:
         add(index, [(key(3), ["three words here"])])
     for name in ("caption", "Big", "../up", ""):
         with pytest.raises(ValueError, match="cannot be the name"):
-            import_captions(
-                index, name, Rows(pairs=[]), RowJoin(index), "row", ImportOptions(replace=True)
-            )
+            import_captions(index, name, Rows(pairs=[]), ImportOptions(join="row", replace=True))
 
 
 def test_a_source_names_its_index_and_is_refused_by_another(index: Index) -> None:
@@ -204,7 +185,7 @@ def test_fields_of_the_shards_json(coloured_index: Path, tmp_path: Path) -> None
     shutil.copytree(coloured_index.parent, tmp_path / "copy")
     index = open_index(tmp_path / "copy" / "index")
     reader = ShardFieldReader(index=index, fields=("captions", "absent"))
-    report = import_captions(index, "extra", reader, SampleOrderJoin(), "row", ImportOptions())
+    report = import_captions(index, "extra", reader, ImportOptions(join="order"))
     original, added = index.captions("caption"), index.captions("extra")
     everything = np.arange(original.num_texts)
     assert added.texts(everything) == original.texts(everything)

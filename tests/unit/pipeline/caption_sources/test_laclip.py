@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tessera.pipeline.caption_sources import LaclipReader
+from tessera.pipeline.index.laclip import LaclipReader
 
 
 def caption_of(number: int) -> str:
@@ -162,5 +162,5 @@ def test_an_open_quote_and_a_row_without_caption_are_named(tmp_path: Path) -> No
     with pytest.raises(ValueError, match=r"o\.csv, line 101: unexpected end of data"):
         read(table, lines)
     write_csv(table, [*originals(range(3)), ["alone.jpg"]])
-    with pytest.raises(ValueError, match=r"o\.csv, line 4: no caption"):
+    with pytest.raises(ValueError, match=r"o\.csv, line 4: it has no column 2"):
         read(table, lines)

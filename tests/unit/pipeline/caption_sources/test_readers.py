@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tessera.pipeline.caption_sources import Reader, TableReader
-from tessera.pipeline.tables import json_files
+from tessera.pipeline.index import json_tables
+from tessera.pipeline.index.caption_readers import Reader, TableReader
 
 
 def map_reader(*paths: Path) -> TableReader:
@@ -44,7 +44,7 @@ def test_json_map_equals_json_load(
     path.write_text(json.dumps(document, indent=indent, ensure_ascii=bool(chunk % 2)), "utf-8")
     wanted = {key: [text] if isinstance(text, str) else text for key, text in document.items()}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(json_files, "_CHUNK_CHARACTERS", chunk)
+        patch.setattr(json_tables, "_CHUNK_CHARACTERS", chunk)
         assert dict(rows(map_reader(path))) == wanted
 
 

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from tessera.pipeline.caption_sources import ImportOptions, KeyJoin, TableReader, import_captions
 from tessera.pipeline.index import Index, IndexReport, ScanOptions, build_index, open_index
+from tessera.pipeline.index.caption_readers import TableReader
+from tessera.pipeline.index.dataset import open_dataset
+from tessera.pipeline.index.import_captions import ImportOptions, import_captions
+from tessera.pipeline.index.select import Criteria, choose
 from tessera.pipeline.index.sources import find_sources
-from tessera.pipeline.selection import open_dataset
-from tessera.pipeline.selection.criteria import Criteria, choose
 from tests.conftest import sample_members, write_tar
 
 
@@ -106,12 +107,12 @@ def test_captions_find_their_source(two: Index, tmp_path: Path, way: str) -> Non
     key = "cc3m:000000002" if way == "named" else "000000002"
     table.write_text(json.dumps({"key": key, "caption": "a new caption"}) + "\n")
     reader = TableReader(files=(table,), text_columns=("caption",), key_column="key", stem=False)
-    join = KeyJoin(two, "cc3m" if way == "option" else "")
+    options = ImportOptions(source="cc3m" if way == "option" else "")
     if way == "plain":
         with pytest.raises(ValueError, match=r"is that of cc12m:.* and cc3m:.*--source"):
-            import_captions(two, "new", reader, join, "key", ImportOptions())
+            import_captions(two, "new", reader, options)
         return
-    report = import_captions(two, "new", reader, join, "key", ImportOptions())
+    report = import_captions(two, "new", reader, options)
     assert (report.num_samples, report.num_unknown) == (1, 0)
     assert two.captions("new").sample.tolist() == [6]
 

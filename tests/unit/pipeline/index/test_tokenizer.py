@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from open_clip.tokenizer import SimpleTokenizer
 
-from tessera.pipeline.captions import EOT, MAX_TOKENS, SOT
 from tessera.pipeline.index import tokenizer
+from tessera.pipeline.index.captions import EOT, MAX_TOKENS, SOT
 from tessera.pipeline.index.tokenizer import encode_captions, token_strings
 
 ROOT = Path(__file__).resolve().parents[4]

@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from tessera.pipeline.index import Index, open_index
-from tessera.pipeline.selection import open_dataset, write_selection
-from tessera.pipeline.selection.criteria import Chosen, Criteria, choose
-from tessera.pipeline.selection.sql import open_samples
+from tessera.pipeline.index.dataset import open_dataset
+from tessera.pipeline.index.select import Chosen, Criteria, choose
+from tessera.pipeline.index.selections import write_selection
+from tessera.pipeline.index.tables import open_samples
 from tests.unit.pipeline.selection.conftest import add_column
 
 

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tessera.pipeline.index import Index
-from tessera.pipeline.selection import open_dataset
-from tessera.pipeline.selection.criteria import Chosen, Criteria, choose
+from tessera.pipeline.index.dataset import open_dataset
+from tessera.pipeline.index.select import Chosen, Criteria, choose
 from tests.unit.pipeline.selection.conftest import add_column, url_of
 
 KEYS = [3, 9, 64]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from tessera.pipeline.selection.look_alikes import near_repeats
+from tessera.pipeline.index.look_alikes import near_repeats
 
 
 def by_all_pairs(hashes: list[int], max_distance: int) -> list[bool]:

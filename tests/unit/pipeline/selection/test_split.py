@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 
-from tessera.pipeline.selection.split import hash_values, parse_parts, part_numbers
+from tessera.pipeline.index.split import hash_values, parse_parts, part_numbers
 
 PARTS = parse_parts(["train=0.99", "heldout=0.01"])
 

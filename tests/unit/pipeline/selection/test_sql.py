@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tessera.pipeline.index import Index
-from tessera.pipeline.selection import sql
-from tessera.pipeline.selection.sql import SampleTable, open_samples
+from tessera.pipeline.index import Index, tables
+from tessera.pipeline.index.tables import SampleTable, open_samples
 
 ALL = np.arange(96)
 
@@ -60,7 +59,7 @@ def test_a_missing_value_leaves_a_condition_open(samples: SampleTable) -> None:
 def test_chunks_decide_nothing(
     samples: SampleTable, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sql, "CHUNK_ROWS", rows)
+    monkeypatch.setattr(tables, "CHUNK_ROWS", rows)
     found = holding(samples, "score > 0.03 AND label = 1 AND contains(text, '7')")
     assert found == [37, 67, 73, 79]
 

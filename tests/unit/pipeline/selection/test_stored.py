@@ -12,13 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from tessera.pipeline.index import Index
-from tessera.pipeline.selection import (
-    Dataset,
+from tessera.pipeline.index.dataset import Dataset, num_shared, open_dataset, parse_reference
+from tessera.pipeline.index.selections import (
     list_selections,
-    num_shared,
-    open_dataset,
     open_selection,
-    parse_reference,
     remove_selection,
     write_selection,
 )

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tessera.pipeline.selection import Dataset, open_dataset
+from tessera.pipeline.index.dataset import Dataset, open_dataset
 from tessera.tools.captioning.engine import Completion
 from tessera.tools.captioning.examples import ExampleSet
 from tessera.tools.captioning.output import CaptionFile

@@ -10,8 +10,8 @@ import torch
 from torch.nn import functional
 
 from tessera.model.losses.ranks import Ranks
-from tessera.pipeline.selection import open_dataset
-from tessera.pipeline.text_embeddings import EncoderRecord, write_text_embeddings
+from tessera.pipeline.index.dataset import open_dataset
+from tessera.pipeline.index.embeddings import EncoderRecord, write_text_embeddings
 from tessera.tools.llm_finetuning.loss import info_nce
 from tessera.tools.llm_finetuning.pairs import PairDraw, TextPool
 
