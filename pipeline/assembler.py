@@ -8,7 +8,7 @@ Legend: B pairs of this rank, N patches of an image, S side of an image.
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from threading import Lock
 
 import numpy as np
@@ -34,12 +34,34 @@ from tessera.pipeline.plan import Plan
 from tessera.pipeline.printable import printable
 from tessera.pipeline.reader import ShardReader
 from tessera.pipeline.stages import Fetched, Patches, Preview
-from tessera.pipeline.stats import BadSample, LoaderStats
+from tessera.pipeline.stats import LoaderStats
 
 logger = logging.getLogger(__name__)
 
 _MAX_ATTEMPTS = 8
 """So many samples in a row may be bad in one slot before the data, not a sample, is the fault."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BadSample:
+    """A sample that was indexed as good and could not be read or decoded."""
+
+    key: str
+    """Its key in the index."""
+    shard: str
+    """Path of its shard."""
+    reason: str
+    """What the reader or the decoder said."""
+    replaced_by: str
+    """Key of the sample tried in its place at its latest visit; empty if it was left out."""
+
+    @property
+    def instead(self) -> str:
+        """What is served in its place, for people."""
+        return f"{self.replaced_by} comes in its place" if self.replaced_by else "left out"
+
+    def __str__(self) -> str:
+        return f"cannot use sample {self.key} of {self.shard} ({self.reason}): {self.instead}"
 
 
 class Assembler:

@@ -24,8 +24,7 @@ from tessera.pipeline.augment_config import AugmentConfig
 from tessera.pipeline.batch import DenseBatch, PackedBatch
 from tessera.pipeline.decode_device import settle_device
 from tessera.pipeline.device_copy import DeviceCopier, Sent
-from tessera.pipeline.index.caption_mix import CaptionMix
-from tessera.pipeline.index.chained_captions import open_captions
+from tessera.pipeline.index.caption_mix import CaptionMix, open_captions
 from tessera.pipeline.index.dataset import Dataset, open_dataset
 from tessera.pipeline.index.embedding_mix import EmbeddingMix
 from tessera.pipeline.loader_config import LoaderConfig
@@ -35,7 +34,7 @@ from tessera.pipeline.mixture import Mixture, TrainingSet, check_batch, open_ord
 from tessera.pipeline.plan import EvaluationPlan, Plan, TrainingPlan
 from tessera.pipeline.prefetch import Prefetched
 from tessera.pipeline.stages import Fetched, Preview
-from tessera.pipeline.stats import LoaderStats
+from tessera.pipeline.stats import LoaderStats, timed
 
 Batch = TypeVar("Batch", PackedBatch, DenseBatch)
 
@@ -206,10 +205,10 @@ class Loader(Iterator[Batch], Generic[Batch]):
         _ = self.mask
         self._updates.restart()
         stats, depth = self.stats, self.config.prefetch
-        read = stats.read.timed_output(self._read_on(self._step))
+        read = timed(self._read_on(self._step), out_of=stats.read)
         self._reading = Prefetched(read, depth, "tessera-read")
-        made = self._make_on(stats.decode.timed_input(self._reading))
-        self._packing = Prefetched(stats.copy.timed_output(made), depth, "tessera-pack")
+        made = self._make_on(timed(self._reading, into=stats.decode))
+        self._packing = Prefetched(timed(made, out_of=stats.copy), depth, "tessera-pack")
         return self._packing
 
     def _stop(self) -> None:

@@ -15,14 +15,14 @@ from tessera.pipeline.index import Index, open_index
 from tessera.pipeline.index.caption_mix import parse_weights
 from tessera.pipeline.index.caption_readers import TableReader
 from tessera.pipeline.index.dataset import open_dataset, parse_reference
-from tessera.pipeline.index.import_captions import ImportOptions, import_captions
-from tessera.pipeline.index.select import Criteria, choose
-from tessera.pipeline.index.selections import list_selections, write_selection
-from tessera.pipeline.index.text_embeddings import (
+from tessera.pipeline.index.embeddings import (
     EncoderRecord,
     open_text_embeddings,
     write_text_embeddings,
 )
+from tessera.pipeline.index.import_captions import ImportOptions, import_captions
+from tessera.pipeline.index.select import Criteria, choose
+from tessera.pipeline.index.selections import list_selections, write_selection
 from tessera.pipeline.index.word_classes import read_word_classes, write_word_classes
 from tessera.recipes import demo_scenes
 from tessera.recipes.demo import DETAIL, draw_data

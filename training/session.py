@@ -128,7 +128,7 @@ class Session:
             tower = self.clip.image
             self.mask_weights = {
                 "weight": whole(tower.patch_embed.weight).detach().float().clone(),
-                "positions": whole(tower.positional_embedding)[1:].detach().float().clone(),
+                "positions": whole(tower.patch_positions()).detach().float().clone(),
             }
             self.mask_step = self.step
             self.loader.set_patch_embedding(**self.mask_weights, step=self.step)
@@ -336,7 +336,7 @@ class Session:
             EMA: self._weights(self.average.model) if self.average else {},
             checkpoint.OPTIMIZER: state_on_host(optimizer, is_main),
             LOSS: state_on_host(self.loss.state_tensors(), is_main),
-            LORA: state_on_host(lora_state(self.clip.image), is_main),
+            LORA: state_on_host(lora_state(self.clip), is_main),
             MASK: state_on_host(self.mask_weights, is_main),
         }
 

@@ -24,8 +24,13 @@ from numpy.typing import NDArray
 from tessera.pipeline.durable import sync_folder, work_folder
 from tessera.pipeline.index import CAPTIONS_DIR, DEFAULT_SOURCE, Index
 from tessera.pipeline.index.caption_readers import Reader
-from tessera.pipeline.index.caption_record import CaptionRecord, record_path, write_record
-from tessera.pipeline.index.captions import CAPTION_SCHEMA, caption_batch
+from tessera.pipeline.index.captions import (
+    CAPTION_SCHEMA,
+    CaptionRecord,
+    caption_batch,
+    record_path,
+    write_record,
+)
 from tessera.pipeline.index.joined_rows import ImportOptions, ImportReport, JoinedRows, Progress
 from tessera.pipeline.index.spool import TableSpool
 from tessera.pipeline.index.tokenizer import encode_captions

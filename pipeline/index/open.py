@@ -29,8 +29,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from tessera.pipeline.index.arrow_file import column_view, map_batch
-from tessera.pipeline.index.caption_record import CaptionRecord, read_record
-from tessera.pipeline.index.captions import CaptionTable
+from tessera.pipeline.index.captions import CaptionRecord, CaptionTable, read_record
 from tessera.pipeline.index.options import ScanOptions
 from tessera.pipeline.index.shard_record import ShardRecord, shard_records
 from tessera.pipeline.storage import file_crc32, folder_of, stem_of

@@ -17,7 +17,7 @@ from safetensors.torch import save
 from tessera.model.pretrained import read_config, read_state_dict
 from tessera.pipeline.crops import CropConfig, draw_windows
 from tessera.pipeline.index import ScanOptions, build_index, open_index
-from tessera.pipeline.index.caption_record import CaptionRecord, write_record
+from tessera.pipeline.index.captions import CaptionRecord, write_record
 from tessera.pipeline.index.scan_shard import scan_shard
 from tessera.pipeline.reader import ShardReader
 from tessera.training.checkpoint import CheckpointError, load

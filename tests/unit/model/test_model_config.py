@@ -93,7 +93,7 @@ def test_unknown_name_gives_the_nearest() -> None:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("ViT-B-16-SigLIP", "timm"),
+        ("ViTamin-S", "timm"),
         ("xlm-roberta-base-ViT-B-32", "Hugging Face"),
         ("RN50", "ResNet"),
         ("coca_ViT-B-32", "attentional_pool=True"),
@@ -136,7 +136,7 @@ def test_sizes_that_do_not_divide_are_refused() -> None:
         TextConfig(heads=7)
     with pytest.raises(ValueError, match="embed_dim must be at least 1"):
         ClipConfig(name="x", embed_dim=0, vision=VisionConfig(), text=TextConfig())
-    with pytest.raises(ValueError, match="pool must be one of tok, avg, got 'max'"):
+    with pytest.raises(ValueError, match="pool must be one of tok, avg, map, got 'max'"):
         VisionConfig(pool="max")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="first token sees only itself"):
         TextConfig(pool="first")

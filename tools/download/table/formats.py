@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import pyarrow as pa
-from tessera.pipeline.tables import Row
-from tessera.pipeline.tables.parquet import ParquetTable
+
+from tessera.pipeline.index.arrow_tables import ParquetTable
+from tessera.pipeline.index.foreign_tables import Row
 
 BOM = "\ufeff"
 _URL_NAMES = ["url", "urls", "image_url", "img_url", "image_link", "link", "href", "image", "src"]

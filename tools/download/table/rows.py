@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 import pyarrow as pa
-from tessera.pipeline.tables import BadRow, Problem
-from tessera.pipeline.tables.cells import listed_texts
-from tessera.pipeline.tables.parquet import ParquetTable
 
+from tessera.pipeline.index.arrow_tables import ParquetTable
+from tessera.pipeline.index.cells import listed_texts
+from tessera.pipeline.index.foreign_tables import BadRow, Problem
 from tessera.tools.download.table.formats import (
     BOM,
     UNPACKING,
