@@ -53,10 +53,9 @@ from tessera.pipeline.index import ScanOptions, build_index
 from tessera.pipeline.index.dataset import open_dataset
 from tessera.pipeline.masking import MaskConfig
 from tessera.pipeline.storage import list_shards
-from tessera.tools.export import named
 from tessera.training.distributed import RankError, Ranks, join_ranks
 from tessera.training.environment import machine, num_cores, processes_here
-from tessera.training.run_folder import newest_checkpoint
+from tessera.training.run_folder import named, newest_checkpoint
 from tessera.training.session import EMA
 
 _TIMEOUT_S = 600.0
