@@ -303,17 +303,3 @@ def clip_config(name: str) -> ClipConfig:
     raw = open_clip.get_model_config(name)
     assert raw is not None
     return from_open_clip(name, raw, pixel_statistics(name))
-
-
-def require_clip_bpe(config: ClipConfig) -> None:
-    """Refuses a model whose captions are not in the token ids that the index stores.
-
-    Raises:
-        ValueError: The model wants another tokenizer.
-    """
-    if not config.text.uses_clip_bpe:
-        wanted = config.text.tokenizer or dict(config.text.tokenizer_options)
-        raise ValueError(
-            f"{config.name!r} reads token ids of {wanted}, and the index holds those of CLIP's "
-            "byte-pair encoding: train a model whose tokenizer is CLIP's"
-        )

@@ -14,6 +14,7 @@ from tessera.model.config import (
     ClipConfig,
     TextConfig,
     VisionConfig,
+    clip_config,
 )
 from tessera.model.timm_vision import timm_vision_cfg, vision_from_timm
 
@@ -294,3 +295,10 @@ def _present(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def _values(config: object, fields: Mapping[str, str]) -> dict[str, Any]:
     return {theirs: getattr(config, ours) for theirs, ours in fields.items()}
+
+
+def known_to_open_clip(config: ClipConfig) -> bool:
+    """Whether open_clip builds exactly this model under this name."""
+    import open_clip
+
+    return config.name in open_clip.list_models() and clip_config(config.name) == config

@@ -281,6 +281,8 @@ class Assembler:
         self, visits: Visits, rows: NDArray[np.int64]
     ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Token ids of the texts at `rows`, cut to the context length."""
+        if self._config.tokenise:
+            return self._config.tokenise(self._captions.texts(rows))
         length = self._config.context_length
         needed = self._captions.draws_needed(rows, length)
         draws = self._plan.text_draws(visits, needed * self._captions.texts_per_sample)

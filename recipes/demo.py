@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 import tarfile
 from dataclasses import asdict
 from functools import partial
@@ -95,6 +96,8 @@ def draw_data(root: Path, sizes: dict[Split, int], seed: int = 0) -> None:
         with work_folder(shards) as work:
             _write_shards(work / "new", sizes, seed)
             (work / "new" / record.name).write_text(json.dumps({"parameters": wanted}))
+            # New shards can be as large as the old ones, which would pass for the same.
+            shutil.rmtree(root / "index", ignore_errors=True)
             if shards.exists():
                 shards.rename(work / "old")
             (work / "new").rename(shards)

@@ -44,18 +44,18 @@ from tessera.evaluation.suite import Suite, evaluate
 from tessera.evaluation.text_features import check_text_features, open_text_features
 from tessera.evaluation.views import ViewConfig, Views
 from tessera.model import Clip, build_clip
-from tessera.model.config import ClipConfig, clip_config, require_clip_bpe
+from tessera.model.config import ClipConfig, clip_config
 from tessera.model.open_clip_config import pixel_statistics
+from tessera.model.own_tokens import own_tokens
 from tessera.model.pretrained import load_pretrained, read_config, require_usual_resize
 from tessera.pipeline.durable import write_text
 from tessera.pipeline.index import ScanOptions, build_index
 from tessera.pipeline.index.dataset import open_dataset
 from tessera.pipeline.masking import MaskConfig
 from tessera.pipeline.storage import list_shards
-from tessera.tools.export import named
 from tessera.training.distributed import RankError, Ranks, join_ranks
 from tessera.training.environment import machine, num_cores, processes_here
-from tessera.training.run_folder import newest_checkpoint
+from tessera.training.run_folder import named, newest_checkpoint
 from tessera.training.session import EMA
 
 _TIMEOUT_S = 600.0
@@ -222,7 +222,7 @@ def load_model(arguments: Arguments) -> Model:
     if arguments.pretrained:
         return _filled(as_published(config, arguments.pretrained), arguments.pretrained)
     torch.manual_seed(arguments.seed)
-    require_clip_bpe(config)
+    own_tokens(config.text)
     return Model(
         clip=build_clip(config).eval(),
         name=config.name,
@@ -294,7 +294,7 @@ def _lines_of_rejected(rejected: Mapping[str, Mapping[str, int]]) -> list[str]:
 
 
 def _filled(config: ClipConfig, weights: str) -> Model:
-    require_clip_bpe(config)
+    own_tokens(config.text)
     clip = build_clip(config).eval()
     for note in load_pretrained(clip, weights):
         print(f"{weights}: {note}", file=sys.stderr)

@@ -20,6 +20,7 @@ from tessera.model.losses import ContrastiveLoss, distillation_loss
 from tessera.model.losses.ranks import Ranks as LossRanks
 from tessera.model.losses.same_caption import caption_keys, repeated_share
 from tessera.model.open_clip_config import preprocess_config
+from tessera.model.own_tokens import own_tokens
 from tessera.pipeline import Loader, PackedBatch
 from tessera.training import checkpoint
 from tessera.training.accumulation import Encoded, equal_chunks, split
@@ -376,10 +377,11 @@ def decoder_kind(loader: Loader) -> str:
 def fingerprints(loader: Loader, architecture: ClipConfig) -> dict[str, str | None]:
     """What must be the same for a run to go on, each by a name that changes with its content."""
     model = json.dumps(_architecture(architecture), sort_keys=True)
+    own = own_tokens(architecture.text) if architecture.has_text_tower else None
     return {
         "index": loader.index.fingerprint,
         "selection": loader.dataset.selection_fingerprint,
-        "tokenizer": loader.index.tokenizer,
+        "tokenizer": own.identity if own else loader.index.tokenizer,
         "captions": loader.captions.fingerprint or "original",
         "embeddings": loader.embeddings.fingerprint if loader.embeddings else "none",
         "model": hashlib.sha256(model.encode()).hexdigest(),

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from tessera.model.config import AdapterConfig, ClipConfig, clip_config, require_clip_bpe
+from tessera.model.config import AdapterConfig, ClipConfig, clip_config
 from tessera.model.open_clip_weights import image_positions_name, is_text_name
 from tessera.model.positions import resize_image_positions, resize_text_positions, sin_cos_table
 from tessera.training.config import OptimConfig, StageConfig, TrainConfig
@@ -88,11 +88,9 @@ def architecture(config: TrainConfig) -> ClipConfig:
     Who made the embeddings of its text side is known once the data are at hand.
 
     Raises:
-        ValueError: the model is unknown, reads another tokenizer's ids than the index holds, or its
-            patches do not fit the image size.
+        ValueError: the model is unknown, or its patches do not fit the image size.
     """
     model = clip_config(config.model)
-    require_clip_bpe(model)
     vision, text = model.vision, model.text
     if config.image_size:
         vision = replace(vision, image_size=config.image_size)

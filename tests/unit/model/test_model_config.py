@@ -10,7 +10,7 @@ import open_clip
 import pytest
 
 from tessera.model import ClipConfig, TextConfig, VisionConfig
-from tessera.model.config import clip_config, require_clip_bpe
+from tessera.model.config import clip_config
 from tessera.model.open_clip_config import from_open_clip, open_clip_config
 
 
@@ -73,12 +73,6 @@ def test_options_of_clipa_and_worldwide_models() -> None:
     assert (worldwide.text.pool, worldwide.text.eos_id) == ("eos", 1)
     assert worldwide.text.activation == worldwide.vision.activation == "quick_gelu"
     assert clip_config("ViT-M-16-alt").vision.layer_scale == 1e-4
-
-
-def test_models_of_other_token_ids_are_refused_for_clips_bpe() -> None:
-    require_clip_bpe(clip_config("ViT-B-32"))
-    with pytest.raises(ValueError, match="'ViT-L-14-CLIPA' reads token ids of bert-base-uncased"):
-        require_clip_bpe(clip_config("ViT-L-14-CLIPA"))
 
 
 def test_unknown_name_gives_the_nearest() -> None:
