@@ -272,7 +272,7 @@ def take_step(session: Session, stops: StopRequests) -> None:
         parts_s=parts_s,
         data_wait_s=waited,
         data_busy_s={name: stage.busy_s for name, stage in done.stages().items()},
-        data_bottleneck=done.bottleneck(),
+        data_bottleneck=done.slowest().stage,
         data_bytes=done.copy.num_bytes,
         replaced=done.num_replaced,
     )

@@ -24,6 +24,7 @@ from torch import Tensor
 from tessera.evaluation.image_sets import ImageSet, decode, evaluation_transform
 from tessera.evaluation.views import ViewConfig
 from tessera.model import Clip
+from tessera.model.own_tokens import own_tokens
 from tessera.pipeline.index.captions import CaptionTable
 from tessera.pipeline.index.tokenizer import tokenize_prompts
 from tessera.pipeline.masking import pack_visible
@@ -90,10 +91,15 @@ class TokenTexts:
 
     def of_texts(self, texts: Sequence[str]) -> Tensor:
         """[K, d] features of texts that are tokenised here."""
+        own = own_tokens(self.clip.config.text)
+        if own:
+            return self._encode(*own(texts))
         return self._encode(*tokenize_prompts(texts, self.clip.config.text.context_length))
 
     def of_captions(self, table: CaptionTable, rows: NDArray[np.int64]) -> Tensor:
         """[K, d] features of texts that the index has tokenised."""
+        if not self.clip.config.text.uses_clip_bpe:
+            return self.of_texts(table.texts(rows))
         return self._encode(*table.pack(rows, self.clip.config.text.context_length))
 
     def _encode(self, tokens: NDArray[np.int32], offsets: NDArray[np.int32]) -> Tensor:

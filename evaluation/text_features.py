@@ -25,11 +25,12 @@ from tessera.model.text_encoders import TextEncoder, open_text_encoder
 from tessera.pipeline.index import open_index
 from tessera.pipeline.index.captions import CaptionTable
 from tessera.pipeline.index.dataset import open_dataset
-from tessera.pipeline.index.embedding_record import EMBEDDINGS_DIR, read_store_record
-from tessera.pipeline.index.text_embeddings import (
+from tessera.pipeline.index.embeddings import (
+    EMBEDDINGS_DIR,
     EncoderRecord,
     TextEmbeddings,
     open_text_embeddings,
+    read_store_record,
 )
 
 
@@ -146,7 +147,7 @@ def stored_embeddings(table: CaptionTable, encoder: str) -> TextEmbeddings | Non
 def _may_be_by(encoder: str, folder: Path) -> bool:
     """Whether a store that cannot be read is by an encoder, as far as its record tells."""
     try:
-        record = read_store_record(folder, folder.parent.name, folder.name)
+        record = read_store_record(folder)
     except ValueError:
         return True
     return record.encoder.identity == encoder

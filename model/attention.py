@@ -143,6 +143,29 @@ class Block(nn.Module):
         return x + self.ls_2(self.mlp(self.ln_2(x.to(layout.dtype))))
 
 
+class AttentionPool(nn.Module):
+    """One learned query attends to all tokens of a sequence, and an MLP follows (SigLIP's)."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.heads = config.heads
+        self.latent = nn.Parameter(torch.randn(width) * width**-0.5)
+        self.query = Linear(width, width)
+        self.key_value = Linear(width, 2 * width)
+        self.out = Linear(width, width)
+        self.ln = LayerNorm(width, eps=config.ln_eps)
+        self.mlp = Mlp(width, config.mlp_width, activation=config.activation)
+
+    def forward(self, x: Tensor, layout: PackedLayout) -> Tensor:
+        """[T, W] to [B, W], both in the layout's type."""
+        query = self.query(self.latent.to(x.dtype)).unflatten(-1, (self.heads, -1))
+        key, value = self.key_value(x).unflatten(-1, (2, self.heads, -1)).unbind(1)
+        every = query.expand(layout.batch_size, -1, -1)
+        x = self.out(packed_attention(every, key, value, layout, pooled=True).flatten(1))
+        return x + self.mlp(self.ln(x))
+
+
 def run_blocks(
     blocks: nn.ModuleList,
     x: Tensor,

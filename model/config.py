@@ -9,8 +9,9 @@ from typing import Any, Literal, get_args
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 """GELU, its tanh approximation, or x*sigmoid(1.702x), with which OpenAI's weights were trained."""
-ImagePool = Literal["tok", "avg"]
-"""Which tokens become an image's feature: the class token, or the mean of the patches."""
+ImagePool = Literal["tok", "avg", "map"]
+"""What becomes an image's feature: the class token, the mean of the patches, or what a learned
+query attends to (SigLIP's pooling; Zhai et al. 2022, "Scaling Vision Transformers")."""
 TextPool = Literal["argmax", "eos", "last", "first"]
 """Which token becomes a caption's feature: the largest id, the first `eos_id`, the last, the
 first."""
@@ -42,7 +43,7 @@ def _require_member(name: str, value: str, kind: Any) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class VisionConfig:
-    """A plain vision transformer with a class token."""
+    """A plain vision transformer."""
 
     image_size: int = 224
     """Side of the square input, pixels."""
@@ -68,6 +69,14 @@ class VisionConfig:
     """Whether a layer norm stands between the embedding and the first block."""
     pool: ImagePool = "tok"
     """Which tokens become the feature."""
+    class_token: bool = True
+    """Whether a learned token stands before the patches."""
+    patch_bias: bool = False
+    """Whether the patch projection has a bias."""
+    projection: bool = True
+    """Whether a matrix takes `width` to `embed_dim`; without one both must be equal."""
+    timm_model: str = ""
+    """timm's name of the tower where open_clip has it from there; changes names alone."""
     pool_before_ln: bool = False
     """Whether the last layer norm follows pooling; matters for `pool="avg"` alone."""
     pixel_mean: tuple[float, float, float] = CLIP_PIXEL_MEAN
@@ -82,6 +91,8 @@ class VisionConfig:
         _require_member("activation", self.activation, Activation)
         _require_member("pool", self.pool, ImagePool)
         _require_member("positions", self.positions, Positions)
+        if self.pool == "tok" and not self.class_token:
+            raise ValueError("pool 'tok' needs class_token=True: take avg or map")
         if self.positions == "sin_cos_2d":
             _require_divisor("width", self.width, "2*2 of the sine-cosine table", 4)
 
@@ -104,6 +115,11 @@ class VisionConfig:
     def num_patches(self) -> int:
         """Patches N of a full image."""
         return self.grid_size**2
+
+    @property
+    def num_positions(self) -> int:
+        """Rows of the position table: patches, and the class token where there is one."""
+        return self.num_patches + self.class_token
 
     @property
     def patch_dim(self) -> int:
@@ -226,6 +242,11 @@ class ClipConfig:
 
     def __post_init__(self) -> None:
         _require_positive("embed_dim", self.embed_dim)
+        if not self.vision.projection and self.vision.width != self.embed_dim:
+            raise ValueError(
+                f"without a projection the image width {self.vision.width} must equal embed_dim "
+                f"{self.embed_dim}"
+            )
         if not self.has_text_tower:
             return
         if not self.text.projection and self.text.width != self.embed_dim:
@@ -282,17 +303,3 @@ def clip_config(name: str) -> ClipConfig:
     raw = open_clip.get_model_config(name)
     assert raw is not None
     return from_open_clip(name, raw, pixel_statistics(name))
-
-
-def require_clip_bpe(config: ClipConfig) -> None:
-    """Refuses a model whose captions are not in the token ids that the index stores.
-
-    Raises:
-        ValueError: The model wants another tokenizer.
-    """
-    if not config.text.uses_clip_bpe:
-        wanted = config.text.tokenizer or dict(config.text.tokenizer_options)
-        raise ValueError(
-            f"{config.name!r} reads token ids of {wanted}, and the index holds those of CLIP's "
-            "byte-pair encoding: train a model whose tokenizer is CLIP's"
-        )

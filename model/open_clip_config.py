@@ -14,7 +14,9 @@ from tessera.model.config import (
     ClipConfig,
     TextConfig,
     VisionConfig,
+    clip_config,
 )
+from tessera.model.timm_vision import timm_vision_cfg, vision_from_timm
 
 PixelStatistics = tuple[tuple[float, float, float], tuple[float, float, float]]
 """Mean and standard deviation of red, green and blue, of 1."""
@@ -66,7 +68,6 @@ _EXACT = {"approximate": "none"}
 _TOP_DEFAULTS: Mapping[str, Any] = {"nonscalar_logit_scale": False}
 
 _REASONS = {
-    "timm_model_name": "its image tower is a timm model",
     "hf_model_name": "its text tower is a Hugging Face model",
     "multimodal_cfg": "its captioning decoder is not supported",
     "attentional_pool": "attention pooling is not supported",
@@ -105,6 +106,7 @@ def from_open_clip(
     """
     import open_clip  # takes seconds
 
+    is_timm = "timm_model_name" in raw["vision_cfg"]
     vision, text, adapter = raw["vision_cfg"], raw["text_cfg"], raw.get("tessera_adapter")
     vision_defaults, text_defaults = (
         {field.name: field.default for field in dataclasses.fields(kind)}
@@ -113,16 +115,18 @@ def from_open_clip(
     quick_gelu = raw.get("quick_gelu", False)
     problems = [
         *_unsupported("", raw, _TOP_KEYS, _TOP_DEFAULTS),
-        *_unsupported("vision_cfg.", vision, _VISION_KEYS, vision_defaults),
+        *([] if is_timm else _unsupported("vision_cfg.", vision, _VISION_KEYS, vision_defaults)),
         *_unsupported("text_cfg.", text, _TEXT_KEYS | _IGNORED_TEXT_KEYS, text_defaults),
-        *_wrong_values("vision_cfg.", vision, quick_gelu=quick_gelu),
+        *([] if is_timm else _wrong_values("vision_cfg.", vision, quick_gelu=quick_gelu)),
         *_wrong_values("text_cfg.", text, quick_gelu=quick_gelu),
     ]
     if problems:
         raise ValueError(f"cannot build {name!r}: {'; '.join(problems)}")
     return ClipConfig(
         name=name,
-        vision=VisionConfig(
+        vision=vision_from_timm(name, vision, raw["embed_dim"], pixels)
+        if is_timm
+        else VisionConfig(
             **_renamed(vision, _VISION_FIELDS),
             **_activation_and_norm(vision, quick_gelu=quick_gelu),
             ln_pre=not vision.get("no_ln_pre", False),
@@ -163,7 +167,9 @@ def open_clip_config(config: ClipConfig) -> dict[str, Any]:
         ValueError: The towers' activations differ in a way that open_clip has no option for.
     """
     vision, text = config.vision, config.text
-    if (vision.activation == "quick_gelu") != (text.activation == "quick_gelu"):
+    if not vision.timm_model and (vision.activation == "quick_gelu") != (
+        text.activation == "quick_gelu"
+    ):
         raise ValueError(
             f"open_clip has one quick_gelu for both towers, and {config.name!r} has "
             f"{vision.activation} for images and {text.activation} for text"
@@ -173,13 +179,17 @@ def open_clip_config(config: ClipConfig) -> dict[str, Any]:
         # `create_model` takes this key out before it calls the class.
         **({"custom_text": True} if config.custom_text else {}),
         **({"tessera_adapter": dataclasses.asdict(config.adapter)} if config.adapter else {}),
-        "quick_gelu": vision.activation == "quick_gelu",
+        "quick_gelu": text.activation == "quick_gelu",
     }
-    vision_cfg = {
-        **_values(vision, _VISION_FIELDS),
-        **_open_clip_options(vision),
-        "no_ln_pre": not vision.ln_pre,
-    }
+    vision_cfg = (
+        timm_vision_cfg(vision)
+        if vision.timm_model
+        else {
+            **_values(vision, _VISION_FIELDS),
+            **_open_clip_options(vision),
+            "no_ln_pre": not vision.ln_pre,
+        }
+    )
     text_cfg = {
         **_values(text, _TEXT_FIELDS),
         **_open_clip_options(text),
@@ -285,3 +295,10 @@ def _present(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def _values(config: object, fields: Mapping[str, str]) -> dict[str, Any]:
     return {theirs: getattr(config, ours) for theirs, ours in fields.items()}
+
+
+def known_to_open_clip(config: ClipConfig) -> bool:
+    """Whether open_clip builds exactly this model under this name."""
+    import open_clip
+
+    return config.name in open_clip.list_models() and clip_config(config.name) == config

@@ -20,6 +20,7 @@ from tessera.model.open_clip_config import open_clip_config
 __all__ = ["dump", "is_text_name", "load", "open_clip_config", "with_text_names"]
 
 _PATCH_WEIGHT = "image.patch_embed.weight"
+_IMAGE_POSITIONS = "image.positional_embedding"
 _TEXT_PROJ, _TEXT_PROJ_BIAS = "text.proj", "text.proj_bias"
 
 _NOT_TEXT = ("visual.", "logit_", "adapter.")
@@ -41,6 +42,29 @@ _PARTS = (
     (".mlp.up.", ".mlp.c_fc."),
     (".mlp.down.", ".mlp.c_proj."),
 )
+
+
+# The same for an image tower that open_clip has from timm.
+_TIMM_PREFIXES = (
+    ("image.patch_embed.", "visual.trunk.patch_embed.proj."),
+    (_IMAGE_POSITIONS, "visual.trunk.pos_embed"),
+    ("image.ln_post.", "visual.trunk.norm."),
+    ("image.pool.query.", "visual.trunk.attn_pool.q."),
+    ("image.pool.key_value.", "visual.trunk.attn_pool.kv."),
+    ("image.pool.out.", "visual.trunk.attn_pool.proj."),
+    ("image.pool.ln.", "visual.trunk.attn_pool.norm."),
+    ("image.pool.", "visual.trunk.attn_pool."),
+    ("image.", "visual.trunk."),
+)
+_TIMM_PARTS = (
+    (".ln_1.", ".norm1."),
+    (".ln_2.", ".norm2."),
+    (".attn.out.", ".attn.proj."),
+    (".mlp.up.", ".mlp.fc1."),
+    (".mlp.down.", ".mlp.fc2."),
+)
+_TIMM_DIMENSIONS = {_IMAGE_POSITIONS: 1, "image.pool.latent": 2}
+"""Dimensions of length 1 that timm's tensors have before ours."""
 
 
 def load(clip: Clip, state_dict: Mapping[str, Tensor]) -> None:
@@ -108,13 +132,20 @@ def with_text_names(state_dict: Mapping[str, Tensor], *, custom_text: bool) -> d
     return {f"text.{name}" if is_text_name(name) else name: value for name, value in plain.items()}
 
 
+def image_positions_name(config: ClipConfig) -> str:
+    """Name of the image tower's position table in an open_clip state dict."""
+    return _open_clip_name(config, _IMAGE_POSITIONS)
+
+
 def _open_clip_name(config: ClipConfig, name: str) -> str:
-    theirs = name
-    for prefix, replacement in _PREFIXES:
+    theirs, prefixes, parts = name, _PREFIXES, _PARTS
+    if config.vision.timm_model and name.startswith("image."):
+        prefixes, parts = _TIMM_PREFIXES, _TIMM_PARTS
+    for prefix, replacement in prefixes:
         if name.startswith(prefix):
             theirs = replacement + name.removeprefix(prefix)
             break
-    for part, replacement in _PARTS:
+    for part, replacement in parts:
         theirs = theirs.replace(part, replacement)
     if name == _TEXT_PROJ and config.text.projection_bias:
         theirs += ".weight"
@@ -127,12 +158,16 @@ def _to_open_clip(config: ClipConfig, name: str, value: Tensor) -> Tensor:
         return value.unflatten(1, (side, side, 3)).permute(0, 3, 1, 2).contiguous()
     if name == _TEXT_PROJ and config.text.projection_bias:
         return value.T.contiguous()
+    if config.vision.timm_model and name in _TIMM_DIMENSIONS:
+        return value.reshape(*[1] * _TIMM_DIMENSIONS[name], *value.shape)
     return value
 
 
 def _from_open_clip(config: ClipConfig, name: str, value: Tensor) -> Tensor:
     if name == _PATCH_WEIGHT:
         return value.permute(0, 2, 3, 1).flatten(1)
+    if config.vision.timm_model and name in _TIMM_DIMENSIONS:
+        return value.flatten(0, _TIMM_DIMENSIONS[name])
     return value.T if name == _TEXT_PROJ and config.text.projection_bias else value
 
 

@@ -34,28 +34,34 @@ def sin_cos_table(grid_size: int, width: int) -> Tensor:
     return torch.cat([patches.new_zeros(1, width), patches]).float()
 
 
-def resize_image_positions(table: Tensor, num_patches: int) -> Tensor:
+def resize_image_positions(table: Tensor, num_patches: int, *, class_token: bool = True) -> Tensor:
     """Resizes a table of a square grid, bicubic with antialiasing; the class token's row stays.
 
     Args:
-        table: [1+M, W], class token first, M a square.
+        table: [..., 1+M, W], class token first, M a square; [..., M, W] without one. Dimensions
+            before these have length 1.
         num_patches: N of the new grid, a square.
+        class_token: whether the first row is a class token's.
 
     Returns:
-        [1+N, W] in the table's type.
+        [..., 1+N, W] or [..., N, W] in the table's type.
 
     Raises:
-        ValueError: One of the two is no square grid behind a class token.
+        ValueError: One of the two is no square grid.
     """
-    old, new = math.isqrt(len(table) - 1), math.isqrt(num_patches)
-    if old**2 != len(table) - 1 or new**2 != num_patches:
+    before, table = table.shape[:-2], table.flatten(0, -2)
+    num_class = int(class_token)
+    old, new = math.isqrt(len(table) - num_class), math.isqrt(num_patches)
+    if old**2 != len(table) - num_class or new**2 != num_patches:
+        grids = "a class token and a square grid" if class_token else "a square grid"
         raise ValueError(
-            f"a position table of {len(table)} rows cannot become one of {num_patches + 1}: "
-            "both must be a class token and a square grid"
+            f"a position table of {len(table)} rows cannot become one of "
+            f"{num_patches + num_class}: both must be {grids}"
         )
-    grid = table[1:].float().unflatten(0, (old, old)).permute(2, 0, 1)
+    grid = table[num_class:].float().unflatten(0, (old, old)).permute(2, 0, 1)
     grid = F.interpolate(grid[None], size=(new, new), mode="bicubic", antialias=True)[0]
-    return torch.cat([table[:1], grid.flatten(1).T.to(table.dtype)])
+    resized = torch.cat([table[:num_class], grid.flatten(1).T.to(table.dtype)])
+    return resized.reshape(*before, *resized.shape)
 
 
 def resize_text_positions(table: Tensor, context_length: int) -> Tensor:

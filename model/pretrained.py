@@ -317,15 +317,18 @@ def _fitted(
     if clip.logit_bias is not None and "logit_bias" not in state:
         state["logit_bias"] = clip.logit_bias.detach()
         notes.append(f"the source has no logit_bias: it starts at {config.init_logit_bias}")
-    image, text = "visual.positional_embedding", "positional_embedding"
+    image, text = open_clip_weights.image_positions_name(config), "positional_embedding"
     text = f"text.{text}" if config.custom_text else text
-    wanted = {image: config.vision.num_patches + 1, text: config.text.context_length}
+    wanted = {image: config.vision.num_positions, text: config.text.context_length}
     for name, rows in wanted.items():
-        if not resize or name not in state or len(state[name]) == rows:
+        if not resize or name not in state or state[name].shape[-2] == rows:
             continue
-        notes.append(f"{name} was resized from {len(state[name])} to {rows} rows")
+        notes.append(f"{name} was resized from {state[name].shape[-2]} to {rows} rows")
         if name == image:
-            state[name] = resize_image_positions(state[name], config.vision.num_patches)
+            vision = config.vision
+            state[name] = resize_image_positions(
+                state[name], vision.num_patches, class_token=vision.class_token
+            )
         else:
             state[name] = resize_text_positions(state[name], rows)
     return state, notes

@@ -72,6 +72,14 @@ class TextTower(nn.Module):
             x = x @ self.proj.to(layout.dtype)
         return x if self.proj_bias is None else x + self.proj_bias.to(layout.dtype)
 
+    def projection(self) -> list[nn.Parameter]:
+        """What brings the tower's feature into the joint space; empty without a projection."""
+        return [part for part in (self.proj, self.proj_bias) if part is not None]
+
+    def after_blocks(self) -> list[nn.Parameter]:
+        """All that follows the blocks, `projection` included."""
+        return [*self.ln_final.parameters(), *self.projection()]
+
     def _pooled_rows(self, tokens: Tensor, offsets: Tensor, caption: Tensor) -> Tensor:
         """[B] int64, the row that becomes each caption's feature.
 

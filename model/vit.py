@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tessera.model.attention import Block, LayerNorm, Linear, run_blocks
+from tessera.model.attention import AttentionPool, Block, LayerNorm, Linear, run_blocks
 from tessera.model.config import VisionConfig
 from tessera.model.execution import Execution
 from tessera.model.packing import PackedLayout, build_layout, sequence_index
@@ -18,7 +18,14 @@ from tessera.model.positions import sin_cos_table
 
 
 class ImageTower(nn.Module):
-    """Vision transformer with a class token (Dosovitskiy et al. 2021, as CLIP uses it)."""
+    """Vision transformer (Dosovitskiy et al. 2021, as CLIP and SigLIP use it)."""
+
+    class_embedding: nn.Parameter | None
+    """[W], or None without a class token."""
+    pool: AttentionPool | None
+    """Where a learned query pools the patches."""
+    proj: nn.Parameter | None
+    """[W, d], or None where the pooled stream itself is the feature."""
 
     pixel_center: Tensor
     """[3*p*p] mean of each pixel value, rounded to an integer."""
@@ -32,18 +39,21 @@ class ImageTower(nn.Module):
         width = config.width
         self.config = config
         self.execution = Execution()
-        self.patch_embed = Linear(config.patch_dim, width, bias=False)
-        scale = width**-0.5
-        self.class_embedding = nn.Parameter(scale * torch.randn(width))
+        self.patch_embed = Linear(config.patch_dim, width, bias=config.patch_bias)
+        scale, num_class = width**-0.5, int(config.class_token)
+        self.class_embedding = nn.Parameter(scale * torch.randn(width)) if num_class else None
         if config.positions == "learnable":
-            table = nn.Parameter(scale * torch.randn(config.num_patches + 1, width))
+            table = nn.Parameter(scale * torch.randn(config.num_positions, width))
         else:
-            table = nn.Parameter(sin_cos_table(config.grid_size, width), requires_grad=False)
+            fixed = sin_cos_table(config.grid_size, width)[1 - num_class :].clone()
+            table = nn.Parameter(fixed, requires_grad=False)
         self.positional_embedding = table
         self.ln_pre = LayerNorm(width, eps=config.ln_eps) if config.ln_pre else nn.Identity()
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.ln_post = LayerNorm(width, eps=config.ln_eps)
-        self.proj = nn.Parameter(scale * torch.randn(width, embed_dim))
+        self.pool = AttentionPool(config) if config.pool == "map" else None
+        has_proj = config.projection
+        self.proj = nn.Parameter(scale * torch.randn(width, embed_dim)) if has_proj else None
         # In float64: `pixel_rest` is a small difference of large numbers.
         std = torch.tensor(config.pixel_std, dtype=torch.float64).repeat(config.patch_size**2)
         mean = torch.tensor(config.pixel_mean, dtype=torch.float64).repeat(config.patch_size**2)
@@ -67,42 +77,67 @@ class ImageTower(nn.Module):
             [B, d].
         """
         num_patches, batch_size = patches.shape[0], offsets.shape[0] - 1
-        with_class = offsets + torch.arange(
+        num_class = int(self.config.class_token)
+        with_class = offsets + num_class * torch.arange(
             batch_size + 1, dtype=offsets.dtype, device=offsets.device
         )
         compute, residual = self.execution.types(self.patch_embed.weight)
         layout = build_layout(
             with_class,
-            num_patches + batch_size,
+            num_patches + num_class * batch_size,
             pooled_rows=with_class[:-1].long(),
-            max_length=(self.execution.max_patches or self.config.num_patches) + 1,
+            max_length=(self.execution.max_patches or self.config.num_patches) + num_class,
             causal=False,
             dtype=compute,
             static=self.execution.static_shapes,
         )
-        # One class token stands before each image, so a patch moves down by its image's number
-        # and one.
-        image = sequence_index(offsets, num_patches)
-        patch_rows = torch.arange(num_patches, device=offsets.device) + image + 1
+        patch_rows = None
+        if self.class_embedding is not None:
+            # One class token stands before each image, so a patch moves down by its image's
+            # number and one.
+            image = sequence_index(offsets, num_patches)
+            patch_rows = torch.arange(num_patches, device=offsets.device) + image + 1
         x = self._embed(patches, positions, patch_rows, layout, residual)
         recompute = self.execution.checkpoint_blocks
         if self.config.pool == "tok":
             x = self.ln_post(run_blocks(self.blocks, x, layout, recompute=recompute))
         else:
             x = run_blocks(self.blocks, x, layout, pooled=False, recompute=recompute)
-            x = self._mean_of_patches(x.index_select(0, patch_rows), offsets)
-        return x.to(layout.dtype) @ self.proj.to(layout.dtype)
+            if self.pool is not None:
+                x = self.pool(self.ln_post(x.to(layout.dtype)), layout)
+            else:
+                patches_only = x if patch_rows is None else x.index_select(0, patch_rows)
+                x = self._mean_of_patches(patches_only, offsets)
+        x = x.to(layout.dtype)
+        return x if self.proj is None else x @ self.proj.to(layout.dtype)
+
+    def projection(self) -> list[nn.Parameter]:
+        """What brings the tower's feature into the joint space; empty without a projection."""
+        return [] if self.proj is None else [self.proj]
+
+    def after_blocks(self) -> list[nn.Parameter]:
+        """All that follows the blocks, `projection` included."""
+        pool = [] if self.pool is None else list(self.pool.parameters())
+        return [*self.ln_post.parameters(), *pool, *self.projection()]
+
+    def patch_positions(self) -> Tensor:
+        """[N, W] rows of the position table that belong to patches."""
+        return self.positional_embedding[int(self.config.class_token) :]
 
     def _embed(
         self,
         patches: Tensor,
         positions: Tensor,
-        patch_rows: Tensor,
+        patch_rows: Tensor | None,
         layout: PackedLayout,
         residual: torch.dtype,
     ) -> Tensor:
-        """Token stream [T+B, W]: of each image the class token, then its patches."""
+        """Token stream: of each image the class token, if there is one, then its patches."""
         x = self._projected(patches, layout.dtype)
+        if self.class_embedding is None:
+            x = x + F.embedding(positions, self.positional_embedding)
+            return self.ln_pre(x.to(residual))
+        assert patch_rows is not None
         x = x + F.embedding(positions + 1, self.positional_embedding)
         class_token = self.class_embedding + self.positional_embedding[0]
         x = torch.cat([class_token.expand(layout.batch_size, -1), x])
@@ -128,9 +163,11 @@ class ImageTower(nn.Module):
         """
         if patches.dtype != torch.uint8:
             return self.patch_embed(patches.to(dtype))
-        weight = self.patch_embed.weight
+        weight, shift = self.patch_embed.weight, self.patch_embed.weight @ self.pixel_rest
+        if self.patch_embed.bias is not None:
+            shift = shift + self.patch_embed.bias
         return F.linear(
             torch.sub(patches, self.pixel_center.to(dtype)),
             (weight * self.pixel_scale).to(dtype),
-            (weight @ self.pixel_rest).to(dtype),
+            shift.to(dtype),
         )

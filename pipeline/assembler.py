@@ -8,7 +8,7 @@ Legend: B pairs of this rank, N patches of an image, S side of an image.
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from threading import Lock
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tessera.pipeline.augment import augment
-from tessera.pipeline.batch import PackedBatch
+from tessera.pipeline.batch import DenseBatch, PackedBatch, pad_tokens
 from tessera.pipeline.decoding import open_decoder
 from tessera.pipeline.device_copy import upload
 from tessera.pipeline.index import Index
@@ -29,17 +29,39 @@ from tessera.pipeline.mask_updates import MaskWeights
 from tessera.pipeline.masking import ClusterMask, MaskStrategy, PatchEmbedding
 from tessera.pipeline.masking.packing import pack_visible
 from tessera.pipeline.order import Visits
-from tessera.pipeline.patches import patchify
+from tessera.pipeline.patches import normalise, patchify
 from tessera.pipeline.plan import Plan
 from tessera.pipeline.printable import printable
 from tessera.pipeline.reader import ShardReader
 from tessera.pipeline.stages import Fetched, Patches, Preview
-from tessera.pipeline.stats import BadSample, LoaderStats
+from tessera.pipeline.stats import LoaderStats
 
 logger = logging.getLogger(__name__)
 
 _MAX_ATTEMPTS = 8
 """So many samples in a row may be bad in one slot before the data, not a sample, is the fault."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BadSample:
+    """A sample that was indexed as good and could not be read or decoded."""
+
+    key: str
+    """Its key in the index."""
+    shard: str
+    """Path of its shard."""
+    reason: str
+    """What the reader or the decoder said."""
+    replaced_by: str
+    """Key of the sample tried in its place at its latest visit; empty if it was left out."""
+
+    @property
+    def instead(self) -> str:
+        """What is served in its place, for people."""
+        return f"{self.replaced_by} comes in its place" if self.replaced_by else "left out"
+
+    def __str__(self) -> str:
+        return f"cannot use sample {self.key} of {self.shard} ({self.reason}): {self.instead}"
 
 
 class Assembler:
@@ -124,11 +146,12 @@ class Assembler:
         """Have remote shards fetched that a step and those behind it will read."""
         self._reader.expect(self._plan.upcoming_shards(step))
 
-    def assemble(self, fetched: Fetched) -> PackedBatch:
+    def assemble(self, fetched: Fetched) -> PackedBatch | DenseBatch:
         """Everything from the files of a step to its batch."""
         shown = self.show(fetched)
+        pack = self._dense if self._config.output == "dense" else self._pack
         with self._stats.pack.working(len(shown.images)):
-            batch = self._pack(shown)
+            batch = pack(shown)
         self._stats.pack.num_bytes += batch.num_bytes
         return batch
 
@@ -258,6 +281,8 @@ class Assembler:
         self, visits: Visits, rows: NDArray[np.int64]
     ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Token ids of the texts at `rows`, cut to the context length."""
+        if self._config.tokenise:
+            return self._config.tokenise(self._captions.texts(rows))
         length = self._config.context_length
         needed = self._captions.draws_needed(rows, length)
         draws = self._plan.text_draws(visits, needed * self._captions.texts_per_sample)
@@ -278,6 +303,28 @@ class Assembler:
             text_offsets=text_offsets,
             sample_ids=torch.from_numpy(shown.visits.sample_ids),
             text_embeddings=torch.from_numpy(stored.lookup(shown.caption_rows)) if stored else None,
+            grid=_grid(shown.images, self._config.patch_size),
+        )
+
+    def _dense(self, shown: Preview) -> DenseBatch:
+        config, stored = self._config, self._text_embeddings
+        images = shown.images
+        if config.pixels == "float":
+            images = normalise(images.flatten(1)).view(images.shape)
+        tokens, offsets = torch.from_numpy(shown.tokens), torch.from_numpy(shown.text_offsets)
+        if config.texts == "padded":
+            tokens, offsets = pad_tokens(tokens, offsets, config.context_length), None
+        elif config.texts == "raw":
+            tokens, offsets = None, None
+        raw = config.texts == "raw"
+        return DenseBatch(
+            images=images.permute(0, 3, 1, 2).contiguous(),
+            visible=None if config.mask.kind == "none" else shown.visible,
+            tokens=tokens,
+            text_offsets=offsets,
+            texts=tuple(self._captions.texts(shown.caption_rows)) if raw else (),
+            sample_ids=torch.from_numpy(shown.visits.sample_ids),
+            text_embeddings=torch.from_numpy(stored.lookup(shown.caption_rows)) if stored else None,
         )
 
 
@@ -288,6 +335,10 @@ def _embedding(config: LoaderConfig) -> PatchEmbedding | None:
     return PatchEmbedding(
         num_steps=config.num_steps, first=mask.embedding_first, last=mask.embedding_last
     )
+
+
+def _grid(images: Tensor, patch_size: int) -> tuple[int, int]:
+    return images.shape[1] // patch_size, images.shape[2] // patch_size
 
 
 def _without(

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from tessera.pipeline.batch import PackedBatch
+from tessera.pipeline.batch import DenseBatch, PackedBatch
 
 
 def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -37,7 +37,7 @@ def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 class Sent:
     """A batch whose copies are queued, perhaps not done."""
 
-    batch: PackedBatch
+    batch: PackedBatch | DenseBatch
     """On the model's device; not to be used before `ready`."""
     ready: torch.cuda.Event | None
     """Behind the last of its copies; None if it is there already."""
@@ -70,20 +70,20 @@ class DeviceCopier:
         """
         return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
-    def send(self, batch: PackedBatch) -> Sent:
+    def send(self, batch: PackedBatch | DenseBatch) -> Sent:
         """Queue the copies of a batch; to be called inside `queue`."""
         if self._stream is None:
             return Sent(batch=batch.to(self.device), ready=None)
         there = batch.pin_memory().to(self.device)
         ready = torch.cuda.Event()
-        if there.host_image_offsets is None:  # a mask on the device made them
+        if isinstance(there, PackedBatch) and there.host_image_offsets is None:  # made there
             # torch takes pinned memory for a copy to the host that shall not be waited for.
             offsets = there.image_offsets.to("cpu", non_blocking=True)
             there = replace(there, host_image_offsets=offsets, host_ready=ready)
         ready.record(self._stream)
         return Sent(batch=there, ready=ready)
 
-    def receive(self, sent: Sent) -> PackedBatch:
+    def receive(self, sent: Sent) -> PackedBatch | DenseBatch:
         """The batch, for work that is queued on the caller's current stream from now on."""
         if sent.ready is not None:
             consumer = torch.cuda.current_stream(self.device)

@@ -14,17 +14,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar, cast, overload
 
 import torch
 from torch import Tensor
 
 from tessera.pipeline.assembler import Assembler
 from tessera.pipeline.augment_config import AugmentConfig
-from tessera.pipeline.batch import PackedBatch
+from tessera.pipeline.batch import DenseBatch, PackedBatch
 from tessera.pipeline.decode_device import settle_device
 from tessera.pipeline.device_copy import DeviceCopier, Sent
-from tessera.pipeline.index.caption_mix import CaptionMix
-from tessera.pipeline.index.chained_captions import open_captions
+from tessera.pipeline.index.caption_mix import CaptionMix, open_captions
 from tessera.pipeline.index.dataset import Dataset, open_dataset
 from tessera.pipeline.index.embedding_mix import EmbeddingMix
 from tessera.pipeline.loader_config import LoaderConfig
@@ -34,11 +34,13 @@ from tessera.pipeline.mixture import Mixture, TrainingSet, check_batch, open_ord
 from tessera.pipeline.plan import EvaluationPlan, Plan, TrainingPlan
 from tessera.pipeline.prefetch import Prefetched
 from tessera.pipeline.stages import Fetched, Preview
-from tessera.pipeline.stats import LoaderStats
+from tessera.pipeline.stats import LoaderStats, timed
+
+Batch = TypeVar("Batch", PackedBatch, DenseBatch)
 
 
-class Loader(Iterator[PackedBatch]):
-    """An iterator of `PackedBatch` that can start at any step. Made by `open_loader`.
+class Loader(Iterator[Batch], Generic[Batch]):
+    """An iterator of batches that can start at any step. Made by `open_loader`.
 
         with open_loader("data/index", LoaderConfig(batch_size=256)) as loader:
             loader.seek(1000)        # resume: one integer is the whole state
@@ -119,10 +121,10 @@ class Loader(Iterator[PackedBatch]):
             self._stop()
             self._step = step
 
-    def __iter__(self) -> Loader:
+    def __iter__(self) -> Loader[Batch]:
         return self
 
-    def __next__(self) -> PackedBatch:
+    def __next__(self) -> Batch:
         if self._updates.is_missing(self._step):
             raise RuntimeError(
                 f"step {self._step} needs new weights for its mask: call set_patch_embedding "
@@ -139,7 +141,7 @@ class Loader(Iterator[PackedBatch]):
             self._step += 1
         self._served_at = time.perf_counter()
         self.stats.wait_s += self._served_at - start
-        return batch
+        return cast("Batch", batch)
 
     def preview(self, step: int) -> Preview:
         """Make one step here and now, up to the mask; the iteration is not moved.
@@ -149,13 +151,13 @@ class Loader(Iterator[PackedBatch]):
         """
         return self._assembler.show(self._fetch(step))
 
-    def assemble(self, step: int) -> PackedBatch:
+    def assemble(self, step: int) -> Batch:
         """Make the batch of one step here and now; the iteration is not moved.
 
         Raises:
             IndexError: the plan has no such step.
         """
-        return self._copier.receive(self._make(self._fetch(step)))
+        return cast("Batch", self._copier.receive(self._make(self._fetch(step))))
 
     def set_patch_embedding(self, weight: Tensor, positions: Tensor, step: int) -> None:
         """Hand the mask the model's patch projection.
@@ -192,7 +194,7 @@ class Loader(Iterator[PackedBatch]):
         self._stop()
         self._assembler.close()
 
-    def __enter__(self) -> Loader:
+    def __enter__(self) -> Loader[Batch]:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -203,10 +205,10 @@ class Loader(Iterator[PackedBatch]):
         _ = self.mask
         self._updates.restart()
         stats, depth = self.stats, self.config.prefetch
-        read = stats.read.timed_output(self._read_on(self._step))
+        read = timed(self._read_on(self._step), out_of=stats.read)
         self._reading = Prefetched(read, depth, "tessera-read")
-        made = self._make_on(stats.decode.timed_input(self._reading))
-        self._packing = Prefetched(stats.copy.timed_output(made), depth, "tessera-pack")
+        made = self._make_on(timed(self._reading, into=stats.decode))
+        self._packing = Prefetched(timed(made, out_of=stats.copy), depth, "tessera-pack")
         return self._packing
 
     def _stop(self) -> None:
@@ -258,7 +260,31 @@ class Loader(Iterator[PackedBatch]):
         return fetched
 
 
-def open_loader(index_dir: TrainingSet | Sequence[TrainingSet], config: LoaderConfig) -> Loader:
+@overload
+def open_loader(
+    index_dir: TrainingSet | Sequence[TrainingSet],
+    config: LoaderConfig | None = None,
+    *,
+    output: Literal["dense"],
+    **changes: Any,
+) -> Loader[DenseBatch]: ...
+
+
+@overload
+def open_loader(
+    index_dir: TrainingSet | Sequence[TrainingSet],
+    config: LoaderConfig | None = None,
+    *,
+    output: Literal["packed"] = "packed",
+    **changes: Any,
+) -> Loader[PackedBatch]: ...
+
+
+def open_loader(
+    index_dir: TrainingSet | Sequence[TrainingSet],
+    config: LoaderConfig | None = None,
+    **changes: Any,
+) -> Loader[Any]:
     """Open the training loader: endless, shuffled, cropped, and masked where it is asked for.
 
     Args:
@@ -267,7 +293,10 @@ def open_loader(index_dir: TrainingSet | Sequence[TrainingSet], config: LoaderCo
             several, each with a weight: `["A=1", "B@clean=0.5"]` or `[("A", 1), ("B@clean", 0.5)]`.
             An epoch then visits each sample of a set as often as its weight says, and the sample
             ids of a set follow those of the index before it (docs/data.md).
-        config: what the batches hold, and which part of them this process serves.
+        config: what the batches hold, and which part of them this process serves; its defaults
+            where it is left out.
+        changes: fields of the configuration that are set here: `open_loader("data/index",
+            batch_size=256, output="dense")`.
 
     Raises:
         FileNotFoundError: no index or selection there, or a shard has gone.
@@ -275,6 +304,7 @@ def open_loader(index_dir: TrainingSet | Sequence[TrainingSet], config: LoaderCo
             the index, embeddings are missing or of other captions, or the batch does not fit the
             data.
     """
+    config = replace(config or LoaderConfig(), **changes)
     dataset = open_sets(index_dir)
     index = dataset.index
     if config.rank == 0:  # one reader of whole files is enough
@@ -302,7 +332,7 @@ def open_loader(index_dir: TrainingSet | Sequence[TrainingSet], config: LoaderCo
     return Loader(dataset, captions, config, plan)
 
 
-def open_evaluation_loader(index_dir: Path | str, config: LoaderConfig) -> Loader:
+def open_evaluation_loader(index_dir: Path | str, config: LoaderConfig) -> Loader[Any]:
     """Open a loader that goes once through a set: centre crop, nothing masked, nothing drawn.
 
     Args:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import gcd
 from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tessera.pipeline.augment_config import AugmentConfig
 from tessera.pipeline.crops import CropConfig
@@ -14,6 +18,9 @@ from tessera.pipeline.index.text_reduction import TextReductionKind
 from tessera.pipeline.masking import ClusterMask, MaskConfig
 from tessera.pipeline.masking.budget import budget
 from tessera.pipeline.shard_cache import CacheConfig
+
+Tokenise = Callable[[Sequence[str]], tuple[NDArray[np.int32], NDArray[np.int32]]]
+"""Texts to tokens [U] and text_offsets [B+1], as in `PackedBatch`."""
 
 _MOST_IMAGES = 16
 """Images that share a mask budget at most, where the group's size is left open."""
@@ -45,6 +52,15 @@ class LoaderConfig:
     every_text: bool = False
     """Serve as many texts of each source at every visit as its weight says, in place of one drawn;
     evaluation serves one."""
+    output: Literal["packed", "dense"] = "packed"
+    """packed: `PackedBatch`, visible patches end to end. dense: `DenseBatch`, whole images."""
+    pixels: Literal["uint8", "float"] = "uint8"
+    """Of dense images; float is float32 with CLIP's normalisation. Packed patches are uint8."""
+    texts: Literal["tokens", "padded", "raw"] = "tokens"
+    """Of dense batches: token ids end to end, padded to context_length, or strings."""
+    tokenise: Tokenise | None = None
+    """What makes token ids of captions as they are served, cut to context_length; None takes those
+    that the index stores."""
     text_embeddings: str = ""
     """Name of stored embeddings that are served beside the tokens; empty for none."""
     text_reduction: TextReductionKind = "truncate"
@@ -97,6 +113,16 @@ class LoaderConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.output == "packed" and (self.texts != "tokens" or self.pixels != "uint8"):
+            raise ValueError(
+                "packed batches hold uint8 patches and tokens: take output='dense' for other "
+                "pixels and texts, or batch.padded_tokens(length) of a packed batch"
+            )
+        if self.tokenise and self.text_reduction != "truncate":
+            raise ValueError(
+                f"text_reduction {self.text_reduction} chooses among the ids that the index "
+                "stores, and this model has a tokenizer of its own: take truncate"
+            )
         self._check_ranks()
         self._check_budget()
         weights = parse_weights(self.captions)

@@ -12,9 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tessera.pipeline.index.dataset import parse_reference
-from tessera.recipes import clip, clipa, cluster_masking, fastclip, flip, laclip, llm2clip, veclip
+from tessera.recipes import (
+    clip,
+    clipa,
+    cluster_masking,
+    demo,
+    fastclip,
+    flip,
+    laclip,
+    llm2clip,
+    veclip,
+)
 from tessera.recipes.datasets import require_index
-from tessera.recipes.demo import demo, draw_demo_data, draw_miniature_data
 from tessera.recipes.flickr8k import flickr8k, require_flickr8k
 from tessera.training import miniature
 from tessera.training.config import TrainConfig
@@ -34,8 +43,8 @@ class Recipe:
     def makes_data(self, config: TrainConfig) -> bool:
         """Whether `prepare` makes the training data of this run itself, where they are missing."""
         drawn = [miniature.TRAIN]
-        if self.require_data is draw_demo_data:
-            drawn.append(Path(demo().data.train_references[0]))
+        if self.require_data is demo.draw_demo_data:
+            drawn.append(Path(demo.demo().data.train_references[0]))
         return all(
             parse_reference(each).index_dir in drawn for each in config.data.train_references
         )
@@ -49,12 +58,14 @@ class Recipe:
         Raises:
             FileNotFoundError: data are missing; gives the command that makes them.
         """
+        from tessera.recipes.miniature_data import draw_miniature_data
+
         draw_miniature_data(config)
         self.require_data(config)
 
 
 RECIPES = {
-    "demo": Recipe(build=demo, require_data=draw_demo_data),
+    "demo": Recipe(build=demo.demo, require_data=demo.draw_demo_data),
     "flickr8k": Recipe(build=flickr8k, require_data=require_flickr8k),
     "clip": Recipe(build=clip.clip),
     "clip-laion": Recipe(build=clip.clip_laion),

@@ -21,6 +21,9 @@ Where the baselines' code and Tessera differ, in all recipes that build on them:
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 from tessera.pipeline.augment_config import AugmentConfig
 from tessera.pipeline.crops import CropConfig
 from tessera.pipeline.masking import MaskConfig
@@ -97,3 +100,8 @@ def clip_laion() -> TrainConfig:
         ),
         save_every=1000,
     )
+
+
+def derived(base: TrainConfig, name: str, **changes: Any) -> TrainConfig:
+    """A recipe like another one but for some fields, with a name and a run folder of its own."""
+    return replace(base, recipe=name, run_dir=f"runs/{name}", **changes)

@@ -38,7 +38,7 @@ from tessera.pipeline.augment_config import AugmentConfig
 from tessera.pipeline.crops import CropConfig
 from tessera.pipeline.index.text_reduction import TextReductionKind
 from tessera.pipeline.masking import MaskConfig
-from tessera.recipes.clip import clip
+from tessera.recipes.clip import clip, derived
 from tessera.recipes.datasets import CC12M_PAIRS, DATACOMP, IMAGENET_PASS, LAION, LAION_PAIRS
 from tessera.training.config import DataConfig, OptimConfig, StageConfig, TrainConfig
 
@@ -242,7 +242,7 @@ def _cc12m(name: str, mask: MaskConfig) -> TrainConfig:
         warmup=base.optim.warmup_pairs(base.total_samples) / 2 / CC12M_PAIRS,
     )
     stage = StageConfig(total_samples=CC12M_PAIRS, image_size=224, context_length=77, optim=optim)
-    return replace(base, recipe=name, run_dir=f"runs/{name}", mask=mask, stages=(stage,))
+    return derived(base, name, mask=mask, stages=(stage,))
 
 
 def _v1(

@@ -36,10 +36,8 @@ Sweep of the anchors (the paper's own figures for it were not readable to us):
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from tessera.pipeline.masking import MaskConfig
-from tessera.recipes.clip import clip
+from tessera.recipes.clip import clip, derived
 from tessera.training.config import TrainConfig
 
 
@@ -59,7 +57,7 @@ def cluster_rgb_03() -> TrainConfig:
     Differs: see the module. 50% of the patches are dropped on average, as measured with the
     released code's radius (50.8%); in mode fill 30% of the tokens leave, for 25.3 EFLOP.
     """
-    return _cluster("cluster-rgb-03", MaskConfig(kind="cluster", mask_ratio=0.5))
+    return derived(clip(), "cluster-rgb-03", mask=MaskConfig(kind="cluster", mask_ratio=0.5))
 
 
 def cluster_rgb_05() -> TrainConfig:
@@ -76,7 +74,7 @@ def cluster_rgb_05() -> TrainConfig:
     are in clusters or cut, which is the ratio here; in mode fill 50% of the tokens leave.
     """
     mask = MaskConfig(kind="cluster", mask_ratio=0.59, min_mask_ratio=0.5)
-    return _cluster("cluster-rgb-05", mask)
+    return derived(clip(), "cluster-rgb-05", mask=mask)
 
 
 def cluster_embedding() -> TrainConfig:
@@ -93,7 +91,7 @@ def cluster_embedding() -> TrainConfig:
     Differs: see the module. Which least share these rows used is not known; the time is RGB 0.3's.
     """
     mask = MaskConfig(kind="cluster", mask_ratio=0.5, embedding_first=0.0, embedding_last=1.0)
-    return _cluster("cluster-embedding", mask)
+    return derived(clip(), "cluster-embedding", mask=mask)
 
 
 def cluster_kmeans() -> TrainConfig:
@@ -107,8 +105,4 @@ def cluster_kmeans() -> TrainConfig:
     Measured: not yet.
     Differs: k = 8 and the dropping of whole clusters in random order are our choice.
     """
-    return _cluster("cluster-kmeans", MaskConfig(kind="kmeans", mask_ratio=0.5))
-
-
-def _cluster(name: str, mask: MaskConfig) -> TrainConfig:
-    return replace(clip(), recipe=name, run_dir=f"runs/{name}", mask=mask)
+    return derived(clip(), "cluster-kmeans", mask=MaskConfig(kind="kmeans", mask_ratio=0.5))

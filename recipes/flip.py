@@ -27,7 +27,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tessera.pipeline.masking import MaskConfig
-from tessera.recipes.clip import clip, clip_laion
+from tessera.recipes.clip import clip, clip_laion, derived
 from tessera.recipes.datasets import CC12M_PAIRS, IMAGENET_PASS
 from tessera.training.config import StageConfig, TrainConfig
 
@@ -123,12 +123,7 @@ def flip_75_laion() -> TrainConfig:
 
 
 def _equal_batch(name: str, mask_ratio: float) -> TrainConfig:
-    return replace(
-        clip(),
-        recipe=name,
-        run_dir=f"runs/{name}",
-        mask=MaskConfig(kind="random", mask_ratio=mask_ratio),
-    )
+    return derived(clip(), name, mask=MaskConfig(kind="random", mask_ratio=mask_ratio))
 
 
 def _scaled(name: str, mask_ratio: float) -> TrainConfig:
@@ -145,10 +140,9 @@ def _with_larger_batch(
     """A batch that takes about the memory of the unmasked one, and the stage that follows."""
     warmup = base.optim.warmup_pairs(base.total_samples)
     optim = replace(base.optim, base_batch_size=base.optim.base_batch_size or base.batch_size)
-    return replace(
+    return derived(
         base,
-        recipe=name,
-        run_dir=f"runs/{name}",
+        name,
         mask=MaskConfig(kind="random", mask_ratio=mask_ratio),
         batch_size=round(base.batch_size / (1 - mask_ratio)),
         optim=optim,

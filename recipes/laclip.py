@@ -35,6 +35,7 @@ from dataclasses import replace
 from tessera.model.losses import LossConfig
 from tessera.pipeline.crops import CropConfig
 from tessera.pipeline.masking import MaskConfig
+from tessera.recipes.clip import derived
 from tessera.recipes.datasets import CC12M, CC12M_PAIRS
 from tessera.training.config import DataConfig, OptimConfig, TrainConfig
 
@@ -89,10 +90,9 @@ def laclip_mt() -> TrainConfig:
     image chooses among all texts, of which its own five share the target.
     """
     base = laclip()
-    return replace(
+    return derived(
         base,
-        recipe="laclip-mt",
-        run_dir="runs/laclip-mt",
+        "laclip-mt",
         data=replace(base.data, every_text=True),
         loss=LossConfig(multi_text="per_version"),
     )

@@ -33,6 +33,7 @@ from pathlib import Path
 from tessera.pipeline.crops import CropConfig
 from tessera.pipeline.index.dataset import parse_reference
 from tessera.pipeline.masking import MaskConfig
+from tessera.recipes.clip import derived
 from tessera.recipes.datasets import CC12M, CC12M_PAIRS, require_index
 from tessera.training import miniature
 from tessera.training.config import (
@@ -112,10 +113,9 @@ def llm2clip_distilled() -> TrainConfig:
     ours: our source names the terms, the batch (1024), the passes (4) and the weight (4e-4) alone.
     """
     base = llm2clip()
-    return replace(
+    return derived(
         base,
-        recipe="llm2clip-distilled",
-        run_dir="runs/llm2clip-distilled",
+        "llm2clip-distilled",
         batch_size=1024,
         optim=replace(_OPTIM, learning_rate=1e-3, layer_decay=1.0),
         text_side=replace(base.text_side, embed_dim=0, distill=True),
@@ -142,7 +142,7 @@ def require_embeddings(config: TrainConfig) -> None:
     require_index(config)
     train = parse_reference(config.data.train_references[0]).index_dir
     if train == miniature.TRAIN:
-        from tessera.recipes.random_encoder import embed_miniature
+        from tessera.recipes.miniature_data import embed_miniature
 
         sources = tuple(item.partition("=")[0] for item in config.data.captions)
         encoder = Path(config.evaluation.text_encoder)

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tessera.recipes.clip import clip
+from tessera.recipes.clip import clip, derived
 from tessera.recipes.datasets import CC12M
 from tessera.training.config import TrainConfig
 
@@ -45,10 +45,9 @@ def veclip() -> TrainConfig:
     Differs: see the module. Their 12 M pairs are a set of their own, VeCap-12M.
     """
     base = clip()
-    return replace(
+    return derived(
         base,
-        recipe="veclip",
-        run_dir="runs/veclip",
+        "veclip",
         data=replace(base.data, captions=("caption", "vecap")),
     )
 
@@ -72,9 +71,8 @@ def veclip_dfn() -> TrainConfig:
     stays `veclip`'s, so what is kept comes more often.
     """
     base = veclip()
-    return replace(
+    return derived(
         base,
-        recipe="veclip-dfn",
-        run_dir="runs/veclip-dfn",
+        "veclip-dfn",
         data=replace(base.data, train=f"{CC12M}@dfn"),
     )

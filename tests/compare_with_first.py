@@ -28,7 +28,7 @@ COMMIT = "5ca2be5"
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("TESSERA_DATA", ROOT.parent / "shared" / "data"))
 SETS = {"flickr8k-dev": "json:captions", "coco-val159": "txt"}
-PARTS = ("index", "selections", "tokens", "batches", "masks", "losses", "scores")
+PARTS = ("index", "selections", "captions", "tokens", "batches", "masks", "losses", "scores")
 MINIATURES = ("flip-50", "cluster-rgb-03")
 """Recipes whose first losses are compared; their names in train.py."""
 
@@ -38,7 +38,7 @@ DIFFERENCES: dict[str, str] = {
 }
 ROUNDING: dict[str, tuple[float, str]] = {
     # "PART/NAME, a pattern": (relative difference allowed, why)
-    "losses/*": (1e-5, "qkv is one product, pixels are normalised in the projection's weight"),
+    "losses/*": (1e-6, "qkv is one product, pixels are normalised in the projection's weight"),
 }
 
 
@@ -92,6 +92,36 @@ def part_selections(work: Path) -> dict[str, Any]:
             dataset = open_dataset(f"{place}@{selection}")
             rows = np.asarray(dataset.sample_ids(0, dataset.num_samples))
             found[f"{name}/{selection}"] = digest(rows.tolist())
+    return found
+
+
+def part_captions(work: Path) -> dict[str, Any]:
+    """Caption sources that tools/add_captions.py makes of tables, by key, and of the shards."""
+    from pipeline.index import open_index
+
+    place = work / "index" / "flickr8k-dev"
+    keys = open_index(place).table.column("key").to_pylist()
+    rows = [(key, f"rewrite {n} of a picture") for n, key in enumerate(keys[::2])]
+    rows += [
+        ("stranger", "of no sample"),
+        *((key, "one more text") for key in keys[:9]),
+        (keys[1], "x"),
+    ]
+    (work / "t.csv").write_text("key,caption\n" + "".join(f"{k},{t}\n" for k, t in rows[::-1]))
+    lines = "".join(json.dumps({"key": k, "caption": [t, "a second"]}) + "\n" for k, t in rows)
+    (work / "t.jsonl").write_text(lines)
+    sources: dict[str, list[object]] = {
+        "first": [work / "t.csv"],
+        "last": [work / "t.csv", "--repeats", "last", "--min-words", "1"],
+        "all": [work / "t.jsonl", "--repeats", "all"],
+        "shards": ["--format", "shards", "--text-columns", "captions"],
+    }
+    found: dict[str, Any] = {}
+    for name, words in sources.items():
+        program("tools/add_captions.py", place, name, *words)
+        record = open_index(place).caption_record(name)
+        assert record is not None
+        found |= {f"{name}/fingerprint": record.fingerprint, f"{name}/counts": record.counts}
     return found
 
 

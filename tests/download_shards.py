@@ -10,8 +10,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tessera.tools.download.finished import ShardBook, shard_file
 from tessera.tools.download.job import Job
+from tessera.tools.download.shards import ShardBook, shard_file
 
 FAILS = {
     3: ("failed_to_download", "not_found: HTTP 404"),

@@ -34,7 +34,6 @@ from tessera.pipeline.index import COLUMN_FIELD, COLUMNS_DIR
 from tessera.pipeline.index.arrow_file import write_batch
 from tessera.tools.add_captions import Arguments as Import
 from tessera.tools.add_captions import add_captions
-from tessera.tools.benchmark_large_index import write_index
 
 _SAMPLES_PER_SHARD = 10_000
 _NUM_WORDS = 14
@@ -83,6 +82,9 @@ def _run(words: list[str]) -> dict[str, Any]:
 
 def make_files(folder: Path, num_rows: int) -> None:
     """Write an index with urls, and the same captions as LaCLIP's files and as a JSON map."""
+    # It imports torch, which would be counted as memory of the import.
+    from tessera.tools.benchmark_large_index import write_index
+
     draw = np.random.default_rng(0)
     words = np.array([f"{'bdfgk'[n % 5]}o{n:x}" for n in range(_VOCABULARY)])
     ranks = np.minimum(draw.zipf(1.3, (num_rows, _NUM_WORDS)), _VOCABULARY) - 1

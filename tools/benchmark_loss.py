@@ -34,6 +34,7 @@ from torch import Tensor
 
 from tessera.model.losses import ContrastiveLoss, LossConfig, build_loss
 from tessera.model.losses.config import LossKind
+from tessera.tools.benchmarks.peak_memory import forget_peak, peak_memory
 
 _SCALE, _BIAS = 50.0, -10.0
 _NUM_COMPARED = 64
@@ -200,39 +201,14 @@ def _call(loss: ContrastiveLoss, features: tuple[Tensor, Tensor]) -> tuple[float
     device = features[0].device
     scale, bias = (torch.tensor(each, device=device) for each in (_SCALE, _BIAS))
     ids = torch.arange(len(features[0]), device=device)
-    memory = _CudaMemory() if device.type == "cuda" else _ProcessMemory()
+    before = forget_peak(device.type)
     start = time.perf_counter()
     value = loss(*features, scale, logit_bias=bias, sample_ids=ids)
     images, texts = torch.autograd.grad(value, features)
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start, memory.grown(), (images, texts)
-
-
-class _CudaMemory:
-    def __init__(self) -> None:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        self._before = torch.cuda.memory_allocated()
-
-    def grown(self) -> int:
-        return torch.cuda.max_memory_allocated() - self._before
-
-
-class _ProcessMemory:
-    """Growth of the resident memory's high-water mark; Linux resets it on request."""
-
-    def __init__(self) -> None:
-        Path("/proc/self/clear_refs").write_text("5")
-        self._before = self._bytes("VmRSS")
-
-    def grown(self) -> int:
-        return self._bytes("VmHWM") - self._before
-
-    @staticmethod
-    def _bytes(field: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
+    seconds = time.perf_counter() - start
+    return seconds, peak_memory(device.type) - before, (images, texts)
 
 
 if __name__ == "__main__":

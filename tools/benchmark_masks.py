@@ -2,11 +2,11 @@
 
     python tools/benchmark_masks.py --batch-sizes 64,256 --num-patches 196,784
 
-Patches are drawn, with flat and textured regions as photos have them. The strategies take turns in
-every repeat, after one round of warm-up. Time is the processor time of the calling thread on a CPU
-(so that other programs count less; torch is held to one thread) and of the device on CUDA; the
-median and the least of the repeats are told. Memory is what a call allocates at most, beyond the
-patches themselves; the compiled similarity's own buffers, tens of KiB a thread, are not counted.
+Patches are of drawn scenes with a camera's grain. The strategies take turns in every repeat, after
+one round of warm-up. Time is the processor time of the calling thread on a CPU (so that other
+programs count less; torch is held to one thread) and of the device on CUDA; the median and the
+least of the repeats are told. Memory is what a call allocates at most, beyond the patches
+themselves; the compiled similarity's own buffers, tens of KiB a thread, are not counted.
 `cluster, N x N` forms all pairs of patches of an image, as the released code does, and otherwise
 goes the same way.
 """
@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie
 from tessera.tools import program  # before all that takes long, for Ctrl-C meanwhile
 
 # isort: split
+import numpy as np
 import torch
 import tyro
 from torch import Tensor
@@ -43,6 +44,10 @@ from tessera.pipeline.masking import (
     RandomMask,
 )
 from tessera.pipeline.patches import normalise, patchify
+from tessera.recipes import demo_scenes
+
+_DRAWN = 32
+"""Pictures of a batch that are drawn; the others repeat them with other grain."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,7 +158,7 @@ def strategies(
 
 
 def draw_patches(batch_size: int, num_patches: int, patch_size: int) -> Tensor:
-    """Pictures with flat, shaded and textured regions, as patches [B, N, D] uint8.
+    """The demo's scenes with a camera's grain, as patches [B, N, D] uint8.
 
     Raises:
         ValueError: num_patches is no square number, or the batch is empty.
@@ -161,14 +166,16 @@ def draw_patches(batch_size: int, num_patches: int, patch_size: int) -> Tensor:
     side = isqrt(num_patches)
     if side * side != num_patches or batch_size < 1:
         raise ValueError("--num-patches takes square numbers, --batch-sizes 1 or more")
-    generator = torch.Generator().manual_seed(0)
-    coarse = torch.rand(batch_size, 3, 4, 4, generator=generator) * 255
     size = side * patch_size
-    smooth = torch.nn.functional.interpolate(coarse, size=(size, size), mode="bilinear")
-    rough = torch.rand(batch_size, 1, 4, 4, generator=generator)
-    rough = torch.nn.functional.interpolate(rough, size=(size, size)) ** 3 * 60
-    pixels = smooth + rough * torch.randn(smooth.shape, generator=generator)
-    return patchify(pixels.clamp(0, 255).byte().permute(0, 2, 3, 1), patch_size)
+    pictures = []
+    for number in range(min(batch_size, _DRAWN)):
+        rng = demo_scenes.rng_of(0, "train", number, "mask")
+        picture = demo_scenes.draw(rng, demo_scenes.describe(0, "train", number), (size, size))
+        pictures.append(torch.from_numpy(np.array(picture)))
+    grain = 4 * torch.randn(batch_size, size, size, 3, generator=torch.Generator().manual_seed(0))
+    chosen = torch.arange(batch_size) % len(pictures)
+    pixels = torch.stack(pictures)[chosen] + grain
+    return patchify(pixels.clamp(0, 255).byte(), patch_size)
 
 
 def compare(

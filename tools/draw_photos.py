@@ -2,9 +2,8 @@
 
     python tools/draw_photos.py DIR --count 8192
 
-For benchmarks on machines without photos. A picture is noise whose amplitude falls with its
-frequency, as that of photos does, at 640 x 480 pixels and quality 85: about 100 kB. There is
-nothing in it to learn. Writes DIR/shards and DIR/index.
+For benchmarks on machines without photos: the demo's scenes at 640 x 480 pixels with a camera's
+grain and quality 85, about 100 kB each. Writes DIR/shards and DIR/index.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ import io
 import sys
 import tarfile
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages lie in the checkout
@@ -24,16 +22,15 @@ from tessera.tools import program  # before all that takes long, for Ctrl-C mean
 # isort: split
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from tessera.pipeline.index import ScanOptions, build_index
+from tessera.pipeline.workers import map_in_processes
+from tessera.recipes import demo_scenes
 from tessera.training.environment import num_cores
 
-_WIDTH, _HEIGHT, _QUALITY = 640, 480, 85
-_PER_SHARD = 512
-_OCTAVES = ((4, 60.0), (16, 30.0), (64, 14.0), (256, 7.0))
-"""Cells along the width, and the standard deviation of their grey values."""
-_GRAIN = 4.0
-_WORDS = ("a", "photo", "of", "some", "red", "green", "small", "old", "street", "house", "tree")
+_SIZE, _QUALITY, _GRAIN = (640, 480), 85, 14.0
+_PER_SHARD = 256
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,49 +47,44 @@ def _draw(words: list[str]) -> dict[str, float]:
     arguments = parser.parse_args(words)
     if arguments.count < 1:
         parser.error("--count must be at least 1")
-    shards = arguments.out / "shards"
-    shards.mkdir(parents=True, exist_ok=True)
-    firsts = range(0, arguments.count, _PER_SHARD)
-    paths = [shards / f"{number:05d}.tar" for number in range(len(firsts))]
-    stops = [min(first + _PER_SHARD, arguments.count) for first in firsts]
-    with ProcessPoolExecutor(num_cores()) as pool:
-        list(pool.map(write_shard, paths, firsts, stops))
+    folder = arguments.out / "shards"
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = [
+        (folder / f"{number:05d}.tar", range(first, min(first + _PER_SHARD, arguments.count)))
+        for number, first in enumerate(range(0, arguments.count, _PER_SHARD))
+    ]
+    with tqdm(total=arguments.count, desc="drawing", unit="img", disable=None) as bar:
+        for num_drawn in map_in_processes(_write_shard, shards, min(num_cores(), len(shards))):
+            bar.update(num_drawn)
+    paths = [path for path, _ in shards]
     build_index(paths, arguments.out / "index", options=ScanOptions(captions="txt"))
     size = sum(path.stat().st_size for path in paths)
     print(f"photos     {arguments.count:,} of {size / arguments.count / 1000:,.0f} kB")
     return {"photos": arguments.count, "bytes_per_photo": size / arguments.count}
 
 
-def write_shard(path: Path, first: int, stop: int) -> None:
-    """Write the pictures `first` .. `stop` - 1 into a tar."""
+def _write_shard(shard: tuple[Path, range]) -> int:
+    path, numbers = shard
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for number in range(first, stop):
-            for suffix, data in (("jpg", draw(number)), ("txt", caption(number).encode())):
+        for number in numbers:
+            picture, caption = draw(number)
+            for suffix, data in (("jpg", picture), ("txt", caption.encode())):
                 member = tarfile.TarInfo(f"{number:09d}.{suffix}")
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
+    return len(numbers)
 
 
-def draw(number: int) -> bytes:
-    """A picture as a JPEG file; the same number draws the same one."""
-    generator = np.random.default_rng(number)
-    pixels = np.full((_HEIGHT, _WIDTH, 3), 128.0, dtype=np.float32)
-    for cells, deviation in _OCTAVES:
-        shape = (cells * _HEIGHT // _WIDTH + 1, cells)
-        grey = generator.normal(0, deviation, shape)[..., None]
-        noise = np.clip(128 + grey + generator.normal(0, deviation / 3, (*shape, 3)), 0, 255)
-        small = Image.fromarray(noise.astype(np.uint8))
-        pixels += np.asarray(small.resize((_WIDTH, _HEIGHT), Image.Resampling.BICUBIC)) - 128.0
-    pixels += generator.normal(0, _GRAIN, pixels.shape)
+def draw(number: int) -> tuple[bytes, str]:
+    """A JPEG file and its caption, the same for the same number."""
+    rng = demo_scenes.rng_of(0, "train", number, "photo")
+    scene = demo_scenes.describe(0, "train", number)
+    pixels = np.asarray(demo_scenes.draw(rng, scene, _SIZE), np.float32)
+    grain = np.random.default_rng(number).normal(0, _GRAIN, pixels.shape)
     file = io.BytesIO()
-    Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(file, "JPEG", quality=_QUALITY)
-    return file.getvalue()
-
-
-def caption(number: int) -> str:
-    """Some words, between 4 and 20, as long as CC12M's captions are on average."""
-    generator = np.random.default_rng([number, 1])
-    return " ".join(generator.choice(_WORDS, generator.integers(4, 21)))
+    picture = Image.fromarray(np.clip(pixels + grain, 0, 255).astype(np.uint8))
+    picture.save(file, "JPEG", quality=_QUALITY)
+    return file.getvalue(), demo_scenes.captions(rng, scene, 1, 1.0)[0]
 
 
 if __name__ == "__main__":

@@ -34,14 +34,14 @@ from tqdm import tqdm
 from tessera.model.text_encoders import Pooling, TextEncoder, open_text_encoder
 from tessera.pipeline.index import DEFAULT_SOURCE, Index, open_index
 from tessera.pipeline.index.captions import CaptionTable
-from tessera.pipeline.index.llm2clip_archive import Llm2ClipArchive
-from tessera.pipeline.index.text_embeddings import (
+from tessera.pipeline.index.embeddings import (
     ROWS_PER_PART,
     EmbeddingWriter,
     EncoderRecord,
     open_text_embeddings,
     write_text_embeddings,
 )
+from tessera.pipeline.index.llm2clip_archive import Llm2ClipArchive
 from tessera.tools.captioning.checkpoint import choose_device, choose_dtype
 from tessera.tools.captioning.program import run_program
 

@@ -246,10 +246,10 @@ def load_model(arguments: Arguments) -> Model:
     import torch
 
     from tessera.model import build_clip
-    from tessera.model.config import clip_config, require_clip_bpe
+    from tessera.model.config import clip_config
+    from tessera.model.own_tokens import own_tokens
     from tessera.model.pretrained import read_config, require_usual_resize
-    from tessera.tools.export import named
-    from tessera.training.run_folder import newest_checkpoint
+    from tessera.training.run_folder import named, newest_checkpoint
     from tessera.training.session import EMA
 
     place = Path(arguments.checkpoint)
@@ -273,7 +273,7 @@ def load_model(arguments: Arguments) -> Model:
     if arguments.pretrained:
         return _filled(as_published(config, arguments.pretrained), arguments.pretrained)
     torch.manual_seed(arguments.seed)
-    require_clip_bpe(config)
+    own_tokens(config.text)
     return Model(
         clip=build_clip(config).eval(),
         name=config.name,
@@ -353,10 +353,10 @@ def _lines_of_rejected(rejected: Mapping[str, Mapping[str, int]]) -> list[str]:
 
 def _filled(config: ClipConfig, weights: str) -> Model:
     from tessera.model import build_clip
-    from tessera.model.config import require_clip_bpe
+    from tessera.model.own_tokens import own_tokens
     from tessera.model.pretrained import load_pretrained
 
-    require_clip_bpe(config)
+    own_tokens(config.text)
     clip = build_clip(config).eval()
     for note in load_pretrained(clip, weights):
         print(f"{weights}: {note}", file=sys.stderr)

@@ -51,8 +51,8 @@ from torch import Tensor
 from tessera.evaluation.image_sets import evaluation_transform
 from tessera.model import Clip, build_clip, hugging_face, open_clip_weights
 from tessera.model.averaging import average_weights
-from tessera.model.config import ClipConfig, clip_config
-from tessera.model.open_clip_config import preprocess_config
+from tessera.model.config import ClipConfig
+from tessera.model.open_clip_config import known_to_open_clip, preprocess_config
 from tessera.model.pretrained import (
     HUGGING_FACE_CONFIG,
     HUGGING_FACE_WEIGHTS,
@@ -64,7 +64,7 @@ from tessera.model.pretrained import (
     require_usual_resize,
 )
 from tessera.pipeline.index.tokenizer import tokenize_prompts
-from tessera.training.run_folder import newest_checkpoint
+from tessera.training.run_folder import named, newest_checkpoint
 from tessera.training.session import EMA
 from tessera.training.tensor_file import save_tensors
 
@@ -373,22 +373,6 @@ class Probe:
 
 def _largest_gap(ours: Tensor, theirs: Tensor) -> float:
     return float((F.normalize(ours, dim=-1) - F.normalize(theirs, dim=-1)).abs().max())
-
-
-def named(config: ClipConfig, folder: Path) -> ClipConfig:
-    """The config under the model's name, which the run's `state.json` holds."""
-    state = folder / "state.json"
-    if not state.is_file():
-        return config
-    name = json.loads(state.read_text(encoding="utf-8"))["config"]["model"]
-    return replace(config, name=name)
-
-
-def known_to_open_clip(config: ClipConfig) -> bool:
-    """Whether open_clip builds exactly this model under this name."""
-    import open_clip
-
-    return config.name in open_clip.list_models() and clip_config(config.name) == config
 
 
 def opening(arguments: Arguments, config: ClipConfig) -> str:

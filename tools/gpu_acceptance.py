@@ -76,7 +76,7 @@ def _over_open_clip(record: Record) -> float:
 STEPS = (
     Step(
         name="photos",
-        command="tools/draw_photos.py {scratch}/photos --count 4096",
+        command="tools/draw_photos.py {scratch}/photos --count 2048",
         dry="tools/draw_photos.py {scratch}/photos --count 24",
         minutes=0.5,
         shows="JPEG files as large as photos, and their index",

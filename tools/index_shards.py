@@ -3,10 +3,12 @@
     python tools/index_shards.py data/cc12m/shards --out data/cc12m/index
     python tools/index_shards.py data/flickr8k-dev --out data/flickr8k/dev --captions json:captions
     python tools/index_shards.py cc3m=data/cc3m/shards cc12m=data/cc12m/shards --out data/both
+    python tools/index_shards.py data/cc12m/shards --out data/cc12m/index --part 3/16
 
 Several folders are several sources; a key is unique within its source. The same command resumes
-after it was stopped, and after shards were added, changed or removed it reads only those. Prints a
-report, and writes it as report.html and report.json into the index.
+after it was stopped, and after shards were added, changed or removed it reads only those. With
+--part it scans a share of the shards, on one of several machines; --join makes the index of them.
+Prints a report, and writes it as report.html and report.json into the index.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,14 @@ import tyro
 from tqdm import tqdm
 
 from tessera.pipeline.durable import write_text
-from tessera.pipeline.index import IndexReport, ScanOptions, build_index
+from tessera.pipeline.index import (
+    IndexReport,
+    Part,
+    PartReport,
+    ScanOptions,
+    build_index,
+    scan_part,
+)
 from tessera.pipeline.index.image_check import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
 from tessera.pipeline.index.sources import Sources, described, find_sources
 from tessera.pipeline.printable import printable
@@ -76,6 +85,12 @@ class Arguments:
     """Processes, one shard each at a time."""
     rebuild: bool = False
     """Read every shard again, whether it changed or not."""
+    part: str = ""
+    """`3/16`: scan the third of 16 parts of the shards and write no index. The parts may be scanned
+    on several machines that share the storage of --out, and each again if it was stopped."""
+    join: bool = False
+    """Write the index of the parts, which is that of one run, and read no shard. A part that is
+    missing is named with its command."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -90,13 +105,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _index(words: list[str]) -> dict[str, Any]:
     arguments = tyro.cli(Arguments, args=words, description=program.describe(__doc__))
-    report = _run(arguments)
+    if arguments.part and arguments.join:
+        raise ValueError("--part scans a part, --join joins them all: give one of the two")
+    part = Part.parse(arguments.part) if arguments.part else None
+    report = _run(arguments, part)
+    if isinstance(report, PartReport):
+        print("\n".join(_part_lines(arguments.part, report)))
+        return {"part": arguments.part, **asdict(report)}
     print("\n".join([*_report_lines(report), _write_report(report)]))
     print(program.next_step("train.py", "flickr8k", "--data.train", report.index_dir))
     return report.summary()
 
 
-def _run(arguments: Arguments) -> IndexReport:
+def _run(arguments: Arguments, part: Part | None) -> IndexReport | PartReport:
     if arguments.workers < 1:
         raise ValueError(f"--workers must be at least 1, got {arguments.workers}")
     if not arguments.shards:
@@ -117,12 +138,23 @@ def _run(arguments: Arguments) -> IndexReport:
         keys_per_shard=arguments.keys_per_shard,
     )
     with tqdm(unit="B", unit_scale=True, desc="indexing", file=sys.stderr) as bar:
+        if part:
+            return scan_part(
+                list(sources.names),
+                arguments.out,
+                part,
+                options=options,
+                rebuild=arguments.rebuild,
+                num_workers=arguments.workers,
+                progress=_progress_on(bar),
+            )
         return build_index(
             list(sources.names),
             arguments.out,
             options=options,
             sources=sources.names,
             rebuild=arguments.rebuild,
+            join=arguments.join,
             num_workers=arguments.workers,
             progress=_progress_on(bar),
         )
@@ -161,6 +193,14 @@ def _progress_on(bar: tqdm) -> Callable[[int, int], None]:
         bar.update(done_bytes - bar.n)
 
     return progress
+
+
+def _part_lines(part: str, report: PartReport) -> list[str]:
+    return [
+        f"part       {part}: {report.num_shards} shards, {report.num_scanned_shards} read now",
+        f"samples    {report.num_samples} usable, {report.num_rejected} rejected",
+        "next       after all parts: the same command with --join in place of --part",
+    ]
 
 
 def _report_lines(report: IndexReport) -> list[str]:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from tessera.model import Clip
-from tessera.model.config import ClipConfig
+from tessera.model.config import ClipConfig, TextConfig, VisionConfig
 from tessera.training.config import TrainConfig
 from tessera.training.optim_config import OptimizerName
+from tessera.training.tower_config import TowerTuning
 
 _STATES: dict[OptimizerName, int] = {"adamw": 2, "lamb": 2, "lion": 1, "sgd": 1}
 """Tensors of the optimiser for each parameter."""
@@ -72,14 +73,15 @@ def _activation_bytes(
 def step_flops(config: TrainConfig, model: ClipConfig, tokens: Tokens) -> float:
     """Operations of a step's matrix products over all ranks: forward, backward, recomputation."""
     again = (config.accumulation > 1) + config.checkpoint_blocks
-    frozen = config.image_side.tune == "frozen"
     total = 0.0
     for tower, count in _towers(model, tokens):
         matrices = tower.layers * tower.width * (4 * tower.width + 2 * tower.mlp_width)
         attention = 2 * tower.layers * count * tower.width
         forward = 2 * count * (matrices + attention)
-        rests = frozen if tower is model.vision else config.text_side.distill
-        total += forward * (1 if rests else 3 + again)
+        is_image = tower is model.vision
+        side = config.image_side if is_image else config.text_side
+        taught = 0.0 if config.text_side.distill and not is_image else _share_taught(side, tower)
+        total += forward * (1 + (2 + again) * taught)
     total += 6 * tokens.image * 3 * model.vision.patch_size**2 * model.vision.width
     if adapter := model.adapter:
         blocks = adapter.layers * 2 * adapter.embedding_dim * adapter.hidden_width
@@ -112,6 +114,13 @@ def compute_type(config: TrainConfig) -> torch.dtype:
     on_gpu = config.device != "cpu" and torch.cuda.is_available()
     low = config.precision in ("bfloat16", "pure_bfloat16")
     return torch.bfloat16 if low or (config.precision == "auto" and on_gpu) else torch.float32
+
+
+def _share_taught(side: TowerTuning, tower: VisionConfig | TextConfig) -> float:
+    """Share of a tower's blocks that the backward pass goes through."""
+    if side.tune == "last":
+        return min(1.0, side.last_blocks / tower.layers)
+    return 0.0 if side.tune in ("frozen", "projection") else 1.0
 
 
 def _towers(model: ClipConfig, tokens: Tokens) -> list:

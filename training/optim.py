@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Literal
+import re
+from collections.abc import Collection, Iterable
 
 import torch
 from timm.optim.lamb import Lamb
@@ -19,7 +19,6 @@ _NOT_DECAYED = ("bn", "ln", "bias", "logit_scale")
 
 _RATE_SCALE = "rate_scale"
 """Key of a group's factor on the learning rate."""
-_BLOCKS = "image.blocks."
 _POSITIONS = "image.positional_embedding"
 _BEFORE_BLOCKS = (
     "image.patch_embed.",
@@ -29,12 +28,14 @@ _BEFORE_BLOCKS = (
 )
 _BEFORE_BLOCKS_OF_EVA = ("image.patch_embed.", _POSITIONS)
 """EVA-CLIP's code finds these by their names; the class embedding is called otherwise there."""
+_BEFORE_BLOCKS_OF_TEXT = ("text.token_embedding.", "text.positional_embedding")
+_LAYER = re.compile(r"(?:image|text)\.blocks\.(\d+)\.")
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """The optimiser of a configuration, with open_clip's two groups of parameters.
 
-    With `layer_decay` there are two groups for each depth of the image tower.
+    With layer decay or a tower's own rate there are two groups for each rate.
 
     AdamW is torch's (fused), LAMB, Lion and SGD with decoupled decay are timm's. LAMB's own
     clipping of gradients is off: `max_grad_norm` does it for all of them.
@@ -43,7 +44,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
         model: all its parameters that require a gradient are trained.
         config: which optimiser, its rates and decays.
     """
-    scales = rate_scales(model, config.layer_decay, config.layer_rule)
+    scales = rate_scales(model, config)
     spared = (_POSITIONS,) if config.layer_rule == "eva_clip" else ()
     groups = [
         {"params": chosen, "weight_decay": decay, _RATE_SCALE: scale}
@@ -86,32 +87,45 @@ def decay_groups(
     return decayed, plain
 
 
-def rate_scales(
-    model: nn.Module, decay: float, rule: Literal["beit", "eva_clip"] = "beit"
-) -> dict[int, float]:
+def rate_scales(model: nn.Module, config: OptimConfig) -> dict[int, float]:
     """What each parameter's learning rate is multiplied with, by its `id`.
 
-    Layer-wise decay as BEiT tunes (Bao et al. 2022): in an image tower of L blocks, block l (from
-    0) learns at `decay**(L - l)` times the rate, what stands before the blocks at `decay**(L + 1)`.
-    What stands after them, the text side and scalars learn at the full rate.
+    A tower's own rate counts as a factor on the common one. Layer-wise decay is as BEiT tunes (Bao
+    et al. 2022): in a tower of L blocks, block l (from 0) learns at `decay**(L - l)` times the
+    rate, what stands before the blocks at `decay**(L + 1)`, and what stands after them at the full
+    rate. With the rule eva_clip the class embedding and the norm before the image tower's blocks
+    learn at the full rate, as in EVA-CLIP's code, LLM2CLIP's base.
 
     Args:
-        model: a `Clip`, or any module without layers to scale.
-        decay: factor from a layer to the one before it; 1 leaves all as they are.
-        rule: with eva_clip the class embedding and the norm before the blocks learn at the full
-            rate, as in EVA-CLIP's code, LLM2CLIP's base.
+        model: a `Clip`, or any module without towers, all of which learns at the common rate.
+        config: the rates and decays.
     """
-    before = _BEFORE_BLOCKS_OF_EVA if rule == "eva_clip" else _BEFORE_BLOCKS
-    names = [name for name, _ in model.named_parameters()]
-    blocks = [int(name.split(".")[2]) for name in names if name.startswith(_BLOCKS)]
-    num_blocks = max(blocks, default=-1) + 1
+    before = _BEFORE_BLOCKS_OF_EVA if config.layer_rule == "eva_clip" else _BEFORE_BLOCKS
+    common = config.learning_rate
+    image, text = (config.image_learning_rate or common, config.text_learning_rate or common)
+    names = dict(model.named_parameters())
+    scales = {
+        **_tower_scales(names, ("image.",), before, config.layer_decay, image / common),
+        **_tower_scales(names, ("text.", "adapter."), _BEFORE_BLOCKS_OF_TEXT,
+                        config.text_layer_decay, text / common),
+    }  # fmt: skip
+    return {id(parameter): scales.get(name, 1.0) for name, parameter in names.items()}
 
-    def scale(name: str) -> float:
-        if name.startswith(_BLOCKS):
-            return decay ** (num_blocks - int(name.split(".")[2]))
-        return decay ** (num_blocks + 1) if name.startswith(before) else 1.0
 
-    return {id(parameter): scale(name) for name, parameter in model.named_parameters()}
+def _tower_scales(
+    names: Iterable[str], tower: tuple[str, ...], before: tuple[str, ...], decay: float, own: float
+) -> dict[str, float]:
+    """The factors of a tower's parameters, by name."""
+    mine = [name for name in names if name.startswith(tower)]
+    layer = {name: int(found[1]) for name in mine if (found := _LAYER.match(name))}
+    count = max(layer.values(), default=-1) + 1
+
+    def depth(name: str) -> int:
+        if name in layer:
+            return count - layer[name]
+        return count + 1 if name.startswith(before) else 0
+
+    return {name: own * decay ** depth(name) for name in mine}
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

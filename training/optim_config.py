@@ -26,6 +26,10 @@ class OptimConfig:
     tenth of AdamW's and as much more weight decay, LAMB and SGD want a higher one."""
     learning_rate: float = 5e-4
     """Highest learning rate, reached at the end of the warm-up."""
+    image_learning_rate: float = 0.0
+    """The same for the image tower alone; 0 is `learning_rate`."""
+    text_learning_rate: float = 0.0
+    """The same for the text tower alone, or for the adapter in its place; 0 is `learning_rate`."""
     base_batch_size: int = 0
     """The learning rate is that of a global batch of so many pairs and is scaled linearly to this
     run's, as FLIP and CLIPA do with 256; 0 takes it as it is."""
@@ -60,6 +64,8 @@ class OptimConfig:
     layer_decay: float = 1.0
     """Each block of the image tower learns at so many times the rate of the block behind it; the
     embeddings before the first block count as one. 1 gives all the same rate."""
+    text_layer_decay: float = 1.0
+    """The same for the text tower, whose token and position tables count as one block."""
     layer_rule: Literal["beit", "eva_clip"] = "beit"
     """What `layer_decay` and the weight decay spare. beit: all before the blocks learns slowest.
     eva_clip, as EVA-CLIP's and LLM2CLIP's released code: the class embedding and the norm before
@@ -70,8 +76,9 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
-        for name in ("base_batch_size", "min_learning_rate", "warmup_samples", "cooldown_samples",
-                     "weight_decay", "max_grad_norm", "ema_samples"):  # fmt: skip
+        for name in ("image_learning_rate", "text_learning_rate", "base_batch_size",
+                     "min_learning_rate", "warmup_samples", "cooldown_samples", "weight_decay",
+                     "max_grad_norm", "ema_samples"):  # fmt: skip
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} cannot be negative, got {getattr(self, name)}")
         if not 0 <= self.warmup <= 1:
@@ -79,8 +86,9 @@ class OptimConfig:
                 f"warmup is a share of the run and must lie in [0, 1], got {self.warmup}: "
                 "warmup_samples gives it in pairs"
             )
-        if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"layer_decay must lie in (0, 1], got {self.layer_decay}")
+        for name in ("layer_decay", "text_layer_decay"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in (0, 1], got {getattr(self, name)}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(
                 "beta1 and beta2 must be at least 0 and below 1, got "

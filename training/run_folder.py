@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tessera.model.config import ClipConfig
 from tessera.pipeline.durable import remove_partials, write_text
 from tessera.pipeline.file_lock import FileLock, HeldError
 from tessera.training.checkpoint import checkpoint_folders, step_of
@@ -211,3 +213,12 @@ def newest_checkpoint(place: Path) -> Path:
             "save_every steps, or when it is stopped"
         )
     return place
+
+
+def named(config: ClipConfig, folder: Path) -> ClipConfig:
+    """The config under the model's name, which the run's `state.json` holds."""
+    state = folder / "state.json"
+    if not state.is_file():
+        return config
+    name = json.loads(state.read_text(encoding="utf-8"))["config"]["model"]
+    return replace(config, name=name)

@@ -8,6 +8,7 @@ from math import gcd
 import torch
 
 from tessera.model.config import ClipConfig
+from tessera.model.own_tokens import own_tokens
 from tessera.pipeline import LoaderConfig
 from tessera.training.accumulation import equal_chunks
 from tessera.training.config import TrainConfig
@@ -61,6 +62,7 @@ def loader_config(config: TrainConfig, architecture: ClipConfig) -> LoaderConfig
         seed=config.seed,
         captions=config.data.captions,
         every_text=config.data.every_text,
+        tokenise=own_tokens(architecture.text) if architecture.has_text_tower else None,
         text_embeddings=config.text_side.embeddings,
         text_reduction=config.data.text_reduction,
         crop=config.data.crop,

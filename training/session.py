@@ -20,6 +20,7 @@ from tessera.model.losses import ContrastiveLoss, distillation_loss
 from tessera.model.losses.ranks import Ranks as LossRanks
 from tessera.model.losses.same_caption import caption_keys, repeated_share
 from tessera.model.open_clip_config import preprocess_config
+from tessera.model.own_tokens import own_tokens
 from tessera.pipeline import Loader, PackedBatch
 from tessera.training import checkpoint
 from tessera.training.accumulation import Encoded, equal_chunks, split
@@ -128,7 +129,7 @@ class Session:
             tower = self.clip.image
             self.mask_weights = {
                 "weight": whole(tower.patch_embed.weight).detach().float().clone(),
-                "positions": whole(tower.positional_embedding)[1:].detach().float().clone(),
+                "positions": whole(tower.patch_positions()).detach().float().clone(),
             }
             self.mask_step = self.step
             self.loader.set_patch_embedding(**self.mask_weights, step=self.step)
@@ -336,7 +337,7 @@ class Session:
             EMA: self._weights(self.average.model) if self.average else {},
             checkpoint.OPTIMIZER: state_on_host(optimizer, is_main),
             LOSS: state_on_host(self.loss.state_tensors(), is_main),
-            LORA: state_on_host(lora_state(self.clip.image), is_main),
+            LORA: state_on_host(lora_state(self.clip), is_main),
             MASK: state_on_host(self.mask_weights, is_main),
         }
 
@@ -376,10 +377,11 @@ def decoder_kind(loader: Loader) -> str:
 def fingerprints(loader: Loader, architecture: ClipConfig) -> dict[str, str | None]:
     """What must be the same for a run to go on, each by a name that changes with its content."""
     model = json.dumps(_architecture(architecture), sort_keys=True)
+    own = own_tokens(architecture.text) if architecture.has_text_tower else None
     return {
         "index": loader.index.fingerprint,
         "selection": loader.dataset.selection_fingerprint,
-        "tokenizer": loader.index.tokenizer,
+        "tokenizer": own.identity if own else loader.index.tokenizer,
         "captions": loader.captions.fingerprint or "original",
         "embeddings": loader.embeddings.fingerprint if loader.embeddings else "none",
         "model": hashlib.sha256(model.encode()).hexdigest(),

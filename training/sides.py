@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from torch import Tensor
 
 from tessera.model import Clip
 from tessera.model.config import ClipConfig
-from tessera.model.lora import add_lora
+from tessera.model.lora import add_lora, load_lora_state
+from tessera.model.text import TextTower
+from tessera.model.vit import ImageTower
 from tessera.pipeline import Loader
 from tessera.training.config import TrainConfig
+from tessera.training.tower_config import TowerTuning
 
 
 def with_encoder(architecture: ClipConfig, loader: Loader) -> ClipConfig:
@@ -32,28 +36,54 @@ def with_encoder(architecture: ClipConfig, loader: Loader) -> ClipConfig:
     return replace(architecture, adapter=replace(adapter, encoder=embeddings.encoder.identity))
 
 
-def set_trained(clip: Clip, config: TrainConfig, lora: dict[str, Tensor] | None = None) -> None:
+def set_trained(clip: Clip, config: TrainConfig, lora: Mapping[str, Tensor] | None = None) -> None:
     """Freeze what a run does not train, and add the low-rank updates that it trains instead.
 
     Args:
         clip: with its weights loaded; changed in place.
         config: of the stage.
         lora: the updates of a checkpoint, from `lora_state`; fresh ones without.
+
+    Raises:
+        ValueError: a tower has fewer blocks than are to be trained, or nothing is trained.
     """
-    side = config.image_side
     clip.distilling = config.text_side.distill
     if clip.distilling:
         clip.requires_grad_(False)
         assert clip.adapter is not None
         clip.adapter.requires_grad_(True)
-    elif side.tune == "frozen":
-        clip.image.requires_grad_(False)
-    elif side.tune == "lora":
-        add_lora(clip.image, side.lora_rank, side.lora_alpha)
-        if lora:
-            clip.image.load_state_dict(lora, strict=False)
-    if not clip.distilling and config.text_side.embed_dim:
-        clip.image.proj.requires_grad_(True)
+        return
+    _tune("image_side", clip.image, config.image_side)
+    if clip.text is not None:
+        _tune("text_side", clip.text, config.text_side)
+    if lora:
+        load_lora_state(clip, lora)
+    if config.text_side.embed_dim:
+        for part in clip.image.projection():
+            part.requires_grad_(True)
+    if not any(p.requires_grad for p in clip.parameters() if p.ndim):
+        raise ValueError(
+            "both towers are frozen, so that only the temperature could be trained: set "
+            "image_side.tune or text_side.tune to projection, last, lora or all"
+        )
+
+
+def _tune(name: str, tower: ImageTower | TextTower, side: TowerTuning) -> None:
+    if side.tune == "all":
+        return
+    tower.requires_grad_(False)
+    if side.tune == "lora":
+        add_lora(tower, tower.blocks, side.lora_rank, side.lora_alpha)
+    elif side.tune == "last":
+        if side.last_blocks > len(tower.blocks):
+            raise ValueError(
+                f"{name}.last_blocks is {side.last_blocks}, and the tower has {len(tower.blocks)} "
+                "blocks"
+            )
+        tower.blocks[-side.last_blocks :].requires_grad_(True)
+    if side.tune in ("last", "projection"):
+        for part in tower.after_blocks() if side.tune == "last" else tower.projection():
+            part.requires_grad_(True)
 
 
 def trained_words(clip: Clip) -> str:

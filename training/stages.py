@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from tessera.model.config import AdapterConfig, ClipConfig, clip_config, require_clip_bpe
-from tessera.model.open_clip_weights import is_text_name
+from tessera.model.config import AdapterConfig, ClipConfig, clip_config
+from tessera.model.open_clip_weights import image_positions_name, is_text_name
 from tessera.model.positions import resize_image_positions, resize_text_positions, sin_cos_table
 from tessera.training.config import OptimConfig, StageConfig, TrainConfig
 from tessera.training.tower_config import ImageSideConfig
@@ -88,11 +88,9 @@ def architecture(config: TrainConfig) -> ClipConfig:
     Who made the embeddings of its text side is known once the data are at hand.
 
     Raises:
-        ValueError: the model is unknown, reads another tokenizer's ids than the index holds, or its
-            patches do not fit the image size.
+        ValueError: the model is unknown, or its patches do not fit the image size.
     """
     model = clip_config(config.model)
-    require_clip_bpe(model)
     vision, text = model.vision, model.text
     if config.image_size:
         vision = replace(vision, image_size=config.image_size)
@@ -130,12 +128,14 @@ def fit_positions(weights: Mapping[str, Tensor], model: ClipConfig) -> dict[str,
     if not model.has_text_tower:
         fitted = {name: value for name, value in fitted.items() if not is_text_name(name)}
     text = "text.positional_embedding" if model.custom_text else "positional_embedding"
-    image, rows = "visual.positional_embedding", model.vision.num_patches + 1
-    if len(weights[image]) != rows:
+    image, vision = image_positions_name(model), model.vision
+    if weights[image].shape[-2] != vision.num_positions:
         fitted[image] = (
-            sin_cos_table(model.vision.grid_size, model.vision.width)
-            if model.vision.positions == "sin_cos_2d"
-            else resize_image_positions(weights[image], model.vision.num_patches)
+            sin_cos_table(vision.grid_size, vision.width)
+            if vision.positions == "sin_cos_2d"
+            else resize_image_positions(
+                weights[image], vision.num_patches, class_token=vision.class_token
+            )
         )
     if text in fitted and len(weights[text]) != model.text.context_length:
         fitted[text] = resize_text_positions(weights[text], model.text.context_length)

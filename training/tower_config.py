@@ -1,14 +1,45 @@
-"""What is trained of the two towers: LLM2CLIP's text side, and ways to keep an image tower."""
+"""What is trained of the two towers, and what may stand in place of the text tower."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
+Tune = Literal["all", "frozen", "projection", "last", "lora"]
+
 
 @dataclass(frozen=True, kw_only=True)
-class TextSideConfig:
-    """A frozen language model as the text side: an adapter on stored embeddings of the captions."""
+class TowerTuning:
+    """How far a tower may move from the weights that it starts from."""
+
+    tune: Tune = "all"
+    """all: every weight. frozen: none (LiT; Zhai et al. 2022), but an image projection that
+    text_side.embed_dim begins anew. projection: the last matrix alone. last: the last
+    `last_blocks` blocks and what follows them. lora: low-rank updates of the blocks' matrices (Hu
+    et al. 2022), and a projection that begins anew."""
+    last_blocks: int = 0
+    """last: how many blocks are trained; the earlier ones and the embeddings are frozen."""
+    lora_rank: int = 16
+    """Rank of each update."""
+    lora_alpha: float = 32.0
+    """An update counts `lora_alpha / lora_rank` times."""
+
+    def __post_init__(self) -> None:
+        if self.lora_rank < 1 or self.lora_alpha <= 0:
+            raise ValueError(
+                f"lora_rank must be at least 1 and lora_alpha above 0, got {self.lora_rank} and "
+                f"{self.lora_alpha}"
+            )
+        if (self.tune == "last") != (self.last_blocks > 0):
+            raise ValueError(
+                f"tune last and last_blocks go together, got tune {self.tune} and last_blocks "
+                f"{self.last_blocks}: set both, or neither"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSideConfig(TowerTuning):
+    """How far the text tower may move, or an adapter on stored embeddings in its place."""
 
     embeddings: str = ""
     """Name of the embeddings that tools/embed_captions.py stored beside the index, for all of
@@ -29,6 +60,12 @@ class TextSideConfig:
     (ProCLIP, first stage); the stages that follow train as usual."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.embeddings and not self.keep_text and self.tune != "all":
+            raise ValueError(
+                f"text_side.tune {self.tune} is for a text tower, and text_side.embeddings puts an "
+                "adapter in its place: leave one of them out"
+            )
         if not self.embeddings and (self.keep_text or self.distill or self.embed_dim):
             raise ValueError("text_side: embed_dim, keep_text and distill need embeddings")
         if self.embeddings and self.dim < 1:
@@ -39,27 +76,15 @@ class TextSideConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageSideConfig:
-    """How far the image tower may move from the weights that it starts from."""
+class ImageSideConfig(TowerTuning):
+    """How far the image tower may move."""
 
-    tune: Literal["all", "frozen", "lora"] = "all"
-    """all: every weight. frozen: none (LiT; Zhai et al. 2022), but the projection of a run that
-    sets text_side.embed_dim. lora: low-rank updates of the blocks' matrices (Hu et al. 2022), and
-    that projection."""
-    lora_rank: int = 16
-    """Rank of each update."""
-    lora_alpha: float = 32.0
-    """An update counts `lora_alpha / lora_rank` times."""
     self_distillation: float = 0.0
     """Weight of a loss that keeps image features near those of the running average of the weights
     (ProCLIP, second stage: 4e-4); needs optim.ema_samples. 0 for none."""
 
     def __post_init__(self) -> None:
-        if self.lora_rank < 1 or self.lora_alpha <= 0:
-            raise ValueError(
-                f"lora_rank must be at least 1 and lora_alpha above 0, got {self.lora_rank} and "
-                f"{self.lora_alpha}"
-            )
+        super().__post_init__()
         if self.self_distillation < 0:
             raise ValueError(f"self_distillation cannot be negative, got {self.self_distillation}")
         if self.self_distillation and self.tune == "frozen":
@@ -95,8 +120,9 @@ def check_sides(
         raise ValueError(
             "image_side.self_distillation needs an average of weights: set optim.ema_samples"
         )
-    if image.tune == "lora" and (ema_samples or strategy == "fsdp"):
-        raise ValueError(
-            "image_side.tune lora keeps no average of weights and needs no shards: set "
-            "optim.ema_samples 0 and distributed.strategy ddp"
-        )
+    for name, side in (("image_side", image), ("text_side", text)):
+        if side.tune == "lora" and (ema_samples or strategy == "fsdp"):
+            raise ValueError(
+                f"{name}.tune lora keeps no average of weights and needs no shards: set "
+                "optim.ema_samples 0 and distributed.strategy ddp"
+            )

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tessera.pipeline.index.build import build_index
+    from tessera.pipeline.index.build import build_index, scan_part
     from tessera.pipeline.index.open import (
         CAPTIONS_DIR,
         COLUMN_FIELD,
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         read_manifest,
     )
     from tessera.pipeline.index.options import ScanOptions
+    from tessera.pipeline.index.parts import Part, PartReport
     from tessera.pipeline.index.report import IndexReport
     from tessera.pipeline.index.shard_record import ShardRecord
 
@@ -44,17 +45,23 @@ __all__ = [
     "SOURCE_SEPARATOR",
     "Index",
     "IndexReport",
+    "Part",
+    "PartReport",
     "ScanOptions",
     "ShardRecord",
     "build_index",
     "open_index",
     "read_manifest",
+    "scan_part",
 ]
 _HOMES = {
     "IndexReport": "report",
+    "Part": "parts",
+    "PartReport": "parts",
     "ScanOptions": "options",
     "ShardRecord": "shard_record",
     "build_index": "build",
+    "scan_part": "build",
 }
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,71 @@ def write_batch(path: Path, batch: pa.RecordBatch) -> None:
             writer.write_batch(batch)
         file.flush()
         os.fsync(file.fileno())
+
+
+class TableWriter:
+    """A table of any size that is appended to, and becomes one record batch at the end.
+
+    Each buffer of its columns grows in a file; the batch that is written is a view of these files.
+    """
+
+    def __init__(self, folder: Path, name: str, schema: pa.Schema) -> None:
+        """Start an empty table.
+
+        Args:
+            folder: where the temporary files go.
+            name: keeps them apart from those of other tables.
+            schema: columns without nulls: fixed width, large_string, or large_list of those.
+        """
+        self.schema = schema
+        self.num_rows = 0
+        self._ends = [0] * len(schema)
+        self._files: list[tuple[BinaryIO, BinaryIO | None]] = []
+        for field in schema:
+            stem = folder / f"{name}.{field.name}"
+            offsets = None
+            if _has_offsets(field.type):
+                offsets = stem.with_name(f"{stem.name}.offsets").open("wb")
+                offsets.write(bytes(8))
+            self._files.append((stem.with_name(f"{stem.name}.values").open("wb"), offsets))
+
+    def append(self, batch: pa.RecordBatch) -> None:
+        """Add the rows of a batch of this schema."""
+        for place, (column, files) in enumerate(zip(batch.columns, self._files, strict=True)):
+            values, offsets = files
+            if offsets is None:
+                values.write(np.ascontiguousarray(_fixed_width(column)).data)
+                continue
+            is_text = pa.types.is_large_string(column.type)
+            bounds, content = string_parts(column) if is_text else list_parts(column)
+            values.write(np.ascontiguousarray(content[: bounds[-1]][bounds[0] :]).data)
+            offsets.write((bounds[1:] + (self._ends[place] - bounds[0])).data)
+            self._ends[place] += int(bounds[-1] - bounds[0])
+        self.num_rows += batch.num_rows
+
+    def write(self, path: Path) -> pa.RecordBatch:
+        """Write the Arrow file and remove the temporary ones; returns the rows, mapped."""
+        arrays = [
+            self._array(field.type, place, *files)
+            for place, (field, files) in enumerate(zip(self.schema, self._files, strict=True))
+        ]
+        batch = pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+        write_batch(path, batch)
+        for file in (file for pair in self._files for file in pair if file):
+            Path(file.name).unlink()
+        return batch
+
+    def _array(
+        self, kind: pa.DataType, place: int, values: BinaryIO, offsets: BinaryIO | None
+    ) -> pa.Array:
+        content = _mapped(values)
+        if offsets is None:
+            return pa.Array.from_buffers(kind, self.num_rows, [None, content])
+        bounds = _mapped(offsets)
+        if pa.types.is_large_string(kind):
+            return pa.Array.from_buffers(kind, self.num_rows, [None, bounds, content])
+        items = pa.Array.from_buffers(kind.value_type, self._ends[place], [None, content])
+        return pa.Array.from_buffers(kind, self.num_rows, [None, bounds], children=[items])
 
 
 def map_batch(
@@ -91,15 +156,40 @@ def list_parts(array: pa.Array) -> tuple[NDArray[np.int64], NDArray[Any]]:
     return offsets, array.values.to_numpy(zero_copy_only=True)
 
 
+def lengths(offsets: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Differences of neighbours, some at a time."""
+    starts = range(0, len(offsets) - 1, _OFFSETS_AT_ONCE)
+    return (np.diff(offsets[start : start + _OFFSETS_AT_ONCE + 1]) for start in starts)
+
+
 def _offsets_ascend(array: pa.Array) -> bool:
     """Whether no text or list ends before it begins; `validate` has held the ends to the values."""
-    if not (pa.types.is_large_string(array.type) or pa.types.is_large_list(array.type)):
-        return True
-    if not len(array):
+    if not _has_offsets(array.type) or not len(array):
         return True
     offsets = np.frombuffer(array.buffers()[1], np.int64, len(array) + 1, 8 * array.offset)
-    starts = range(0, len(array), _OFFSETS_AT_ONCE)
-    return all((np.diff(offsets[n : n + _OFFSETS_AT_ONCE + 1]) >= 0).all() for n in starts)
+    return all((each >= 0).all() for each in lengths(offsets))
+
+
+def _has_offsets(kind: pa.DataType) -> bool:
+    return pa.types.is_large_string(kind) or pa.types.is_large_list(kind)
+
+
+def _fixed_width(array: pa.Array) -> NDArray[np.generic]:
+    """The values of a column without nulls; in rows of bytes where they are binary."""
+    if not pa.types.is_fixed_size_binary(array.type):
+        return array.to_numpy(zero_copy_only=True)
+    width = array.type.byte_width
+    raw = np.frombuffer(array.buffers()[1], np.uint8)
+    return raw[array.offset * width : (array.offset + len(array)) * width]
+
+
+def _mapped(file: BinaryIO) -> pa.Buffer:
+    """What was written to a temporary file."""
+    file.close()
+    if not Path(file.name).stat().st_size:
+        return pa.py_buffer(b"")
+    with pa.memory_map(file.name) as source:
+        return source.read_buffer()
 
 
 def _first_line(error: Exception) -> str:

@@ -1,18 +1,22 @@
-"""Make an index: scan every shard, join the results, write them in one step.
+"""Make an index: scan every shard, join the scans, write the tables in one step.
 
-Each shard is scanned on its own (`scan_shard`) and gives a result that depends on nothing else;
-what concerns the whole set (order, unique keys, fingerprint) happens when the results are merged.
-A shard that did not change since an earlier run is not read again: its rows come from the index
-that is there, or from the scans that a run left which did not get to its end.
+    INDEX/scans/*.arrow                     the scan of each shard, kept for the next time
+    .INDEX.partial/scans/*.arrow            those of a run that has not come to its end
+    .INDEX.part-3-of-16.partial/*.arrow     those of a part, on whichever machine it was made
+
+A scan depends on nothing but its shard; what concerns the whole set (order, unique keys,
+fingerprint) happens when they are joined. So resuming, reading only what changed, and making an
+index in parts are one thing: a shard is read if none of these folders has its scan.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -20,13 +24,16 @@ from typing import Any
 
 from tessera.pipeline.durable import clear, locked_folder, sync_folder, write_text
 from tessera.pipeline.index import open as layout
-from tessera.pipeline.index.merge import Merged, merge
+from tessera.pipeline.index.clues import Clues
+from tessera.pipeline.index.join import Joined, fingerprint_of, join_scans
 from tessera.pipeline.index.options import ScanOptions
+from tessera.pipeline.index.parts import Part, PartReport, missing_part, parts_made
+from tessera.pipeline.index.queries import open_queries
 from tessera.pipeline.index.remedies import example_lines, remedies
-from tessera.pipeline.index.report import IndexReport, make_report
+from tessera.pipeline.index.report import IndexReport, rejections_of, source_sizes, survey
+from tessera.pipeline.index.scan import ShardScan, of_source, read_scan, scan_name
 from tessera.pipeline.index.scan_pool import scan_shards
-from tessera.pipeline.index.scan_store import Scan, load_scan, scans_of_index
-from tessera.pipeline.index.shard_record import shard_entry, stored_location
+from tessera.pipeline.index.shard_record import shard_entry
 from tessera.pipeline.index.tokenizer import TOKENIZER_NAME
 from tessera.pipeline.storage import file_crc32, file_state, normalised
 
@@ -34,6 +41,9 @@ _DEFAULTS = ScanOptions()
 _ONE_SOURCE: Mapping[str, str] = MappingProxyType({})
 _KEPT_FOLDERS = ("selections",)
 """Folders of an index that outlive its being made again; what is in them checks the fingerprint."""
+_SCANS = "scans"
+Progress = Callable[[int, int], None]
+"""Is told the bytes done and the bytes there are."""
 
 
 def build_index(
@@ -43,8 +53,9 @@ def build_index(
     options: ScanOptions = _DEFAULTS,
     sources: Mapping[str, str] = _ONE_SOURCE,
     rebuild: bool = False,
+    join: bool = False,
     num_workers: int = 1,
-    progress: Callable[[int, int], None] = lambda _done, _total: None,
+    progress: Progress = lambda _done, _total: None,
 ) -> IndexReport:
     """Scan shards and write their index.
 
@@ -59,46 +70,95 @@ def build_index(
         sources: name of the source that a shard is of, by its normalised location. Keys are unique
             within a source; a shard that is not named here is of the source "".
         rebuild: read every shard, whatever is known of it.
+        join: read no shard; every one was scanned by `scan_part`.
         num_workers: processes that scan, a shard each; 1 scans in this process.
         progress: called with the bytes done and the bytes there are.
 
     Raises:
-        FileNotFoundError: a shard does not exist.
+        FileNotFoundError: a shard does not exist, or a part is missing (the message has the
+            command that makes it).
         ValueError: no shards, no usable sample in them, or `index_dir` must not be replaced.
-        RuntimeError: another process is making this index.
+        RuntimeError: another process is making this index, or a part of it.
     """
     started = time.perf_counter()
+    if join and rebuild:
+        raise ValueError("join reads no shard: give rebuild to the parts")
     locations = _normalised(shards)
     directory = Path(index_dir).resolve()
-    with _work_folder(directory) as work:
+    with ExitStack() as stack:
+        work = stack.enter_context(_work_folder(directory))
         _restore(directory)
         _check_replaceable(directory)
+        parts = parts_made(directory)
+        folders = [stack.enter_context(locked_folder(part.place(directory))) for part in parts]
         if rebuild:
-            shutil.rmtree(work / "scans", ignore_errors=True)
-        known = {} if rebuild else _known_scans(locations, directory, work / "scans", options)
+            shutil.rmtree(work / _SCANS, ignore_errors=True)
+        stores = [] if rebuild else [work / _SCANS, *folders, directory / _SCANS]
+        known = _known_scans(locations, directory, stores, options)
         new = [location for location in locations if location not in known]
-        scan_shards(new, work / "scans", options, num_workers=num_workers, progress=progress)
-        scans = [known.get(each) or _stored(work / "scans", each, options) for each in locations]
-        for scan in scans:
-            source = sources.get(scan.record.location, "")
-            scan.record = replace(scan.record, source=source)
-        merged = _write(scans, options, work, directory)
-        scanned = [scan for scan in scans if scan.record.location not in known]
-        report = make_report(
-            merged,
-            directory,
-            hints=tuple(remedies(merged.rejections, merged.clues, options, merged.num_samples)),
-            num_shards=len(locations),
-            num_scanned_shards=len(new),
-            num_empty_texts=sum(scan.num_empty_texts for scan in scans),
-            shard_problems=_problems(scans),
-            num_scanned_samples=sum(
-                scan.record.num_samples + len(scan.rejections()) for scan in scanned
-            ),
-            seconds=time.perf_counter() - started,
-        )
+        if join and new:
+            named = {each: sources.get(each, "") for each in locations}
+            raise FileNotFoundError(missing_part(new, named, directory, options, parts))
+        paths = {each: work / _SCANS / scan_name(each, directory) for each in new}
+        scan_shards(paths, options, num_workers=num_workers, progress=progress)
+        found = known | {each: _written(path, each, options) for each, path in paths.items()}
+        scans = [of_source(found[each], sources.get(each, "")) for each in locations]
+        report = _write(scans, options, work, directory)
         _move_into_place(work, directory)
-    return report
+        for folder in folders:
+            clear(folder)
+    return replace(
+        report,
+        num_scanned_shards=len(new),
+        num_scanned_samples=sum(found[each].num_seen for each in new),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def scan_part(
+    shards: Sequence[str | Path],
+    index_dir: Path,
+    part: Part,
+    *,
+    options: ScanOptions = _DEFAULTS,
+    rebuild: bool = False,
+    num_workers: int = 1,
+    progress: Progress = lambda _done, _total: None,
+) -> PartReport:
+    """Scan the shards of a part, for `build_index(..., join=True)` to join.
+
+    Args:
+        shards: all of the index, the same for every part.
+        index_dir: folder of the index, on storage that all machines share.
+        part: which of them are scanned here.
+        options: as for `build_index`, and the same for every part.
+        rebuild: as for `build_index`.
+        num_workers: as for `build_index`.
+        progress: as for `build_index`.
+
+    Raises:
+        FileNotFoundError: a shard does not exist.
+        ValueError: no shards.
+        RuntimeError: another process is making this part.
+    """
+    directory = Path(index_dir).resolve()
+    locations = part.of(_normalised(shards))
+    with locked_folder(part.place(directory)) as folder:
+        stores = [] if rebuild else [folder, directory / _SCANS]
+        known = _known_scans(locations, directory, stores, options)
+        paths = {each: folder / scan_name(each, directory) for each in locations}
+        new = {each: path for each, path in paths.items() if each not in known}
+        scan_shards(new, options, num_workers=num_workers, progress=progress)
+        known |= {each: _written(path, each, options) for each, path in new.items()}
+        # Also where nothing was to be read, so that the join knows of the part.
+        write_text(folder / "part.json", json.dumps({"num_shards": len(locations)}))
+    num_samples = sum(scan.record.num_samples for scan in known.values())
+    return PartReport(
+        num_shards=len(locations),
+        num_scanned_shards=len(new),
+        num_samples=num_samples,
+        num_rejected=sum(scan.num_seen for scan in known.values()) - num_samples,
+    )
 
 
 def _normalised(shards: Sequence[str | Path]) -> list[str]:
@@ -147,92 +207,133 @@ def _work_folder(directory: Path) -> Iterator[Path]:
             clear(work)
             raise
         except BaseException:
-            if not any(path.is_dir() for path in (work / "scans").glob("*")):
+            if not any((work / _SCANS).glob("*.arrow")):
                 clear(work)
             raise
         clear(work)
 
 
 def _known_scans(
-    locations: list[str], directory: Path, folder: Path, options: ScanOptions
-) -> dict[str, Scan]:
+    locations: list[str], directory: Path, stores: list[Path], options: ScanOptions
+) -> dict[str, ShardScan]:
     """What is known already of shards that did not change, by location."""
-    indexed: dict[str, Any] = {}
-    if (directory / layout.INDEX_FILE).is_file():
-        try:
-            index, manifest = layout.open_index(directory), layout.read_manifest(directory)
-            index.check_files()
-            indexed = scans_of_index(index, manifest, options)
-        except ValueError:
-            # An index of an older format, or a damaged one: it is made again from the shards.
-            indexed = {}
-    known: dict[str, Scan] = {}
+    known: dict[str, ShardScan] = {}
+    sums = _sums_of_scans(directory)
     for location in locations:
-        scan = load_scan(folder, location, options) or indexed.get(location)
-        if scan is not None and scan.record.is_unchanged():
-            known[location] = scan
+        name = scan_name(location, directory)
+        for store in stores:
+            scan = read_scan(store / name, location, options)
+            if scan is None or not scan.record.is_unchanged():
+                continue
+            if store != directory / _SCANS or file_crc32(store / name) == sums.get(name):
+                known[location] = scan
+                break
     return known
 
 
-def _stored(folder: Path, location: str, options: ScanOptions) -> Scan:
-    scan = load_scan(folder, location, options)
+def _sums_of_scans(directory: Path) -> dict[str, int]:
+    """CRC-32 of each scan that an index holds; of a damaged or older index none."""
+    try:
+        return dict(layout.read_manifest(directory).get(_SCANS, {}))
+    except (FileNotFoundError, ValueError, TypeError):
+        return {}
+
+
+def _written(path: Path, location: str, options: ScanOptions) -> ShardScan:
+    scan = read_scan(path, location, options)
     if scan is None:
-        raise OSError(f"the scan of {location} is gone from {folder}")
+        raise OSError(f"the scan of {location} is gone from {path.parent}")
     return scan
 
 
-def _problems(scans: Sequence[Scan]) -> dict[str, str]:
-    return {scan.record.location: scan.problem for scan in scans if scan.problem}
-
-
-def _write(scans: list[Scan], options: ScanOptions, work: Path, directory: Path) -> Merged:
+def _write(
+    scans: list[ShardScan], options: ScanOptions, work: Path, directory: Path
+) -> IndexReport:
     """Write all files of the index into a folder of its own in `work`."""
     folder = work / "index"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    merged = merge(scans, options, folder, directory)
-    if not merged.num_samples:
-        reasons = [f"{count} {reason}" for reason, count in merged.rejections.items()]
-        reasons += [f"{path}: {problem}" for path, problem in list(_problems(scans).items())[:3]]
-        msg = f"no usable sample in {len(scans)} shards"
-        msg = f"{msg} ({'; '.join(reasons)}); no index was written"
-        lines = example_lines(merged.examples)
-        lines += remedies(merged.rejections, merged.clues, options, 0)
-        raise ValueError("\n  ".join([msg, *lines]))
-    files = sorted(path for path in folder.rglob("*.arrow"))
+    problems = {scan.record.location: scan.problem for scan in scans if scan.problem}
+    clues = Clues()
+    for scan in scans:
+        clues.add(scan.clues)
+    with open_queries(work / "spill") as queries:
+        joined = join_scans(scans, options, folder, directory, queries)
+        clues.num_repeated_elsewhere = joined.num_repeated_elsewhere
+        if not joined.shards:
+            rejected = rejections_of(folder, directory, queries)
+            raise ValueError(_nothing_usable(len(scans), rejected, problems, clues, options))
+        found = survey(folder, directory, queries)
+    hints = remedies(found["rejections"], clues, options, found["num_samples"])
+    report = IndexReport(
+        index_dir=directory,
+        fingerprint=fingerprint_of(folder, joined.shards),
+        num_shards=len(scans),
+        num_scanned_shards=0,
+        num_empty_texts=sum(scan.num_empty_texts for scan in scans),
+        hints=tuple(hints),
+        source_sizes=source_sizes(joined.shards),
+        shard_problems=problems,
+        seconds=0.0,
+        num_scanned_samples=0,
+        **found,
+    )
+    _keep_scans(scans, folder / _SCANS, directory)
+    _write_manifest(report, joined, options, folder)
+    return report
+
+
+def _nothing_usable(
+    num_shards: int,
+    rejected: dict[str, Any],
+    problems: dict[str, str],
+    clues: Clues,
+    options: ScanOptions,
+) -> str:
+    """Why no sample of any shard can be used, and what helps."""
+    reasons = [f"{count} {reason}" for reason, count in rejected["rejections"].items()]
+    reasons += [f"{path}: {problem}" for path, problem in list(problems.items())[:3]]
+    first = f"no usable sample in {num_shards} shards ({'; '.join(reasons)}); no index was written"
+    lines = example_lines(rejected["examples"])
+    return "\n  ".join([first, *lines, *remedies(rejected["rejections"], clues, options, 0)])
+
+
+def _keep_scans(scans: Sequence[ShardScan], folder: Path, directory: Path) -> None:
+    """Give the scans their place in the index; those of an older index stay there until it goes."""
+    folder.mkdir()
+    for scan in scans:
+        if not isinstance(scan.place, Path):
+            raise TypeError("a scan that is joined lies in a file")
+        place = folder / scan_name(scan.record.location, directory)
+        try:
+            os.link(scan.place, place)
+        except OSError:  # not every file system has links
+            shutil.copyfile(scan.place, place)
+
+
+def _write_manifest(
+    report: IndexReport, joined: Joined, options: ScanOptions, folder: Path
+) -> None:
+    paths = sorted(folder.rglob("*.arrow"))
+    tables = {p.relative_to(folder).as_posix(): p for p in paths if p.parent.name != _SCANS}
     manifest = {
         "format_version": layout.FORMAT_VERSION,
-        "fingerprint": merged.fingerprint,
+        "fingerprint": report.fingerprint,
         "tokenizer": TOKENIZER_NAME,
         "captions": options.captions,
         "options": options.to_json(),
-        "num_samples": merged.num_samples,
-        "num_texts": merged.num_texts,
-        "rejections": merged.rejections,
-        "crc32": {path.relative_to(folder).as_posix(): file_crc32(path) for path in files},
-        "files": {path.relative_to(folder).as_posix(): path.stat().st_size for path in files},
-        "about": _about(scans, directory),
-        "shards": [shard_entry(record, directory) for record in merged.shards],
-        "unused_shards": [shard_entry(record, directory) for record in merged.unused_shards],
+        "num_samples": report.num_samples,
+        "num_texts": report.num_texts,
+        "rejections": report.rejections,
+        "crc32": {name: file_crc32(path) for name, path in tables.items()},
+        "files": {name: path.stat().st_size for name, path in tables.items()},
+        "shards": [shard_entry(each, report.index_dir) for each in joined.shards],
+        "unused_shards": [shard_entry(each, report.index_dir) for each in joined.unused_shards],
+        _SCANS: {path.name: file_crc32(path) for path in paths if path.parent.name == _SCANS},
     }
     write_text(folder / layout.INDEX_FILE, json.dumps(manifest, indent=1))
-    for parent in {path.parent for path in files}:
+    for parent in {path.parent for path in paths}:
         sync_folder(parent)
-    return merged
-
-
-def _about(scans: list[Scan], directory: Path) -> dict[str, dict[str, Any]]:
-    """What is worth saying of a shard beyond its record, by location."""
-    about: dict[str, dict[str, Any]] = {}
-    for scan in scans:
-        said: dict[str, Any] = {
-            "problem": scan.problem,
-            "num_empty_texts": scan.num_empty_texts,
-            "clues": scan.clues.to_json() if scan.clues.is_worth_keeping else {},
-        }
-        if any(said.values()):
-            about[stored_location(scan.record.location, directory)] = said
-    return about
 
 
 def _move_into_place(work: Path, directory: Path) -> None:

@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 
 from tessera.pipeline.index import DEFAULT_SOURCE, Index
 from tessera.pipeline.index.captions import CaptionTable
+from tessera.pipeline.index.chained_index import ChainedIndex, fingerprint_of
 from tessera.pipeline.index.text_reduction import TextReductionKind, choose_tokens, draws_needed
 from tessera.pipeline.index.word_classes import read_word_classes
 
 _NOT_MISSING, _MISSING, _SHORT = 0, 1, 2
 _NUM_LOOKED_AT = 200
-"""Texts of a source that are looked at to see whether they are numbers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -201,11 +201,8 @@ class CaptionMix:
         owners, draws = np.repeat(ids, len(wanted))[bad], picks.ravel()[bad]
         rows[bad] = self.tables[self._original].draw(owners, draws)
         rows[bad] += self._first_rows[self._original]
-        return DrawnCaptions(
-            rows=rows,
-            num_missing=int((faults == _MISSING).sum()),
-            num_short=int((faults == _SHORT).sum()),
-        )
+        num_missing, num_short = (int((faults == fault).sum()) for fault in (_MISSING, _SHORT))
+        return DrawnCaptions(rows=rows, num_missing=num_missing, num_short=num_short)
 
     def draws_needed(self, rows: NDArray[np.int64], context_length: int) -> int:
         """Uniform numbers of each text that `pack` needs to choose the tokens of long texts."""
@@ -255,8 +252,7 @@ class CaptionMix:
 
     def sources(self, rows: NDArray[np.int64]) -> list[str]:
         """Names of the sources that the texts at `rows` are of."""
-        numbers = np.searchsorted(self._first_rows, rows, side="right") - 1
-        return [self.names[number] for number in numbers]
+        return [self.names[n] for n in np.searchsorted(self._first_rows, rows, side="right") - 1]
 
     def by_table(
         self, rows: NDArray[np.int64]
@@ -305,6 +301,73 @@ class CaptionMix:
         return own_rows + self._first_rows[number], faults
 
 
+class ChainedCaptions(CaptionMix):
+    """The mixes of all indexes; rows of each follow those of the one before it."""
+
+    def __init__(
+        self,
+        index: ChainedIndex,
+        weights: Sequence[tuple[str, float]],
+        reduction: TextReductionKind = "truncate",
+        *,
+        every_text: bool = False,
+    ) -> None:
+        """Map the sources of every index; arguments and errors are those of `CaptionMix`."""
+        mixes = [
+            CaptionMix(each, weights, reduction, every_text=every_text) for each in index.indexes
+        ]
+        super().__init__(index.indexes[0], weights, reduction, every_text=every_text)
+        self._mixes, self._indexes = mixes, index.indexes
+        self._first_ids = index.first_ids
+        self.names = [name for mix in mixes for name in mix.names]
+        self.tables = [table for mix in mixes for table in mix.tables]
+        self.word_classes = [classes for mix in mixes for classes in mix.word_classes]
+        self._first_rows = np.cumsum([0, *(table.num_texts for table in self.tables)])
+        own = [mix.fingerprint for mix in mixes]
+        self.fingerprint = fingerprint_of(own) if any(own) else ""
+
+    def describe(self) -> list[str]:
+        """As of each index, whose folder comes first."""
+        pairs = zip(self._indexes, self._mixes, strict=True)
+        return [f"{index.directory}: {line}" for index, mix in pairs for line in mix.describe()]
+
+    def owners(self) -> list[tuple[Index, str]]:
+        """See `CaptionMix.owners`."""
+        return [owner for mix in self._mixes for owner in mix.owners()]
+
+    def draw(self, ids: NDArray[np.int64], uniforms: NDArray[np.float64]) -> DrawnCaptions:
+        """Choose the texts of each sample among those of its own index; see `CaptionMix.draw`."""
+        owners = np.searchsorted(self._first_ids, ids, side="right") - 1
+        rows = np.empty((len(ids), self.texts_per_sample), dtype=np.int64)
+        num_missing = num_short = first_table = 0
+        for number, mix in enumerate(self._mixes):
+            here = np.flatnonzero(owners == number)
+            if len(here):
+                drawn = mix.draw(ids[here] - self._first_ids[number], uniforms[here])
+                rows[here] = drawn.rows.reshape(len(here), -1) + self._first_rows[first_table]
+                num_missing += drawn.num_missing
+                num_short += drawn.num_short
+            first_table += len(mix.names)
+        return DrawnCaptions(rows=rows.ravel(), num_missing=num_missing, num_short=num_short)
+
+
+def open_captions(
+    index: Index | ChainedIndex,
+    weights: Sequence[tuple[str, float]],
+    reduction: TextReductionKind = "truncate",
+    *,
+    every_text: bool = False,
+) -> CaptionMix:
+    """The mix of an index, or of several, each of which must have all sources.
+
+    Raises:
+        ValueError: see `CaptionMix`; the message names the index.
+    """
+    if isinstance(index, ChainedIndex):
+        return ChainedCaptions(index, weights, reduction, every_text=every_text)
+    return CaptionMix(index, weights, reduction, every_text=every_text)
+
+
 def _interleaved(
     places: Sequence[NDArray[np.int64]],
     parts: Sequence[tuple[NDArray[np.int32], NDArray[np.int32]]],
@@ -331,6 +394,6 @@ def _are_numbers(table: CaptionTable) -> bool:
 
 
 def _fingerprint(index: Index, names: Sequence[str]) -> str:
-    records = [(name, index.caption_record(name)) for name in sorted(names)]
-    added = [f"{name} {record.fingerprint}" for name, record in records if record]
+    records = {name: index.caption_record(name) for name in sorted(names)}
+    added = [f"{name} {record.fingerprint}" for name, record in records.items() if record]
     return hashlib.sha256("\n".join(added).encode()).hexdigest() if added else ""

@@ -6,7 +6,9 @@ U tokens of a batch, start and end tokens included.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from tessera.pipeline.durable import write_text
 from tessera.pipeline.index.arrow_file import column_view, list_parts, map_batch
 from tessera.pipeline.index.text_reduction import ChooseTokens, truncated
 
@@ -23,6 +26,7 @@ SOT = 49406
 """Start-of-text token of the CLIP vocabulary."""
 EOT = 49407
 """End-of-text token of the CLIP vocabulary."""
+_RECORD_VERSION = 1
 MAX_TOKENS = 253
 """Ids stored of a caption; with SOT and EOT a context of 255."""
 
@@ -34,6 +38,69 @@ CAPTION_SCHEMA = pa.schema(
     ]
 )
 """One row per text; `sample` is the row of its owner, ascending."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CaptionRecord:
+    """Origin and extent of a caption source that was added to an index: the JSON beside its file.
+
+    A source does not change the index's fingerprint. It names the state of the index that it was
+    joined to, and has a fingerprint of its own, which a run's checkpoint records.
+    """
+
+    index_fingerprint: str
+    """Of the index whose samples own the texts."""
+    fingerprint: str
+    """SHA-256 (hex) over the texts, their token ids and their owners."""
+    tokenizer: str
+    """Which tokenizer made the token ids."""
+    inputs: tuple[dict[str, Any], ...]
+    """Name, size in bytes and CRC-32 of the first and last 64 KiB of each file read."""
+    join: str
+    """How rows found their samples: key, url or row."""
+    num_texts: int
+    """Texts in the source."""
+    num_samples: int
+    """Samples with at least one text."""
+    coverage: float
+    """The same as a share of the index's samples, 0 to 1."""
+    counts: dict[str, int]
+    """What became of the rows and texts of the input; see `ImportReport`."""
+
+
+def record_path(captions: Path) -> Path:
+    """Where the record of `captions/<source>.arrow` lies."""
+    return captions.with_suffix(".json")
+
+
+def write_record(captions: Path, record: CaptionRecord) -> None:
+    """Write the record of a caption file.
+
+    Raises:
+        OSError: it could not be written; an older one is as it was.
+    """
+    content = {"format_version": _RECORD_VERSION, **asdict(record)}
+    write_text(record_path(captions), json.dumps(content, indent=1) + "\n")
+
+
+def read_record(captions: Path) -> CaptionRecord | None:
+    """The record of a caption file; None for one that was written with the index.
+
+    Raises:
+        ValueError: it is damaged or of another format version.
+    """
+    path = record_path(captions)
+    if not path.is_file():
+        return None
+    hint = f"add the source again with `python tools/add_captions.py INDEX {captions.stem} ...`"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version = content.pop("format_version")
+        if version == _RECORD_VERSION:
+            return CaptionRecord(**{**content, "inputs": tuple(content["inputs"])})
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}); {hint}") from error
+    raise ValueError(f"{path} has format version {version}, not {_RECORD_VERSION}; {hint}")
 
 
 class CaptionTable:
@@ -128,14 +195,6 @@ class CaptionTable:
         first, count = self.span(ids)
         offsets = _offsets(count)
         return np.arange(offsets[-1]) + np.repeat(first - offsets[:-1], count), offsets
-
-    def of_samples(self, first: int, last: int) -> pa.RecordBatch:
-        """The rows of the samples first .. last - 1, with owners counted from `first`."""
-        start, stop = np.searchsorted(self.sample, [first, last]).tolist()
-        batch = self._batch.slice(start, stop - start)
-        place = batch.schema.get_field_index("sample")
-        owners = pa.array(self.sample[start:stop] - first)
-        return batch.set_column(place, batch.schema.field(place), owners)
 
     def texts(self, rows: NDArray[np.int64]) -> list[str]:
         """The texts at `rows` of this table, surrounding whitespace removed, otherwise as found."""

@@ -182,11 +182,12 @@ class DelimitedTable:
                 "that hold the separator"
             )
             return BadRow(where, Problem.UNREADABLE, detail)
-        if max(places, default=0) >= len(record):
+        try:
+            values: list[Any] = [record[place] for place in places]
+        except IndexError:
             detail = f"it has no column {max(places) + 1}, only {len(record)}"
             return BadRow(where, Problem.UNREADABLE, detail)
-        values: list[object] = [record[place] for place in places]
-        if not all(is_storable(record[place]) for place in places):
+        if not is_storable("".join(values)):
             encoding = self._format[0].removesuffix("-sig").upper()
             detail = f"it is not {encoding}; name another --encoding, such as cp1252"
             return BadRow(where, Problem.ENCODING, detail)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tessera.pipeline.index.caption_mix import CaptionMix
-from tessera.pipeline.index.text_embeddings import EncoderRecord, open_text_embeddings
+from tessera.pipeline.index.embeddings import EncoderRecord, open_text_embeddings
 
 
 class EmbeddingMix:

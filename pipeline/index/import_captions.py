@@ -23,11 +23,16 @@ from numpy.typing import NDArray
 
 from tessera.pipeline.durable import sync_folder, work_folder
 from tessera.pipeline.index import CAPTIONS_DIR, DEFAULT_SOURCE, Index
+from tessera.pipeline.index.arrow_file import TableWriter
 from tessera.pipeline.index.caption_readers import Reader
-from tessera.pipeline.index.caption_record import CaptionRecord, record_path, write_record
-from tessera.pipeline.index.captions import CAPTION_SCHEMA, caption_batch
+from tessera.pipeline.index.captions import (
+    CAPTION_SCHEMA,
+    CaptionRecord,
+    caption_batch,
+    record_path,
+    write_record,
+)
 from tessera.pipeline.index.joined_rows import ImportOptions, ImportReport, JoinedRows, Progress
-from tessera.pipeline.index.spool import TableSpool
 from tessera.pipeline.index.tokenizer import encode_captions
 from tessera.pipeline.storage import head_tail_crc32
 from tessera.pipeline.workers import map_in_processes
@@ -77,7 +82,7 @@ def import_captions(
         folder = Path(made)
         rows.read(reader, report, progress)
         rows.match(report)
-        spool = TableSpool(folder, "captions", CAPTION_SCHEMA)
+        spool = TableWriter(folder, "captions", CAPTION_SCHEMA)
         for encoded in _encoded(rows.by_sample(), options):
             report.num_texts += len(encoded.texts)
             report.num_short += encoded.num_short

@@ -116,6 +116,7 @@ class JoinedRows:
         self._index, self._options = index, options
         self._sources = names if options.join == "key" and len(names) > 1 else []
         self._usual = names.index(options.source) if options.source else -1
+        self._loaded: set[str] = set()
         self._values = None
         if options.join in ("key", "url"):
             by_key = options.join == "key"
@@ -200,7 +201,7 @@ class JoinedRows:
             pa.array(np.arange(count) + batch.first_row),
             pa.array(keys, pa.large_string()),
             pa.array(sources),
-            pa.array([batch.place_of(row) if self._sources else "" for row in range(count)]),
+            pa.array(map(batch.place_of, range(count)) if self._sources else [""] * count),
             pa.array([[text.strip() for text in texts] for texts in batch.texts], _GIVEN[4].type),
         ]
         return pa.RecordBatch.from_arrays(columns, schema=_GIVEN)
@@ -220,7 +221,9 @@ class JoinedRows:
         """Put batches at the end of a table, which the first one makes."""
         for batch in batches:
             self._database.register("batch", batch)
-            self._run(f"CREATE TABLE IF NOT EXISTS {name} AS FROM batch LIMIT 0")
+            if name not in self._loaded:
+                self._run(f"CREATE TABLE {name} AS FROM batch LIMIT 0")
+                self._loaded.add(name)
             self._run(f"INSERT INTO {name} FROM batch")
 
     def _check_sources(self) -> None:

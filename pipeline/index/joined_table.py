@@ -12,13 +12,13 @@ import duckdb
 from tessera.pipeline.index.arrow_tables import open_parquet
 from tessera.pipeline.index.cells import MAX_TEXT_CHARACTERS
 from tessera.pipeline.index.sql_columns import (
+    first_line,
     id_text,
     identifier,
     kind_of,
     quoted,
     without_empties,
 )
-from tessera.pipeline.index.sql_syntax import first_line
 
 MATCHED_BY = "joined_on"
 """Name of the column that rows are matched by, as text."""

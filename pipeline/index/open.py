@@ -7,6 +7,7 @@ An index is a folder that `tools/index_shards.py` writes:
     captions/<source>.json    where a source that was added later comes from
     columns/<name>.arrow      optional: one value per sample, such as its url or sha256
     rejected.arrow            one row per sample that cannot be used, with the reason
+    scans/<shard>.arrow       what a scan of each shard found; only indexing again reads them
     index.json                shards, counts, fingerprint
 
 The row of a sample in `samples.arrow` is its id everywhere else.
@@ -17,7 +18,7 @@ from __future__ import annotations
 import itertools
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,8 +30,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from tessera.pipeline.index.arrow_file import column_view, map_batch
-from tessera.pipeline.index.caption_record import CaptionRecord, read_record
-from tessera.pipeline.index.captions import CaptionTable
+from tessera.pipeline.index.captions import CaptionRecord, CaptionTable, read_record
 from tessera.pipeline.index.options import ScanOptions
 from tessera.pipeline.index.shard_record import ShardRecord, shard_records
 from tessera.pipeline.storage import file_crc32, folder_of, stem_of
@@ -255,11 +255,8 @@ class Index:
             raise ValueError(f"{msg}: {_listed(changed)}; {self._how_to_reindex()}")
 
     def _how_to_reindex(self) -> str:
-        folders = sorted({(folder_of(record.location), record.source) for record in self.shards})
-        places = [f"{source}={folder}" if source else folder for folder, source in folders]
-        words = ["tools/index_shards.py", *places, "--out", str(self.directory)]
-        words += self.scan_options.command_line
-        return f"index again with `python {shlex.join(words)}`"
+        sources = {record.location: record.source for record in self.shards}
+        return f"index again with `{index_command(sources, self.directory, self.scan_options)}`"
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Map the files again in the process that unpickles this."""
@@ -302,6 +299,23 @@ def open_index(index_dir: Path) -> Index:
         if not (index.shard[first:last] == number).all():
             raise ValueError(_damaged(directory, f"rows of shard {number} name another one"))
     return index
+
+
+def index_command(
+    sources: Mapping[str, str], directory: Path, options: ScanOptions, *more: str
+) -> str:
+    """The command that makes an index.
+
+    Args:
+        sources: source of each shard by its location, "" if there is but one.
+        directory: folder of the index.
+        options: what is read from every sample.
+        more: words at its end.
+    """
+    folders = sorted({(folder_of(location), source) for location, source in sources.items()})
+    places = [f"{source}={folder}" if source else folder for folder, source in folders]
+    words = ["tools/index_shards.py", *places, "--out", str(directory), *options.command_line]
+    return f"python {shlex.join([*words, *more])}"
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:

@@ -3,13 +3,38 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tessera.pipeline.index.merge import Merged
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from tessera.pipeline.index.arrow_file import lengths, list_parts, map_batch
+from tessera.pipeline.index.captions import CAPTION_SCHEMA, MAX_TOKENS
+from tessera.pipeline.index.join import CAPTIONS_FILE
+from tessera.pipeline.index.open import (
+    COLUMN_FIELD,
+    COLUMNS_DIR,
+    REJECTED_FILE,
+    REJECTED_SCHEMA,
+    SAMPLE_SCHEMA,
+    SAMPLES_FILE,
+)
+from tessera.pipeline.index.options import DHASH, SHA256
+from tessera.pipeline.index.queries import Histogram, Queries, Repetition
 from tessera.pipeline.index.rejection import Rejection
-from tessera.pipeline.index.survey import Histogram, Repetition
+from tessera.pipeline.index.shard_record import ShardRecord, absolute_location
+
+_NUM_EXAMPLES = 3
+_HISTOGRAMS = {
+    "shorter_side": ("least(width, height)", 16, 8192, 4),
+    "aspect_ratio": ("greatest(width, height) / least(width, height)", 1, 8, 8),
+    "file_kib": ("size / 1024", 1, 4096, 4),
+}
+"""Expression, first and last edge, bins an octave."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,29 +128,71 @@ class IndexReport:
         }
 
 
-def make_report(merged: Merged, index_dir: Path, **given: Any) -> IndexReport:
-    """The report of an index that was written; `given` are the fields that it does not tell."""
-    survey = merged.survey
-    sizes: Counter[str] = Counter()
-    for record in sorted(merged.shards, key=lambda each: each.source):
-        sizes[record.source] += record.num_samples
-    return IndexReport(
-        index_dir=index_dir,
-        fingerprint=merged.fingerprint,
-        num_samples=merged.num_samples,
-        num_texts=merged.num_texts,
-        rejections=merged.rejections,
-        examples=merged.examples,
-        source_sizes=dict(sizes),
-        image_size_range=(*survey.width_range, *survey.height_range),
-        image_bytes=survey.image_bytes,
-        tokens_per_text=survey.token_statistics(),
-        num_tokens=tuple(survey.num_tokens.tolist()),
-        histograms={
-            "shorter_side": survey.shorter_side,
-            "aspect_ratio": survey.aspect_ratio,
-            "file_kib": survey.file_kib,
-        },
-        repetitions=merged.repetitions,
-        **given,
+def survey(folder: Path, directory: Path, queries: Queries) -> dict[str, Any]:
+    """What the tables of an index tell of the data set: fields of `IndexReport`.
+
+    Args:
+        folder: of the tables.
+        directory: where the index lies or will lie.
+        queries: answer them.
+    """
+    samples = map_batch(folder / SAMPLES_FILE, SAMPLE_SCHEMA)
+    captions = map_batch(folder / CAPTIONS_FILE, CAPTION_SCHEMA)
+    sizes = samples.select(["width", "height", "size"])
+    ranges = "min(width), max(width), min(height), max(height), sum(size)::BIGINT"
+    *size_range, image_bytes = queries.ask(f"SELECT {ranges} FROM rows", sizes)[0]  # noqa: S608
+    num_tokens = np.zeros(MAX_TOKENS + 1, np.int64)
+    for each in lengths(list_parts(captions.column("tokens"))[0]):
+        num_tokens += np.bincount(each, minlength=len(num_tokens))
+    repetitions = {"text": queries.repetition(captions.column("text"), captions.column("text"))}
+    for name in (SHA256, DHASH):
+        if (path := folder / COLUMNS_DIR / f"{name}.arrow").is_file():
+            values = map_batch(path).column(COLUMN_FIELD)
+            repetitions[name] = queries.repetition(values, samples.column("key"))
+    return {
+        "num_samples": samples.num_rows,
+        "num_texts": captions.num_rows,
+        **rejections_of(folder, directory, queries),
+        "image_size_range": tuple(size_range),
+        "image_bytes": image_bytes,
+        "tokens_per_text": _token_statistics(num_tokens),
+        "num_tokens": tuple(num_tokens.tolist()),
+        "histograms": {name: queries.histogram(sizes, *bins) for name, bins in _HISTOGRAMS.items()},
+        "repetitions": repetitions,
+    }
+
+
+def rejections_of(folder: Path, directory: Path, queries: Queries) -> dict[str, Any]:
+    """Counts of rejected samples by reason, most frequent first, and examples of each."""
+    rejected = map_batch(folder / REJECTED_FILE, REJECTED_SCHEMA)
+    reasons = pa.record_batch([rejected.column("reason")], ["value"])
+    numbers = pa.array(np.arange(rejected.num_rows))
+    numbered = pa.RecordBatch.from_arrays([numbers, *reasons.columns], ["row", "reason"])
+    counted = queries.ask(
+        f"SELECT reason, count(*), min(row, {_NUM_EXAMPLES}) FROM rows GROUP BY reason "  # noqa: S608
+        "ORDER BY count(*) DESC, min(row)",
+        numbered,
     )
+    examples: dict[str, list[Rejection]] = {}
+    for reason, _, first in sorted(counted, key=lambda each: each[2][0]):
+        found = (Rejection(**rejected.slice(row, 1).to_pylist()[0]) for row in first)
+        examples[reason] = [
+            each._replace(shard=absolute_location(each.shard, directory)) for each in found
+        ]
+    return {"rejections": {reason: n for reason, n, _ in counted}, "examples": examples}
+
+
+def _token_statistics(num_tokens: NDArray[np.int64]) -> tuple[float, int, int]:
+    """Mean, 99th percentile and largest number of ids of a text."""
+    total = int(num_tokens.sum())
+    mean = float(num_tokens @ np.arange(len(num_tokens))) / total
+    at = int(np.searchsorted(np.cumsum(num_tokens), 0.99 * total))
+    return mean, at, int(np.flatnonzero(num_tokens)[-1])
+
+
+def source_sizes(shards: Iterable[ShardRecord]) -> dict[str, int]:
+    """Usable samples by source, in the order of their names."""
+    sizes: Counter[str] = Counter()
+    for record in sorted(shards, key=lambda each: each.source):
+        sizes[record.source] += record.num_samples
+    return dict(sizes)

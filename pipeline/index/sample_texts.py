@@ -1,4 +1,4 @@
-"""The texts, the json and the label of one sample, read from its members and checked."""
+"""The picture, texts, json and label of one sample, read from its members and checked."""
 
 from __future__ import annotations
 
@@ -12,15 +12,28 @@ from tessera.pipeline.index.rejection import Reason, RejectedSampleError
 from tessera.pipeline.index.tar_walk import MemberGroup, TarMember
 
 MAX_TEXT_BYTES = 16 * 1024**2
-MOST_NAMED = 10
+_MOST_NAMED = 10
 """Suffixes or fields that a message lists."""
 
 
-def missing(group: MemberGroup, reason: Reason, detail: str) -> RejectedSampleError:
+def _missing(group: MemberGroup, reason: Reason, detail: str) -> RejectedSampleError:
     """A member is not there; where the tar cannot be read on, that is the cause to name."""
     if group.cut_member is not None:
         return RejectedSampleError(Reason.TAR_CUT_SHORT, f"the tar cannot be read on: {detail}")
     return RejectedSampleError(reason, detail)
+
+
+def image_member(group: MemberGroup, options: ScanOptions) -> TarMember:
+    """The member that holds the picture of a sample."""
+    for suffix in options.image_suffixes:
+        if suffix in group.members:
+            return group.members[suffix]
+    names = sorted(group.members)
+    others = ", ".join(f".{suffix}" for suffix in names[:_MOST_NAMED])
+    if len(names) > _MOST_NAMED:
+        others += f" and {len(names) - _MOST_NAMED} more"
+    wanted = ", .".join(options.image_suffixes)
+    raise _missing(group, Reason.MISSING_IMAGE, f"no .{wanted} among {others}")
 
 
 def read_json(file: BinaryIO, group: MemberGroup, options: ScanOptions) -> dict[str, Any]:
@@ -48,7 +61,7 @@ def read_texts(
     reason = Reason.BAD_LABEL if options.captions == "class" else Reason.MISSING_CAPTION
     member = group.members.get(suffix)
     if member is None:
-        raise missing(group, reason, f"the sample has no .{suffix}")
+        raise _missing(group, reason, f"the sample has no .{suffix}")
     if options.json_field:
         texts = _json_texts(document, options.json_field, member.name)
     else:
@@ -98,7 +111,7 @@ def _parse_json(content: str, member: str) -> dict[str, Any]:
 def _json_texts(document: dict[str, Any], json_field: str, member: str) -> list[str]:
     value = texts_at(document, json_field)
     if value is None:
-        names = ", ".join(sorted(document)[:MOST_NAMED]) or "none"
+        names = ", ".join(sorted(document)[:_MOST_NAMED]) or "none"
         detail = f"no field {json_field!r}; it has: {names}"
         raise RejectedSampleError(Reason.MISSING_CAPTION, detail, member)
     texts = [value] if isinstance(value, str) else value

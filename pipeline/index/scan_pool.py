@@ -7,7 +7,7 @@ import multiprocessing
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tessera.pipeline.index.options import ScanOptions
-from tessera.pipeline.index.scan_shard import scan_shard
-from tessera.pipeline.index.scan_store import store_scan
+from tessera.pipeline.index.scan import scan_shard, write_scan
 from tessera.pipeline.storage import file_state, is_remote
 from tessera.pipeline.workers import start_worker, worker_killed
 
@@ -49,8 +48,7 @@ _shared: _Shared | None = None
 
 
 def scan_shards(
-    locations: list[str],
-    folder: Path,
+    shards: Mapping[str, Path],
     options: ScanOptions,
     *,
     num_workers: int,
@@ -59,8 +57,7 @@ def scan_shards(
     """Scan shards and store what is found, each as soon as it is read through.
 
     Args:
-        locations: absolute paths or URLs of the tars.
-        folder: where the scans are stored.
+        shards: file of the scan that is written, by the absolute path or URL of the tar.
         options: what is read and how thoroughly it is checked.
         num_workers: processes, a shard each; 1 scans in this process.
         progress: called with the bytes done and the bytes there are.
@@ -69,10 +66,10 @@ def scan_shards(
         OSError: a shard cannot be read.
         RuntimeError: a worker process was killed.
     """
-    total_bytes = sum(file_state(location).size_bytes for location in locations)
-    num_workers = min(num_workers, len(locations))
+    total_bytes = sum(file_state(location).size_bytes for location in shards)
+    num_workers = min(num_workers, len(shards))
     if num_workers <= 1:
-        _scan_here(locations, folder, options, total_bytes, progress)
+        _scan_here(shards, options, total_bytes, progress)
         return
     methods = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
@@ -87,8 +84,8 @@ def scan_shards(
         try:
             with _interrupts_held():
                 futures = [
-                    pool.submit(_scan_in_worker, location, folder, options)
-                    for location in locations
+                    pool.submit(_scan_in_worker, location, path, options)
+                    for location, path in shards.items()
                 ]
             _watch(futures, shared, total_bytes, progress)
         except BrokenProcessPool as error:
@@ -99,8 +96,7 @@ def scan_shards(
 
 
 def _scan_here(
-    locations: list[str],
-    folder: Path,
+    shards: Mapping[str, Path],
     options: ScanOptions,
     total_bytes: int,
     progress: Callable[[int, int], None],
@@ -112,8 +108,8 @@ def _scan_here(
         done_bytes += num_bytes
         progress(done_bytes, total_bytes)
 
-    for location in locations:
-        _scan_one(location, folder, options, advance)
+    for location, path in shards.items():
+        _scan_one(location, path, options, advance)
 
 
 def _watch(
@@ -153,19 +149,19 @@ def _start_worker(shared: _Shared) -> None:
     start_worker()
 
 
-def _scan_in_worker(location: str, folder: Path, options: ScanOptions) -> None:
+def _scan_in_worker(location: str, path: Path, options: ScanOptions) -> None:
     if _shared is None:
         raise RuntimeError("the worker was not started by scan_shards")
     _shared.advance(0)  # a shard that was waiting in the pool's queue is not begun after a stop
-    _scan_one(location, folder, options, _shared.advance)
+    _scan_one(location, path, options, _shared.advance)
 
 
 def _scan_one(
-    location: str, folder: Path, options: ScanOptions, advance: Callable[[int], None]
+    location: str, path: Path, options: ScanOptions, advance: Callable[[int], None]
 ) -> None:
     """Scan a shard and store what is found; a remote one that breaks off is begun again."""
     if not is_remote(location):
-        store_scan(scan_shard(location, options, advance), folder, options)
+        write_scan(scan_shard(location, options, advance), path, options)
         return
     wait_s = _FIRST_WAIT_S
     for attempt in range(1, _NUM_TRIES + 1):
@@ -177,7 +173,7 @@ def _scan_one(
             advance(num_bytes)
 
         try:
-            store_scan(scan_shard(location, options, count), folder, options)
+            write_scan(scan_shard(location, options, count), path, options)
         except (_StoppedError, MemoryError):
             raise
         except Exception as error:

@@ -34,7 +34,7 @@ class Criteria:
     """Which samples to keep; what is left at its default keeps all."""
 
     where: tuple[str, ...] = ()
-    """Conditions in SQL that must all hold, each counted; see pipeline/selection/sql.py."""
+    """Conditions in SQL that must all hold, each counted; see pipeline/index/tables.py."""
     caption_source: str = "caption"
     """Which texts `text`, `num_captions` and the lengths are of."""
     join: str = ""

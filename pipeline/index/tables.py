@@ -41,11 +41,12 @@ from tessera.pipeline.index.sql_columns import (
     DERIVED,
     DOMAIN,
     WHOLE_NUMBERS,
+    columns_of,
+    first_line,
     kind_of,
     quoted,
     stored,
 )
-from tessera.pipeline.index.sql_syntax import columns_of, first_line
 from tessera.pipeline.index.table_columns import sample_columns
 
 CHUNK_ROWS = 1 << 17

@@ -17,8 +17,8 @@ from safetensors.torch import save
 from tessera.model.pretrained import read_config, read_state_dict
 from tessera.pipeline.crops import CropConfig, draw_windows
 from tessera.pipeline.index import ScanOptions, build_index, open_index
-from tessera.pipeline.index.caption_record import CaptionRecord, write_record
-from tessera.pipeline.index.scan_shard import scan_shard
+from tessera.pipeline.index.captions import CaptionRecord, write_record
+from tessera.pipeline.index.scan import scan_shard
 from tessera.pipeline.reader import ShardReader
 from tessera.training.checkpoint import CheckpointError, load
 from tests.decoder_pictures import encode, photo
@@ -128,7 +128,6 @@ def _use_index(name: str) -> Callable[[Path], Callable[[bytes], object]]:
                 captions.texts(rows)
                 captions.pack(rows, 77)
                 captions.text.to_pylist()
-                captions.of_samples(0, len(ids)).to_pylist()
             for column in index.column_names:
                 index.column(column).to_pylist()
             draws = np.random.default_rng(0).random((len(ids), 32))

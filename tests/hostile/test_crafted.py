@@ -18,7 +18,7 @@ from safetensors.torch import save
 from tessera.model.pretrained import read_config, read_state_dict
 from tessera.pipeline.index import ScanOptions
 from tessera.pipeline.index.rejection import Reason
-from tessera.pipeline.index.scan_shard import ShardScan, scan_shard
+from tessera.pipeline.index.scan import ShardScan, scan_shard
 from tessera.pipeline.index.tokenizer import encode_captions
 from tessera.tools import index_shards
 from tessera.tools.download.causes import Cause, RefusedError
@@ -45,7 +45,7 @@ def scanned(folder: Path, tar: bytes, options: ScanOptions | None = None) -> Sha
 
 
 def keys(scan: ShardScan) -> list[str]:
-    return scan.samples.column("key").to_pylist()
+    return [row["key"] for row in scan.table(["key", "reason"]).to_pylist() if not row["reason"]]
 
 
 def special(kind: bytes, name: str, target: str = "", size: int = 0) -> bytes:

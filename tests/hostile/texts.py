@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from tessera.pipeline.index.caption_readers import TableReader
 from tessera.pipeline.index.laclip import LaclipReader
 from tessera.pipeline.index.tokenizer import encode_captions, encode_pieces
-from tessera.tools.download.table.layout import detect_format
+from tessera.tools.download.table.formats import detect_format
 from tessera.tools.download.table.rows import Tally, read_batches
 from tessera.tools.sharding import SkippedError, SourceOptions, open_source
 from tests.hostile.harness import Parser

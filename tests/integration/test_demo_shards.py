@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -16,188 +15,115 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tessera.pipeline.index import ScanOptions, build_index, open_index
-from tessera.recipes.demo import shards as demo_shards
-from tessera.recipes.demo.captions import class_names
-from tessera.recipes.demo.objects import HELDOUT_PAIRS
-from tessera.recipes.demo.shards import demo_shards_ready, write_demo_shards
+from tessera.pipeline.index import open_index
+from tessera.recipes import demo, demo_scenes
+from tessera.recipes.demo import draw_data
+from tessera.recipes.demo_scenes import HELDOUT, Split, class_name
 
 ROOT = Path(__file__).resolve().parents[2]
-NUM_TRAIN, NUM_HELDOUT = 70, 40
-
-
-def draw(out_dir: Path, *, num_workers: int, seed: int = 0) -> list[int]:
-    reports: list[int] = []
-    write_demo_shards(
-        out_dir,
-        num_train=NUM_TRAIN,
-        num_heldout=NUM_HELDOUT,
-        seed=seed,
-        num_workers=num_workers,
-        progress=reports.append,
-    )
-    return reports
-
-
-def ready(out_dir: Path, *, seed: int = 0) -> bool:
-    return demo_shards_ready(out_dir, num_train=NUM_TRAIN, num_heldout=NUM_HELDOUT, seed=seed)
+SIZES: dict[Split, int] = {"train": 70, "heldout": 40}
 
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out_dir = tmp_path_factory.mktemp("demo") / "shards"
-    draw(out_dir, num_workers=1)
-    return out_dir
+    root = tmp_path_factory.mktemp("demo")
+    draw_data(root, SIZES)
+    return root
 
 
 def members(tar_path: Path) -> dict[str, bytes]:
     with tarfile.open(tar_path) as tar:
+        assert all((m.mtime, m.uid, m.gid, m.uname) == (0, 0, 0, "") for m in tar)
         return {m.name: handle.read() for m in tar if (handle := tar.extractfile(m)) is not None}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_the_same_bytes_for_any_number_of_workers(
+def test_the_same_bytes_for_any_number_of_workers_and_others_for_another_seed(
     drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert sum(draw(tmp_path / "two", num_workers=2)) == NUM_TRAIN + NUM_HELDOUT
-    assert contents(tmp_path / "two") == contents(drawn)
-    monkeypatch.setattr(demo_shards, "SAMPLES_PER_SHARD", 16)
-    draw(tmp_path / "small-1", num_workers=1)
-    draw(tmp_path / "small-3", num_workers=3)
-    assert contents(tmp_path / "small-1") == contents(tmp_path / "small-3")
-    assert len(list((tmp_path / "small-3" / "train").glob("*.tar"))) == 5
+    monkeypatch.setattr(demo, "num_cores", lambda: 1)
+    draw_data(tmp_path / "one", SIZES)
+    assert contents(tmp_path / "one" / "shards") == contents(drawn / "shards")
+    draw_data(tmp_path / "one", SIZES, seed=1)
+    assert contents(tmp_path / "one" / "shards") != contents(drawn / "shards")
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["index", "shards"]
 
 
-def test_another_seed_draws_other_pictures(drawn: Path, tmp_path: Path) -> None:
-    draw(tmp_path / "other", num_workers=2, seed=1)
-    name = "train/00000.tar"
-    assert (tmp_path / "other" / name).read_bytes() != (drawn / name).read_bytes()
+def test_samples_hold_picture_captions_truth_and_label(drawn: Path) -> None:
+    names = (drawn / "shards" / "heldout" / "classnames.txt").read_text().splitlines()
+    assert names == [class_name(*pair) for pair in HELDOUT]
+    keys: list[str] = []
+    for split, size in SIZES.items():
+        files = members(drawn / "shards" / split / "00000.tar")
+        found = [name[:-4] for name in files if name.endswith(".jpg")]
+        keys += found
+        assert len(found) == size == open_index(drawn / "index" / split).num_samples
+        for key in found:
+            facts = json.loads(files[f"{key}.json"])
+            assert files[f"{key}.txt"].decode() == facts["captions"][0]
+            assert len(set(facts["captions"])) == 3
+            with Image.open(io.BytesIO(files[f"{key}.jpg"])) as image:
+                assert (image.format, image.mode) == ("JPEG", "RGB")
+            pair = (facts["scene"]["things"][0]["colour"], facts["scene"]["background"])
+            label = files.get(f"{key}.cls")
+            assert (label is not None) == (split == "heldout") == (pair in HELDOUT)
+            assert label is None or HELDOUT[int(label)] == pair
+    assert len(set(keys)) == len(keys)
 
 
-def test_samples_hold_picture_captions_and_truth(drawn: Path) -> None:
-    train, heldout = members(drawn / "train/00000.tar"), members(drawn / "heldout/00000.tar")
-    keys = [{name.split(".")[0] for name in split} for split in (train, heldout)]
-    assert [len(k) for k in keys] == [NUM_TRAIN, NUM_HELDOUT]
-    assert not keys[0] & keys[1]
-    assert not any(name.endswith(".cls") for name in train)
-    for key, split in [(k, train) for k in keys[0]] + [(k, heldout) for k in keys[1]]:
-        assert re.fullmatch(r"\d{9}", key)
-        record = json.loads(split[f"{key}.json"])
-        assert split[f"{key}.txt"].decode() == record["captions"][0] == record["caption"]
-        assert len(set(record["captions"])) == 3
-        with Image.open(io.BytesIO(split[f"{key}.jpg"])) as image:
-            assert image.size == (record["width"], record["height"])
+def test_pictures_are_drawn_anew_only_when_size_seed_or_drawer_changed(
+    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def times_made() -> list[int]:
+        draw_data(tmp_path, {"train": 3, "heldout": 2})
+        made = ("shards/demo.json", "index/train/index.json", "index/heldout/index.json")
+        return [(tmp_path / name).stat().st_mtime_ns for name in made]
+
+    first = times_made()
+    assert times_made() == first
+    changed = tmp_path / "drawer.py"
+    changed.write_text("other")
+    monkeypatch.setattr(demo_scenes, "__file__", str(changed))
+    # The new shards are as large as the old ones: an index that was kept would pass for theirs.
+    assert all(new > old for new, old in zip(times_made(), first, strict=True))
 
 
-def test_held_out_labels_and_class_files_agree(drawn: Path) -> None:
-    folder = drawn / "heldout"
-    names = (folder / "classnames.txt").read_text().splitlines()
-    assert names == class_names()
-    assert int((folder / "nshards.txt").read_text()) == len(list(folder.glob("*.tar")))
-    templates = (folder / "zeroshot_classification_templates.txt").read_text().splitlines()
-    assert templates
-    assert all("{c}" in line for line in templates)
-    files = members(folder / "00000.tar")
-    for name, label in files.items():
-        if name.endswith(".cls"):
-            truth = json.loads(files[name.replace(".cls", ".json")])["scene"]
-            assert truth["things"][0]["colour"] in names[int(label)]
-            assert HELDOUT_PAIRS[int(label)][1] == truth["background"]
-
-
-def test_tar_members_carry_no_clock_or_user(drawn: Path) -> None:
-    with tarfile.open(drawn / "train/00000.tar") as tar:
-        for member in tar:
-            assert (member.mtime, member.uid, member.gid, member.uname) == (0, 0, 0, "")
-
-
-def test_every_sample_can_be_indexed(drawn: Path, tmp_path: Path) -> None:
-    for split, number in (("train", NUM_TRAIN), ("heldout", NUM_HELDOUT)):
-        shards = sorted((drawn / split).glob("*.tar"))
-        build_index(shards, tmp_path / split, options=ScanOptions(captions="json:captions"))
-        assert open_index(tmp_path / split).num_samples == number
-
-
-def test_ready_only_with_the_same_parameters(drawn: Path, tmp_path: Path) -> None:
-    assert ready(drawn)
-    assert not ready(drawn, seed=1)
-    assert not ready(tmp_path / "absent")
-    assert not demo_shards_ready(drawn, num_train=71, num_heldout=NUM_HELDOUT, seed=0)
-
-
-def test_a_changed_drawing_asks_for_new_data(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo_shards, "DRAWING_VERSION", demo_shards.DRAWING_VERSION + 1)
-    assert not ready(drawn)
-
-
-def test_an_older_demo_set_is_replaced_and_foreign_files_are_not(tmp_path: Path) -> None:
-    draw(tmp_path / "set", num_workers=1, seed=1)
-    draw(tmp_path / "set", num_workers=1, seed=0)
-    assert ready(tmp_path / "set")
-    assert [path.name for path in tmp_path.iterdir()] == ["set"]
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(FileExistsError, match="not a demo data set"):
-        draw(tmp_path / "mine", num_workers=1)
-    assert (tmp_path / "mine" / "thesis.txt").exists()
-
-
-@pytest.mark.parametrize("num_workers", [1, 2])
-def test_an_interrupted_run_leaves_nothing(tmp_path: Path, num_workers: int) -> None:
-    def interrupt(_: int) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_demo_shards(
-            tmp_path / "set",
-            num_train=2000,
-            num_heldout=10,
-            num_workers=num_workers,
-            progress=interrupt,
-        )
-    assert list(tmp_path.iterdir()) == []
+def test_foreign_files_are_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "thesis.txt").write_text("years of work")
+    with pytest.raises(FileExistsError, match=r"not the demo's \(no demo\.json\)"):
+        draw_data(tmp_path, SIZES)
+    assert (tmp_path / "shards" / "thesis.txt").exists()
 
 
 @pytest.mark.parametrize("whole_group", [True, False])
-def test_ctrl_c_ends_the_workers_at_once_and_quietly(tmp_path: Path, whole_group: bool) -> None:
-    program = f"""
-import sys
-from pathlib import Path
-from tessera.recipes.demo.shards import write_demo_shards
-try:
-    write_demo_shards(Path({str(tmp_path / "set")!r}), num_train=100000, num_heldout=10,
-                      num_workers=2, progress=lambda n: print(n, flush=True))
-except KeyboardInterrupt:
-    sys.exit(130)
-"""
+def test_ctrl_c_ends_the_workers_at_once_and_leaves_nothing(
+    tmp_path: Path, whole_group: bool
+) -> None:
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom tessera.recipes import demo\n"
+        "demo.num_cores = lambda: 2\n"
+        "try:\n    demo.draw_data(Path(sys.argv[1]), {'train': 100_000, 'heldout': 10})\n"
+        "except KeyboardInterrupt:\n    sys.exit(130)\n"
+    )
     child = subprocess.Popen(
-        [sys.executable, "-c", program],
+        [sys.executable, "-c", program, str(tmp_path)],
         cwd=ROOT,
-        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
-    assert child.stdout is not None
-    child.stdout.readline()
+    first = tmp_path / ".shards.partial" / "content" / "new" / "train" / "00000.tar"
+    deadline = time.monotonic() + 60
+    while not first.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
     start = time.monotonic()
     (os.killpg if whole_group else os.kill)(child.pid, signal.SIGINT)
-    _, errors = child.communicate(timeout=30)
-    assert time.monotonic() - start < 10
+    _, errors = child.communicate(timeout=60)
+    assert time.monotonic() - start < 20
     assert child.returncode == 130
     assert "Traceback" not in errors
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(ProcessLookupError):
-        os.killpg(child.pid, 0)
-
-
-def test_senseless_numbers_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="num_workers"):
-        draw(tmp_path / "set", num_workers=0)

@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from tessera.tools.download.causes import Cause, classify
-from tessera.tools.download.finished import read_outcomes
+from tessera.tools.download.shards import ShardBook
 from tests.hostile_server import BAD_URLS, KINDS, PICTURES, HostileServer, size_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -204,10 +204,11 @@ def samples(shards: Path) -> dict[int, dict[str, bytes]]:
 def outcomes(out: Path) -> dict[int, Cause | None]:
     """What became of each row; each is there once."""
     found: dict[int, Cause | None] = {}
-    for table in read_outcomes(out):
-        for row in table.to_pylist():
-            assert row["row_id"] not in found
-            found[row["row_id"]] = classify(row["status"], row["error_message"])
+    book = ShardBook(out)
+    book.refresh()
+    for row in book.metadata().to_table().to_pylist():
+        assert row["row_id"] not in found
+        found[row["row_id"]] = classify(row["status"], row["error_message"])
     return found
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from tessera.model.text_encoders import open_text_encoder
 from tessera.pipeline.index import open_index
-from tessera.pipeline.index.text_embeddings import EmbeddingWriter, open_text_embeddings
+from tessera.pipeline.index.embeddings import EmbeddingWriter, open_text_embeddings
 from tessera.tools import embed_captions
 from tests.conftest import write_tar
 from tests.tiny_models import save_llama

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 import train
 from tessera.pipeline.index import open_index
-from tessera.pipeline.index.text_embeddings import EncoderRecord, write_text_embeddings
+from tessera.pipeline.index.embeddings import EncoderRecord, write_text_embeddings
 from tessera.tools import embed_captions, evaluate
 from tessera.training.metrics import read_records
 from tests.tiny_models import save_llama
@@ -81,6 +81,17 @@ def losses(run_dir: Path) -> list[float]:
     [
         (),
         ("--text-side.keep-text", "--accumulation", "2"),
+        (
+            "--text-side.tune",
+            "lora",
+            "--text-side.keep-text",
+            "--image-side.tune",
+            "last",
+            "--image-side.last-blocks",
+            "1",
+            "--optim.image-learning-rate",
+            "1e-4",
+        ),
         ("--image-side.tune", "lora", "--image-side.lora-rank", "2"),
         ("--image-side.tune", "frozen", "--text-side.embed-dim", "48"),
         ("--image-side.self-distillation", "0.5", "--optim.ema-samples", "32"),

@@ -109,7 +109,7 @@ def start_tool(out: Path) -> tuple[subprocess.Popen[str], list[str]]:
 
 def wait_for_scans(work: Path, count: int) -> None:
     deadline = time.monotonic() + 60
-    while len(list(work.glob("scans/*/scan.json"))) < count and time.monotonic() < deadline:
+    while len(list(work.glob("scans/*.arrow"))) < count and time.monotonic() < deadline:
         time.sleep(0.01)
 
 

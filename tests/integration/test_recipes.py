@@ -73,6 +73,16 @@ def test_without_its_data_a_recipe_names_the_way_to_them(
     assert "--mini" in message
 
 
+def test_of_a_mixture_the_set_that_is_missing_is_named_with_the_way_to_it(
+    coloured_index: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--data.train", f"{coloured_index}=1", "data/cc12m/index=2"]
+    assert train.main(["cluster-rgb-03", *words, "--run-dir", str(tmp_path / "run")]) == 2
+    message = capsys.readouterr().err
+    assert "there is no index at data/cc12m/index" in message
+    assert str(coloured_index) not in message
+
+
 def test_the_list_names_every_recipe() -> None:
     command = [sys.executable, train.__file__, "--list"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -98,3 +98,20 @@ def test_no_giant_function() -> None:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 length = (node.end_lineno or 0) - node.lineno + 1
                 assert length <= 80, f"{path}:{node.lineno} {node.name} has {length} lines"
+
+
+@pytest.mark.parametrize("words", [["--list"], ["cluster-rgb-03", "--help"]])
+def test_what_needs_no_model_is_answered_without_importing_torch(words: list[str]) -> None:
+    """Importing torch and open_clip takes seconds; a test of seconds would hang on the machine."""
+    program = (
+        "import runpy, sys\n"
+        f"sys.argv = ['train.py', *{words!r}]\n"
+        "try:\n    runpy.run_path('train.py', run_name='__main__')\n"
+        "except SystemExit as end:\n    assert not end.code, end.code\n"
+        "found = {'torch', 'open_clip', 'timm', 'transformers'} & set(sys.modules)\n"
+        "sys.exit(', '.join(sorted(found)) or 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from importlib import import_module
 
 import numpy as np
+import torch
 from PIL import Image
 
 from tessera.pipeline.index.dataset import open_dataset
@@ -141,5 +142,13 @@ def _decoders() -> dict[str, Callable[[bytes], object]]:
         turbojpeg = import_module("turbojpeg").TurboJPEG()
         found["PyTurboJPEG"] = lambda data: turbojpeg.decode(data, pixel_format=0)
     except (ImportError, RuntimeError, OSError):  # the library itself may be missing
+        pass
+    try:
+        io_of_torchvision = import_module("torchvision.io")
+        found["torchvision.io"] = lambda data: io_of_torchvision.decode_jpeg(
+            torch.frombuffer(bytearray(data), dtype=torch.uint8),
+            mode=io_of_torchvision.ImageReadMode.RGB,
+        )
+    except (ImportError, RuntimeError, OSError):  # built for another torch
         pass
     return found

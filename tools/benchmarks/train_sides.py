@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from tessera.model import build_clip, clip_loss
 from tessera.model.config import clip_config
 from tessera.model.execution import configure
+from tessera.tools.benchmarks.peak_memory import forget_peak, peak_memory
 from tessera.tools.benchmarks.side import UnavailableError, Work
-from tessera.tools.benchmarks.train_memory import forget_peak, peak_memory
 from tessera.training.config import OptimConfig
 from tessera.training.optim import build_optimizer
 from tessera.training.precision import TYPES, Precision

@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, Protocol
 
+import psutil
 import torch
 
 from tessera.tools.benchmarks.side import Side, UnavailableError
@@ -228,44 +228,24 @@ def _timed(side: Side, num_batches: int) -> Turn:
     return turn
 
 
-def _tree() -> list[int]:
+def _tree() -> list[psutil.Process]:
     """This process and its descendants."""
-    children: dict[int, list[int]] = {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                text = (folder / "stat").read_text(encoding="utf-8", errors="replace")
-            except OSError:
-                continue
-            children.setdefault(int(text.rpartition(")")[2].split()[1]), []).append(
-                int(folder.name)
-            )
-    found = [os.getpid()]
-    for process in found:
-        found += children.get(process, [])
-    return found
+    own = psutil.Process()
+    return [own, *own.children(recursive=True)]
 
 
 def _cpu_s() -> float:
-    ticks = 0
+    seconds = 0.0
     for process in _tree():
-        try:
-            text = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            continue
-        user, system = text.rpartition(")")[2].split()[11:13]
-        ticks += int(user) + int(system)
-    return ticks / os.sysconf("SC_CLK_TCK")
+        with contextlib.suppress(psutil.Error):  # a worker may end meanwhile
+            times = process.cpu_times()
+            seconds += times.user + times.system
+    return seconds
 
 
 def _memory_bytes() -> int:
     total = 0
     for process in _tree():
-        try:
-            text = Path(f"/proc/{process}/smaps_rollup").read_text(encoding="ascii")
-        except OSError:
-            continue
-        total += sum(
-            int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("Pss:")
-        )
+        with contextlib.suppress(psutil.Error):
+            total += process.memory_full_info().pss
     return total

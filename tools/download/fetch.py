@@ -9,16 +9,13 @@ behind a proxy, the address that is fetched from could not be checked.
 from __future__ import annotations
 
 import asyncio
-import email.utils
 import errno
 import random
 import socket
 import ssl
 import threading
 import time
-import zlib
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from functools import cache
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -27,12 +24,14 @@ from weakref import WeakValueDictionary
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.http_exceptions import ContentEncodingError
 from yarl import URL
 
 from tessera.tools.download.addresses import follow, may_connect, parse_url
-from tessera.tools.download.causes import Cause, RefusedError, cause_of_http_status
-from tessera.tools.download.image_kind import image_kind
-from tessera.tools.download.opt_out import agent_token, opts_out
+from tessera.tools.download.causes import Cause, RefusedError
+from tessera.tools.download.headers import agent_token, cause_of_status, opts_out, retry_after_s
+from tessera.tools.download.job import FetchLimits
+from tessera.tools.download.upright import image_kind
 
 _MAX_REDIRECTS = 8
 _BACKOFF_S = 0.5  # before the first further try; then twice as long each time, times 0.5 to 1.5
@@ -41,28 +40,10 @@ _KEEP_CONNECTION_S = 2.0  # an idle one is an open file, and most hosts are not 
 _MOST_HOSTS = 50_000
 _MOST_HEADER_BYTES = 1 << 16
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_DECODERS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
-_RAW_DEFLATE = -15
+_ENCODINGS = ("", "identity", "gzip", "x-gzip", "deflate")
 _NO_HOST = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", -5), socket.EAI_FAIL}
 
 Lookup = Callable[[str], list[Any]]  # A host's addresses in the form of `socket.getaddrinfo`
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FetchLimits:
-    """What one fetch may take, and how the downloader names itself."""
-
-    timeout_s: float  # Seconds that one wait on the network may take
-    deadline_s: float  # Seconds that one try may take, redirects included
-    max_bytes: int  # Bytes of content at most, both as sent and unpacked
-    retries: int  # Further tries after a failure that may pass
-    user_agent: str  # What the downloader calls itself
-    respect_opt_out: bool  # Leave out what its server's headers reserve
-    allow_addresses: tuple[str, ...] = ()
-    """Networks (CIDR) that may be fetched from although they are not public."""
-    connections: int = 64  # Fetches at the same time
-    per_host: int = 32
-    """Fetches from one host at the same time; hosts in `allow_addresses` are exempt."""
 
 
 @cache
@@ -98,28 +79,25 @@ class Resolver(AbstractResolver):
     hosts over and over. `getaddrinfo` has no time limit, so each lookup has a thread of its own.
     """
 
-    def __init__(
-        self, timeout_s: float, may: Callable[[str, int], bool], lookup: Lookup = system_lookup
-    ) -> None:
+    def __init__(self, timeout_s: float, lookup: Lookup) -> None:
         self._timeout_s = timeout_s
-        self._may = may
         self._lookup = lookup
-        self._kept: dict[str, tuple[float, asyncio.Future[list[Any] | socket.gaierror]]] = {}
+        self._kept: dict[str, asyncio.Future[list[Any] | socket.gaierror]] = {}
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        """The addresses of a host that may be connected to, or all where none may.
+        """The addresses of a host.
 
         Raises:
             socket.gaierror: there is no such host, or no answer in time.
         """
-        expiry, answer = self._kept.get(host, (0.0, None))
-        if answer is None or time.monotonic() >= expiry:
+        if (answer := self._kept.get(host)) is None:
             if len(self._kept) >= _MOST_HOSTS:
                 self._kept.clear()
-            answer = asyncio.get_running_loop().create_future()
-            self._kept[host] = (time.monotonic() + _KEEP_HOST_S, answer)
+            loop = asyncio.get_running_loop()
+            answer = self._kept[host] = loop.create_future()
+            loop.call_later(_KEEP_HOST_S, self._kept.pop, host, None)
             threading.Thread(target=self._ask, args=(host, answer), daemon=True).start()
         try:
             found = await asyncio.wait_for(asyncio.shield(answer), self._timeout_s)
@@ -129,12 +107,10 @@ class Resolver(AbstractResolver):
             if found.errno not in _NO_HOST:
                 self._kept.pop(host, None)
             raise found.with_traceback(None)
-        addresses = [(family, str(place[0]).partition("%")[0]) for family, *_, place in found]
-        allowed = [each for each in addresses if self._may(each[1], port)] or addresses
         return [
-            {"hostname": host, "host": address, "port": port, "family": family,
-             "proto": 0, "flags": socket.AI_NUMERICHOST}
-            for family, address in allowed
+            {"hostname": host, "host": str(place[0]).partition("%")[0], "port": port,
+             "family": family, "proto": 0, "flags": socket.AI_NUMERICHOST}
+            for family, *_, place in found
         ]  # fmt: skip
 
     async def close(self) -> None:
@@ -164,13 +140,13 @@ class Fetcher:
         lookup: Lookup = system_lookup,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self.limits = limits  # What one fetch may take
+        self.limits = limits
         self._sleep = sleep
         self._lookup = lookup
         self._allowed = tuple(ip_network(network) for network in limits.allow_addresses)
         self._agent = agent_token(limits.user_agent)
         self._hosts: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
-        self._slots = asyncio.Semaphore(limits.connections)
+        self._slots = asyncio.Semaphore(limits.threads)
         self._session: aiohttp.ClientSession | None = None
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
@@ -210,7 +186,7 @@ class Fetcher:
                 except RefusedError as refused:
                     error = refused
                 wait_s = _BACKOFF_S * 2**attempt * random.uniform(0.5, 1.5)
-                wait_s = max(error.retry_after_s or 0.0, wait_s)
+                wait_s = max(error.retry_after_s, wait_s)
                 # A host that used up a whole deadline is not retried here; retry_failed does that.
                 is_over = time.monotonic() - began >= self.limits.deadline_s
                 is_last = attempt == self.limits.retries or is_over
@@ -224,7 +200,7 @@ class Fetcher:
             own = any(ip_address(host) in network for network in self._allowed)
         except ValueError:
             own = False
-        most = self.limits.connections if own else self.limits.per_host
+        most = self.limits.threads if own else self.limits.per_host
         return self._hosts.setdefault(host, asyncio.Semaphore(most))
 
     async def _try_once(self, target: URL) -> bytes:
@@ -259,14 +235,13 @@ class Fetcher:
         connector = aiohttp.TCPConnector(
             limit=0,
             ssl=tls_context(),
-            resolver=Resolver(wait_s, self._may, self._lookup),
+            resolver=Resolver(wait_s, self._lookup),
             use_dns_cache=False,
             keepalive_timeout=_KEEP_CONNECTION_S,
             socket_factory=self._open_socket,
         )
         return aiohttp.ClientSession(
             connector=connector,
-            auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=wait_s, sock_read=wait_s),
             max_line_size=_MOST_HEADER_BYTES,
@@ -278,12 +253,9 @@ class Fetcher:
             },
         )
 
-    def _may(self, address: str, port: int) -> bool:
-        return may_connect(ip_address(address), port, self._allowed)
-
     def _open_socket(self, info: tuple[Any, ...]) -> socket.socket:
         family, kind, protocol, _, place = info
-        if not self._may(place[0].partition("%")[0], place[1]):
+        if not may_connect(ip_address(place[0].partition("%")[0]), place[1], self._allowed):
             raise _AddressError("not a public address, or a port that is not the web's")
         opened = socket.socket(family, kind, protocol)
         opened.setblocking(False)
@@ -292,57 +264,54 @@ class Fetcher:
     def _check_head(self, answer: aiohttp.ClientResponse) -> None:
         if not 200 <= answer.status <= 299:
             raise RefusedError(
-                cause_of_http_status(answer.status),
+                cause_of_status(answer.status),
                 f"HTTP {answer.status}",
-                retry_after_s=_retry_after_s(answer.headers.get("Retry-After")),
+                retry_after_s=retry_after_s(answer.headers.get("Retry-After")),
             )
         if self.limits.respect_opt_out and opts_out(answer.headers, self._agent):
             raise RefusedError(Cause.OPT_OUT, "reserved by its server's headers")
         if (answer.content_length or 0) > self.limits.max_bytes:
             raise RefusedError(Cause.TOO_MANY_BYTES, "by its announced length")
+        if answer.headers.get("Content-Encoding", "").strip().lower() not in _ENCODINGS:
+            raise RefusedError(Cause.UNSUPPORTED_IMAGE, "an unknown content encoding")
 
     async def _read_body(self, answer: aiohttp.ClientResponse) -> bytes:
-        encoding = answer.headers.get("Content-Encoding", "").strip().lower()
-        if encoding not in ("", "identity", *_DECODERS):
-            raise RefusedError(Cause.UNSUPPORTED_IMAGE, "an unknown content encoding")
         body = bytearray()
-        async for part in answer.content.iter_any():
+        async for part in answer.content.iter_any():  # unpacked by aiohttp, in bounded parts
             body += part
             if len(body) > self.limits.max_bytes:
                 raise RefusedError(Cause.TOO_MANY_BYTES, "more than the limit")
-        if encoding not in _DECODERS or not body:
-            return bytes(body)
-        return _decoded(bytes(body), encoding, self.limits.max_bytes)
+        return bytes(body)
 
 
-_ERRNO_TEXTS = {
+_ERRNOS = {
     **dict.fromkeys((errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE), "reset"),
     **dict.fromkeys((errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL), "unreachable"),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "too many open files on this machine"),
     errno.ECONNREFUSED: "refused",
 }
 # The first that fits; several of these are subclasses of others further down.
-_ERRORS: tuple[tuple[type[Exception], Cause, str], ...] = (
+_ERRORS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], Cause, str], ...] = (
     (_AddressError, Cause.ADDRESS_REFUSED, "not a public address, or a port that is not the web's"),
     (TimeoutError, Cause.TIMEOUT, "no answer in time"),
     (ssl.CertificateError, Cause.TLS, "the certificate is not valid"),
-    (ssl.SSLEOFError, Cause.CONNECTION, "closed by the server"),
-    (ssl.SSLZeroReturnError, Cause.CONNECTION, "closed by the server"),
+    ((ssl.SSLEOFError, ssl.SSLZeroReturnError), Cause.CONNECTION, "closed by the server"),
     (ssl.SSLError, Cause.TLS, "the handshake failed"),
     (ConnectionError, Cause.CONNECTION, "reset"),
     (aiohttp.ServerDisconnectedError, Cause.CONNECTION, "closed without an answer"),
+    (ContentEncodingError, Cause.DAMAGED_IMAGE, "the content encoding is damaged"),
     (aiohttp.ClientPayloadError, Cause.INCOMPLETE, "shorter than announced"),
-    (aiohttp.ClientResponseError, Cause.HTTP_ERROR, "the answer is not HTTP"),
     (aiohttp.InvalidURL, Cause.BAD_URL, "not a URL"),
-    (ValueError, Cause.HTTP_ERROR, "the answer is not HTTP"),
+    ((aiohttp.ClientResponseError, ValueError), Cause.HTTP_ERROR, "the answer is not HTTP"),
 )
 
 
 def _network_error(error: Exception) -> RefusedError:
     inner: Any = getattr(error, "certificate_error", None) or getattr(error, "os_error", None)
     if inner is None and isinstance(error, aiohttp.ClientPayloadError):
-        lost = isinstance(error.__context__ or error.__cause__, ConnectionError)
-        inner = ConnectionResetError() if lost or "ConnectionReset" in str(error) else None
+        below = error.__cause__ or error.__context__
+        inner = below if isinstance(below, ConnectionError | ContentEncodingError) else None
+        inner = ConnectionResetError() if "ConnectionReset" in str(error) else inner
     inner = inner or error
     if isinstance(inner, socket.gaierror):
         if inner.errno in _NO_HOST:
@@ -350,39 +319,7 @@ def _network_error(error: Exception) -> RefusedError:
         return RefusedError(Cause.DNS_TEMPORARY, "the name server did not answer")
     if isinstance(inner, aiohttp.ClientResponseError) and "Data after" in inner.message:
         return RefusedError(Cause.DAMAGED_IMAGE, "longer than announced")
-    if isinstance(inner, OSError) and inner.errno in _ERRNO_TEXTS:
-        return RefusedError(Cause.CONNECTION, _ERRNO_TEXTS[inner.errno])
-    for kind, cause, detail in _ERRORS:
-        if isinstance(inner, kind):
-            return RefusedError(cause, detail)
-    return RefusedError(Cause.CONNECTION, "failed")
-
-
-def _retry_after_s(value: str | None) -> float | None:
-    """Seconds that a Retry-After header asks for: a number or a date."""
-    if not value:
-        return None
-    if value.strip().isdecimal():
-        return float(value)
-    try:
-        when = email.utils.parsedate_to_datetime(value)
-    except (ValueError, TypeError):
-        return None
-    return max(0.0, when.timestamp() - time.time())
-
-
-def _decoded(body: bytes, encoding: str, max_bytes: int) -> bytes:
-    """Undo gzip or deflate; some servers mean the raw stream by `deflate`."""
-    window = _DECODERS[encoding]
-    if window == _DECODERS["deflate"] and (body[0] & 0x0F != 8 or int.from_bytes(body[:2]) % 31):
-        window = _RAW_DEFLATE
-    decoder = zlib.decompressobj(window)
-    try:
-        data = decoder.decompress(body, max_bytes + 1)
-    except zlib.error:
-        raise RefusedError(Cause.DAMAGED_IMAGE, "the content encoding is damaged") from None
-    if len(data) > max_bytes:
-        raise RefusedError(Cause.TOO_MANY_BYTES, "more than the limit when unpacked")
-    if not decoder.eof:
-        raise RefusedError(Cause.INCOMPLETE, "the packed content is cut short")
-    return data
+    if isinstance(inner, OSError) and inner.errno in _ERRNOS:
+        return RefusedError(Cause.CONNECTION, _ERRNOS[inner.errno])
+    found = ((cause, text) for kind, cause, text in _ERRORS if isinstance(inner, kind))
+    return RefusedError(*next(found, (Cause.CONNECTION, "failed")))

@@ -10,10 +10,10 @@ import resource
 import shutil
 import socket
 import time
-from itertools import chain
+from collections import Counter
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, NamedTuple
 
 import duckdb
 import numpy as np
@@ -26,9 +26,16 @@ _LARGEST_SIZE = 1024  # few pictures of the web are larger, and none is enlarged
 _QUALITIES, _QUALITY_FACTORS = (0, 75, 85, 90, 95, 100), (0.2, 0.4, 0.55, 0.7, 1.0, 2.0)
 _ROW_BYTES = 900  # metadata, and img2dataset's own copy of the rows
 _DESCRIPTORS_PER_FETCH, _DESCRIPTORS_BESIDE = 4, 256
-_PROBE_HOSTS, _PROBE_THREADS, _PROBE_S = 200, 64, 20.0
-_SLOW_S = 2.0
+_PROBE_HOSTS, _PROBE_THREADS, _PROBE_S, _SLOW_S = 200, 64, 20.0, 2.0
 _NO_HOST = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
+
+
+class Finding(NamedTuple):
+    """What a look found: a line to print, and what follows from it, or nothing."""
+
+    line: str
+    warning: str = ""
+    problem: str = ""  # the download must not start
 
 
 def needed_bytes(num_rows: int, job: Job, success: float) -> int:
@@ -38,46 +45,40 @@ def needed_bytes(num_rows: int, job: Job, success: float) -> int:
     return round(num_rows * (success * _SAMPLE_BYTES * area * quality + _ROW_BYTES))
 
 
-def check_disk(needed: int, place: str) -> tuple[str, str]:
-    """Compare the room that is needed with what is free.
-
-    Returns:
-        A line to print, and the problem or nothing.
-    """
+def check_disk(needed: int, place: str, *, ignore: bool = False) -> Finding:
+    """Compare the room that is needed with what is free; `ignore` makes a warning of a problem."""
     line = f"disk       about {needed / 1e9:.1f} GB are needed at {place}"
     if "://" in place:
-        return line, ""
+        return Finding(line)
     path = Path(place).resolve()
     while not path.exists():
         path = path.parent
     free = shutil.disk_usage(path).free
     line += f", {free / 1e9:.1f} GB are free"
     if needed <= free:
-        return line, ""
-    return line, (
+        return Finding(line)
+    text = (
         f"{line.removeprefix('disk').strip()}: choose another folder, a smaller --image-size or a "
         "lower --quality (--ignore-disk starts all the same)"
     )
+    return Finding(line, warning=text) if ignore else Finding(line, problem=text)
 
 
-def raise_descriptors(threads: int) -> tuple[str, str]:
-    """Raise the soft limit of open files to what the fetches of one process need.
-
-    Returns:
-        A line to print, and the problem or nothing.
-    """
+def raise_descriptors(threads: int) -> Finding:
+    """Raise the soft limit of open files to what the fetches of one process need."""
     needed = _DESCRIPTORS_PER_FETCH * threads + _DESCRIPTORS_BESIDE
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= needed:
-        return f"files      {soft} may be open, {needed} are needed", ""
+        return Finding(f"files      {soft} may be open, {needed} are needed")
     if hard != resource.RLIM_INFINITY and hard < needed:
         most = max(1, (hard - _DESCRIPTORS_BESIDE) // _DESCRIPTORS_PER_FETCH)
-        return f"files      {hard} may be open at most, {needed} are needed", (
-            f"the system allows {hard} open files a process and {threads} threads need {needed}: "
-            f"take --threads {most}, or raise the limit (ulimit -Hn)"
+        return Finding(
+            f"files      {hard} may be open at most, {needed} are needed",
+            problem=f"the system allows {hard} open files a process and {threads} threads need "
+            f"{needed}: take --threads {most}, or raise the limit (ulimit -Hn)",
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
-    return f"files      limit of open files raised from {soft} to {needed}", ""
+    return Finding(f"files      limit of open files raised from {soft} to {needed}")
 
 
 def sample_hosts(table: Path) -> list[str]:
@@ -92,28 +93,23 @@ def sample_hosts(table: Path) -> list[str]:
 
 def probe_resolver(
     hosts: list[str], *, seconds: float = _PROBE_S, look_up: Any = socket.getaddrinfo
-) -> tuple[str, str, str]:
-    """Ask for many hosts at once and measure; over when the time is, whatever hangs.
-
-    Returns:
-        A line to print, and the warning and the problem that follow, or nothing.
-    """
+) -> Finding:
+    """Ask for many hosts at once and measure; over when the time is, whatever hangs."""
     if not hosts:
-        return "resolver   not needed: the table names no hosts", "", ""
-    times = {"found": [], "do not exist": [], "failed": []}
+        return Finding("resolver   not needed: the table names no hosts")
+    found: list[tuple[str, float]] = []
     waiting = iter(hosts)
 
     def work() -> None:
         for host in waiting:
-            began = time.monotonic()
+            began, outcome = time.monotonic(), "found"
             try:
                 look_up(host, 443, type=socket.SOCK_STREAM)
-                outcome = "found"
             except UnicodeError:  # no name that can exist
                 outcome = "do not exist"
             except OSError as error:
                 outcome = "do not exist" if error.errno in _NO_HOST else "failed"
-            times[outcome].append(time.monotonic() - began)
+            found.append((outcome, time.monotonic() - began))
 
     # Daemons: a name server that never answers must not keep this program from ending.
     threads = [Thread(target=work, daemon=True) for _ in range(min(_PROBE_THREADS, len(hosts)))]
@@ -122,22 +118,23 @@ def probe_resolver(
         thread.start()
     for thread in threads:
         thread.join(max(0.0, end - time.monotonic()))
-    counts = {outcome: len(taken) for outcome, taken in times.items()}
-    counts["without an answer"] = len(hosts) - sum(counts.values())
-    slow = float(np.quantile([*chain(*times.values())] or [seconds], 0.95))
+    counts = Counter(outcome for outcome, _ in found)
+    counts["without an answer"] = len(hosts) - counts.total()
+    slow = float(np.quantile([taken for _, taken in found] or [seconds], 0.95))
     told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
     line = f"resolver   {len(hosts)} hosts: {told}; 95% within {slow * 1e3:.0f} ms"
     failed = counts["failed"] + counts["without an answer"]
-    warning = problem = ""
     if not counts["found"]:
-        problem = (
-            f"none of {len(hosts)} hosts could be resolved, so every row would fail: check the "
-            "network (--no-dns-probe starts all the same)"
+        return Finding(
+            line,
+            problem=f"none of {len(hosts)} hosts could be resolved, so every row would fail: check "
+            "the network (--no-dns-probe starts all the same)",
         )
-    elif failed * 20 > len(hosts) or slow > _SLOW_S:
-        warning = (
-            f"the resolver is weak under load ({failed} of {len(hosts)} failed, 95% within "
-            f"{slow:.1f} s): rows will be lost to it. Use a local caching one (unbound, "
-            "knot-resolver, bind9), or fewer --processes and --threads"
-        )
-    return line, warning, problem
+    if failed * 20 <= len(hosts) and slow <= _SLOW_S:
+        return Finding(line)
+    return Finding(
+        line,
+        warning=f"the resolver is weak under load ({failed} of {len(hosts)} failed, 95% within "
+        f"{slow:.1f} s): rows will be lost to it. Use a local caching one (unbound, knot-resolver, "
+        "bind9), or fewer --processes and --threads",
+    )

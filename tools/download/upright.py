@@ -18,26 +18,64 @@ from PIL import Image, ImageOps
 
 from tessera.pipeline.decoding.jpeg_walk import MAX_SCANS, JpegLayoutError, walk_jpeg
 from tessera.tools.download.causes import Cause, RefusedError
-from tessera.tools.download.image_kind import image_kind
+from tessera.tools.download.job import PictureOptions
 
 Resized = tuple[bytes | None, int | None, int | None, int | None, int | None, str | None]
 
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
+_KINDS = {
+    b"\xff\xd8\xff": "jpeg",
+    b"\x89PNG\r\n\x1a\n": "png",
+    **dict.fromkeys((b"GIF87a", b"GIF89a"), "gif"),
+    **dict.fromkeys((b"II*\0", b"MM\0*"), "tiff"),
+}
+_UNREAD = {
+    b"\0\0\1\0": "an icon",
+    b"8BPS": "a Photoshop file",
+    **dict.fromkeys((b"\0\0\0\x0cJXL ", b"\xff\x0a"), "JPEG XL"),
+    **dict.fromkeys((b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"), "JPEG 2000"),
+    **dict.fromkeys((b"II\xbc", b"II+\0", b"MM\0+"), "JPEG XR or BigTIFF"),
+}
+_TEXTS = {b"<svg": "SVG", b"<!doctype html": "HTML", b"<html": "HTML", b"<": "markup"}
 Image.MAX_IMAGE_PIXELS = None  # `_check_size` refuses by the header, under a limit of its own
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class UprightResizer:
-    """Called by img2dataset with the bytes of one picture; returns the bytes to store."""
+def image_kind(data: bytes) -> str:
+    """The format by the first bytes; a URL's suffix and the server's Content-Type say nothing.
 
-    image_size: int
-    """Pixels of the short side; larger pictures are made smaller, no picture is made larger."""
-    encode_quality: int  # JPEG quality, 1 to 100
-    min_image_size: int  # Pixels that the short side must have
-    max_aspect_ratio: float  # Long side divided by short side, at most
-    max_pixels: int  # Pixels by the header, at most
+    Returns:
+        jpeg, png, gif, webp, bmp, tiff or avif.
 
-    def __call__(self, img_stream: BytesIO, blurring_bbox_list: object = None) -> Resized:
+    Raises:
+        RefusedError: no bytes, no picture, or a picture in a format that is not read.
+    """
+    if not data:
+        raise RefusedError(Cause.EMPTY, "0 bytes")
+    for magic, kind in _KINDS.items():
+        if data.startswith(magic):
+            return kind
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "webp"
+    if data.startswith(b"BM") and len(data) > 26 and data[6:10] == bytes(4):
+        return "bmp"
+    if data[4:8] == b"ftyp":
+        brands = data[8 : 8 + min(256, int.from_bytes(data[:4], "big"))]
+        if b"avif" in brands or b"avis" in brands:
+            return "avif"
+        raise RefusedError(Cause.UNSUPPORTED_IMAGE, "HEIF or video, not AVIF")
+    for magic, name in _UNREAD.items():
+        if data.startswith(magic):
+            raise RefusedError(Cause.UNSUPPORTED_IMAGE, name)
+    start = data[:1024].lower()
+    found = next((name for text, name in _TEXTS.items() if text in start), "unknown bytes")
+    raise RefusedError(Cause.NOT_AN_IMAGE, found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UprightResizer(PictureOptions):
+    """Makes the bytes to store of the bytes of one picture."""
+
+    def __call__(self, stream: BytesIO) -> Resized:
         """Decode, resize and encode one picture; never raises.
 
         Returns:
@@ -45,7 +83,7 @@ class UprightResizer:
             or five times None and `CAUSE: detail`.
         """
         try:
-            return self._resize(img_stream.getvalue())
+            return self._resize(stream.getvalue())
         except RefusedError as error:
             return None, None, None, None, None, str(error)
         except MemoryError:

@@ -37,7 +37,7 @@ class Workers:
         """Of each worker: shard + 1, rows, pictures, rows by cause."""
         self._pools = [self._open(number) for number in range(count)]
         self._served = [0] * count
-        self.free = set(range(count))  # Workers without a shard
+        self.free = set(range(count))  # workers without a shard
         self.running: dict[Future[str], tuple[int, Shard]] = {}
 
     def __enter__(self) -> Workers:
@@ -82,21 +82,22 @@ def kill_workers() -> None:
 
 
 def wait_for_orphans(folder: Path) -> None:
-    """Workers of a killed download end within moments; until then they may write."""
-    with (folder / _LOCK).open("a") as file:
-        end = time.monotonic() + _ORPHANS_END_S
+    """Wait for the workers of a killed download, which end within moments and may write until then.
+
+    Raises:
+        RuntimeError: they do not end.
+    """
+    end = time.monotonic() + _ORPHANS_END_S
+    with (folder / _LOCK).open("a") as file, suppress(OSError):  # a file system without locks
         while True:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return  # noqa: TRY300
+                return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if time.monotonic() > end:
                     raise RuntimeError(
                         f"workers of an earlier download in {folder} do not end: kill them first"
                     ) from None
                 time.sleep(0.05)
-            except OSError:  # a file system without locks
-                return
 
 
 def _begin_worker(folder: Path, counts: Any) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tessera.pipeline.counter_random import Purpose, uniforms
 from tessera.pipeline.index.captions import CaptionTable
 from tessera.pipeline.index.dataset import Dataset
-from tessera.pipeline.index.text_embeddings import TextEmbeddings
+from tessera.pipeline.index.embeddings import TextEmbeddings
 from tessera.pipeline.order import SampleOrder, Visits
 
 Place = tuple[str, int]

@@ -23,7 +23,7 @@ from tessera.model.text_encoders.lora import adapter_tensors, add_lora, restore_
 from tessera.pipeline.durable import write_text
 from tessera.pipeline.file_lock import FileLock, HeldError
 from tessera.pipeline.index.dataset import Dataset, open_dataset
-from tessera.pipeline.index.text_embeddings import open_text_embeddings
+from tessera.pipeline.index.embeddings import open_text_embeddings
 from tessera.tools.captioning.checkpoint import choose_dtype
 from tessera.tools.llm_finetuning.loss import info_nce
 from tessera.tools.llm_finetuning.pairs import PairDraw, Pairs, TextPool

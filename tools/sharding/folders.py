@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tessera.pipeline.index.class_prompts import in_class_order, prompts_of_folders
-from tessera.pipeline.index.scan_shard import MAX_TEXT_BYTES
+from tessera.pipeline.index.sample_texts import MAX_TEXT_BYTES
 from tessera.tools.sharding.samples import (
     Draft,
     ImageFolder,

@@ -11,7 +11,7 @@ import pytest
 
 from tessera.evaluation.text_features import stored_embeddings
 from tessera.pipeline.index import Index, open_index
-from tessera.pipeline.index.text_embeddings import (
+from tessera.pipeline.index.embeddings import (
     EmbeddingWriter,
     EncoderRecord,
     write_text_embeddings,

@@ -1,13 +1,14 @@
-"""Low-rank updates of the image tower."""
+"""Low-rank updates of the towers."""
 
 from typing import Any
 
+import pytest
 import torch
 
 from tessera.model import Clip, open_clip_weights
 from tessera.model.config import clip_config
 from tessera.model.execution import configure
-from tessera.model.lora import LowRankUpdate, add_lora, lora_state, merged_state
+from tessera.model.lora import LowRankUpdate, add_lora, load_lora_state, lora_state, merged_state
 
 DEMO = clip_config("tessera-demo")
 
@@ -25,7 +26,7 @@ def test_updates_start_at_nothing_train_alone_and_merge_without_loss() -> None:
     clip = Clip(DEMO)
     before = {name: value.clone() for name, value in clip.state_dict().items()}
     plain = images(clip)
-    add_lora(clip.image, rank=3, alpha=6.0)
+    add_lora(clip.image, clip.image.blocks, rank=3, alpha=6.0)
     assert torch.equal(images(clip), plain)
     trained = {name: p for name, p in clip.image.named_parameters() if p.requires_grad}
     assert trained
@@ -50,18 +51,36 @@ def test_updates_start_at_nothing_train_alone_and_merge_without_loss() -> None:
     )
 
 
-def test_a_checkpoint_gives_updates_back_bit_for_bit() -> None:
+@pytest.mark.parametrize("first_edition", [False, True])
+def test_a_checkpoint_gives_updates_of_both_towers_back_bit_for_bit(first_edition: bool) -> None:
     torch.manual_seed(0)
-    clip = Clip(DEMO)
-    add_lora(clip.image, rank=2, alpha=2.0)
-    for parameter in clip.image.parameters():
+    clips = Clip(DEMO), Clip(DEMO)
+    sides = ["image"] if first_edition else ["image", "text"]
+    for clip in clips:
+        for side in sides:
+            tower = clip.get_submodule(side)
+            add_lora(tower, tower.get_submodule("blocks"), rank=2, alpha=2.0)
+    clip, again = clips
+    for parameter in clip.parameters():
         parameter.data.add_(0.01)
-    again = Clip(DEMO)
-    open_clip_weights.load(again, open_clip_weights.dump(clip))
-    add_lora(again.image, rank=2, alpha=2.0)
-    again.image.load_state_dict(lora_state(clip.image), strict=False)
+    plain = Clip(DEMO)
+    open_clip_weights.load(plain, open_clip_weights.dump(clip))
+    again.load_state_dict(plain.state_dict(), strict=False)
+    stored = lora_state(clip)
+    if first_edition:  # whose names began inside the image tower
+        stored = {name.removeprefix("image."): value for name, value in stored.items()}
+    load_lora_state(again, stored)
     theirs = again.state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in clip.state_dict().items())
+
+
+def test_updates_of_other_layers_are_refused() -> None:
+    clip, other = Clip(DEMO), Clip(DEMO)
+    add_lora(clip.image, clip.image.blocks, rank=2, alpha=2.0)
+    assert other.text is not None
+    add_lora(other.text, other.text.blocks, rank=2, alpha=2.0)
+    with pytest.raises(ValueError, match="do not fit this model"):
+        load_lora_state(other, lora_state(clip))
 
 
 def test_bfloat16_does_not_round_the_sum_of_weight_and_update() -> None:
@@ -69,7 +88,7 @@ def test_bfloat16_does_not_round_the_sum_of_weight_and_update() -> None:
     torch.manual_seed(0)
     clip = Clip(DEMO)
     configure(clip, compute_dtype=torch.bfloat16, residual_dtype=torch.float32)
-    add_lora(clip.image, rank=4, alpha=8.0)
+    add_lora(clip.image, clip.image.blocks, rank=4, alpha=8.0)
     updates = [m for m in clip.image.modules() if isinstance(m, LowRankUpdate)]
     sums = []
     for update in updates:

@@ -10,8 +10,7 @@ from tessera.pipeline.counter_random import Purpose, uniforms
 from tessera.pipeline.index import Index, open_index
 from tessera.pipeline.index.arrow_file import write_batch
 from tessera.pipeline.index.caption_mix import CaptionMix, parse_weights, text_counts
-from tessera.pipeline.index.caption_record import CaptionRecord, write_record
-from tessera.pipeline.index.captions import caption_batch
+from tessera.pipeline.index.captions import CaptionRecord, caption_batch, write_record
 from tessera.pipeline.index.tokenizer import encode_captions
 
 NUM_SAMPLES = 96

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tessera.pipeline.index import Index, open_index
-from tessera.pipeline.index.text_embeddings import (
+from tessera.pipeline.index.embeddings import (
     EmbeddingWriter,
     EncoderRecord,
     open_text_embeddings,

@@ -180,6 +180,29 @@ def test_layer_decay_slows_the_image_tower_from_its_end_to_its_start() -> None:
     assert text == {1.0} == {by_name["logit_scale"], by_name["image.ln_post.weight"]}
 
 
+def test_each_tower_has_a_rate_and_a_layer_decay_of_its_own() -> None:
+    clip = build_clip("tessera-demo")
+    assert clip.text is not None
+    count = len(clip.text.blocks)
+    config = OptimConfig(
+        learning_rate=1e-3, image_learning_rate=1e-4, text_learning_rate=5e-4, text_layer_decay=0.5
+    )
+    optimizer = build_optimizer(clip, config)
+    set_learning_rate(optimizer, 1e-3)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    by_name = {name: rates[id(p)] for name, p in clip.named_parameters()}
+    image = [rate for name, rate in by_name.items() if name.startswith("image.")]
+    assert image == pytest.approx([1e-4] * len(image))
+    for layer in range(count):
+        own = [rate for n, rate in by_name.items() if n.startswith(f"text.blocks.{layer}.")]
+        assert own == pytest.approx([5e-4 * 0.5 ** (count - layer)] * len(own))
+    lowest = pytest.approx(5e-4 * 0.5 ** (count + 1))
+    assert by_name["text.token_embedding.weight"] == lowest
+    assert by_name["text.positional_embedding"] == lowest
+    assert by_name["text.ln_final.weight"] == by_name["text.proj"] == pytest.approx(5e-4)
+    assert by_name["logit_scale"] == pytest.approx(1e-3)
+
+
 def test_layer_rule_of_the_released_code_spares_what_its_code_spares() -> None:
     """EVA-CLIP's code finds parameters by names that the class embedding does not have."""
     clip = build_clip("tessera-demo")

@@ -23,15 +23,16 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow.dataset import dataset
+from pyarrow.dataset import ParquetFileFormat, dataset, write_dataset
 
 from tessera.pipeline.durable import sync_folder, write_text
-from tessera.tools.download.table.layout import TableFormat, detect_format
+from tessera.tools.download.table.formats import TableFormat, detect_format
 from tessera.tools.download.table.rows import BASE_SCHEMA, DROPPED, Tally, read_batches
 from tessera.tools.download.table.source import (
     combined_sha256,
     describe_file,
     is_remote,
+    is_untouched,
     local_files,
 )
 from tessera.tools.download.table.summary import SUMMARY_FILE, TableSummary, load_summary
@@ -45,11 +46,12 @@ _TAKEN_NAMES = {
 }
 _READING = ("layout", "url_column", "caption_column", "delimiter", "encoding")
 _OPTIONS = (*_READING, "limit", "rows_per_host")
-HOST = (
-    r"""lower(regexp_extract(url,
+QUIETLY = """SET memory_limit = '1GB'; SET preserve_insertion_order = false;
+    SET enable_progress_bar = false"""
+"""SQL: bounded memory, and no bar on stdout."""
+HOST = r"""lower(regexp_extract(url,
     '^(?:[A-Za-z][A-Za-z0-9+.\-]*:)?//(?:[^/?#@]*@)?(\[[^\]]*\]|[^/?#:]*)', 1))"""
-    """"""  # SQL: the host of a URL, empty where it has none
-)
+"""SQL: the host of a URL, empty where it has none."""
 
 
 def prepare_table(source: str, folder: Path, **options: Any) -> TableSummary:
@@ -76,24 +78,22 @@ def prepare_table(source: str, folder: Path, **options: Any) -> TableSummary:
         _check_same(known, source, options, folder)
         return known
     files = local_files(source, folder.with_name("source"))
-    reading = {name: options[name] for name in _READING}
-    formats = [detect_format(path, **reading) for path in files]
+    formats = [detect_format(path, **{n: options[n] for n in _READING}) for path in files]
     for line in formats[0].describe():
         print(f"table: {line}", file=sys.stderr)
-    described = tuple(describe_file(path) for path in files)
+    described = [describe_file(path) for path in files]
     extras, ignored = _extra_columns(files[0], formats[0])
     tally = Tally()
     with _partial_folder(folder) as partial:
-        with pq.ParquetWriter(
-            partial / "rows", pa.schema([*BASE_SCHEMA, *extras.values()]), compression="zstd"
-        ) as writer:
+        schema = pa.schema([*BASE_SCHEMA, *extras.values()])
+        with pq.ParquetWriter(partial / "rows", schema, compression="zstd") as writer:
             for path, each in zip(files, formats, strict=True):
                 missing = set(extras) - set(pq.read_schema(path).names if extras else ())
                 if missing:
                     raise ValueError(f"{path} lacks the columns {', '.join(sorted(missing))}")
                 for batch in read_batches(path, each, tally, extras, options["limit"]):
                     writer.write_batch(batch)
-        if not all(file.untouched() for file in described):
+        if not all(map(is_untouched, described)):
             raise OSError(f"{source} changed while it was read: start again when it is complete")
         made = _order([partial / "rows"], partial, tally, options)
         (partial / "rows").unlink()
@@ -101,17 +101,18 @@ def prepare_table(source: str, folder: Path, **options: Any) -> TableSummary:
             source=source,
             source_files=described,
             source_sha256=combined_sha256(described),
-            source_bytes=sum(file.num_bytes for file in described),
+            source_bytes=sum(file["num_bytes"] for file in described),
             options=options,
             format=formats[0].describe()[0],
-            format_notes=tuple(dict.fromkeys(note for each in formats for note in each.notes)),
-            columns=(*BASE_SCHEMA.names, *(each.name for each in extras.values())),
+            format_notes=list(dict.fromkeys(note for each in formats for note in each.notes)),
+            columns=schema.names,
             extra_columns={each.name: name for name, each in extras.items()},
             ignored_columns=ignored,
             num_source_rows=tally.num_rows,
+            warnings=[],
             **made,
         )
-        summary = replace(summary, warnings=tuple(_check_result(summary)))
+        summary = replace(summary, warnings=list(_check_result(summary)))
         _finish(partial, folder, summary)
     return summary
 
@@ -136,7 +137,7 @@ def write_retry_table(
                 f"{first} holds {made['num_rows']} of the {len(row_ids)} rows that failed: it is "
                 "not the table of the first pass. Put that back"
             )
-        made |= {"num_source_rows": made["num_rows"], "warnings": ()}
+        made |= {"num_source_rows": made["num_rows"], "warnings": []}
         summary = replace(summary, pass_number=pass_number, **made)
         _finish(partial, folder, summary)
     return summary
@@ -151,7 +152,7 @@ def _order(
 ) -> dict[str, Any]:
     """Drop repeated URLs, write the parts in their order; returns what the summary says of them."""
     with duckdb.connect(config={"temp_directory": str(folder / "spill")}) as database:
-        database.execute("SET memory_limit = '1GB'; SET preserve_insertion_order = false")
+        database.execute(QUIETLY)
         database.register("files", dataset([str(path) for path in files], format="parquet"))
         database.register("wanted", pa.table({"row_id": [0]}) if wanted is None else wanted)
         chosen = "" if wanted is None else "SEMI JOIN wanted USING (row_id)"
@@ -175,15 +176,15 @@ def _order(
         dropped = "SELECT why, count(*), min(row_id, 3) FROM left_out GROUP BY why ORDER BY why"
         for why, count, first in database.execute(dropped).fetchall():
             tally.note(why, first, count, kind="dropped")
-        hosts = (
-            "SELECT host, count(*) AS num FROM rows ANTI JOIN left_out USING (row_id) GROUP BY host"
-        )
-        top = database.execute(f"{hosts} ORDER BY num DESC, host LIMIT 20").fetchall()
-        num_hosts = len(database.execute(hosts).fetchall())
-        kept = "SELECT * EXCLUDE host FROM rows"
-        first_rows = database.execute(f"{kept} ORDER BY row_id LIMIT 5").fetchall()
+        kept = "FROM rows ANTI JOIN left_out USING (row_id)"
+        hosts = f"SELECT host, count(*) AS num {kept} GROUP BY host ORDER BY num DESC, host"
+        num_hosts = database.execute(f"SELECT count(DISTINCT host) {kept}").fetchall()[0][0]
+        top = database.execute(f"{hosts} LIMIT 20").fetchall()
+        first_rows = database.execute(
+            "SELECT url, caption FROM rows ORDER BY row_id LIMIT 5"
+        ).fetchall()
         ordered = database.sql(
-            f"{kept} ANTI JOIN left_out USING (row_id) ORDER BY md5(url || ?), row_id",
+            f"SELECT * EXCLUDE host {kept} ORDER BY md5(url || ?), row_id",
             params=[f" {options['seed']}"],
         ).to_arrow_reader(65_536)
         part_rows = _write_parts(ordered, folder, options["rows_per_part"])
@@ -194,35 +195,31 @@ def _order(
         **{kind: dict(tally.counts[kind]) for kind in ("repairs", "oddities", "dropped")},
         "examples": tally.examples,
         "num_hosts": num_hosts,
-        "top_hosts": tuple(top),
-        "first_rows": tuple((row[1], row[2]) for row in first_rows),
+        "top_hosts": [list(row) for row in top],
+        "first_rows": [list(row) for row in first_rows],
     }
 
 
-def _write_parts(
-    batches: pa.RecordBatchReader, folder: Path, rows_per_part: int
-) -> tuple[int, ...]:
-    rows: list[int] = []
-    writer: pq.ParquetWriter | None = None
-    for batch in batches:
-        while len(batch):
-            if writer is None:
-                path = folder / f"part-{len(rows):05d}.parquet"
-                writer = pq.ParquetWriter(path, batches.schema, compression="zstd")
-                rows.append(0)
-            head = batch.slice(0, rows_per_part - rows[-1])
-            writer.write_batch(head)
-            rows[-1] += len(head)
-            batch = batch.slice(len(head))
-            if rows[-1] == rows_per_part:
-                writer.close()
-                writer = None
-    if writer is not None:
-        writer.close()
-    for path in folder.glob("part-*"):
+def _write_parts(rows: pa.RecordBatchReader, folder: Path, rows_per_part: int) -> list[int]:
+    write_dataset(
+        rows,
+        folder,
+        format="parquet",
+        file_options=ParquetFileFormat().make_write_options(compression="zstd"),
+        basename_template="{i}.unnumbered",
+        max_rows_per_file=rows_per_part,
+        max_rows_per_group=min(rows_per_part, 1 << 17),
+        use_threads=False,
+        preserve_order=True,
+        existing_data_behavior="overwrite_or_ignore",
+    )
+    counts = []
+    for number in range(len(list(folder.glob("*.unnumbered")))):
+        path = (folder / f"{number}.unnumbered").rename(folder / f"part-{number:05d}.parquet")
+        counts.append(pq.read_metadata(path).num_rows)
         with path.open("rb") as file:
             os.fsync(file.fileno())
-    return tuple(rows)
+    return counts
 
 
 def _check_same(known: TableSummary, source: str, options: dict[str, Any], folder: Path) -> None:
@@ -232,16 +229,14 @@ def _check_same(known: TableSummary, source: str, options: dict[str, Any], folde
     hint = "give the same, or another output folder"
     if other:
         raise ValueError(f"the table in {folder} was made with {'; '.join(other)}: {hint}")
-    if source == known.source and (
-        is_remote(source) or not any(Path(file.path).exists() for file in known.source_files)
-    ):
+    gone = not any(Path(file["path"]).exists() for file in known.source_files)
+    if source == known.source and (is_remote(source) or gone):
         return  # perhaps deleted after the table was made
     if is_remote(source):
         raise ValueError(f"the table in {folder} was made from {known.source}: {hint}")
     files = local_files(source, folder.with_name("source"))
-    paths = [str(file) for file in files]
-    same_paths = paths == [file.path for file in known.source_files]
-    if same_paths and all(file.untouched() for file in known.source_files):
+    same_paths = [str(file) for file in files] == [file["path"] for file in known.source_files]
+    if same_paths and all(map(is_untouched, known.source_files)):
         return
     if combined_sha256([describe_file(path) for path in files]) != known.source_sha256:
         raise ValueError(
@@ -250,27 +245,22 @@ def _check_same(known: TableSummary, source: str, options: dict[str, Any], folde
         )
 
 
-def _extra_columns(
-    path: Path, table_format: TableFormat
-) -> tuple[dict[str, pa.Field], tuple[str, ...]]:
+def _extra_columns(path: Path, how: TableFormat) -> tuple[dict[str, pa.Field], list[str]]:
     """Further columns of a parquet table: source name to field; and those left out."""
-    chosen = (table_format.url_column, table_format.caption_column)
-    if not table_format.is_parquet:
-        return {}, tuple(name for name in table_format.columns if name not in chosen)
-    schema, carried = pq.read_schema(path), {}
-    others = [name for name in dict.fromkeys(schema.names) if name not in chosen]
+    schema = pq.read_schema(path) if how.layout == "parquet" else pa.schema([])
+    names = dict.fromkeys(schema.names or how.columns)
+    others = [name for name in names if name not in (how.url_column, how.caption_column)]
+    carried = {}
     for name in others:
-        if len(places := schema.get_all_field_indices(name)) > 1:
-            continue
-        kind = schema.field(places[0]).type
+        place = schema.get_field_index(name)  # -1 where it is there twice
+        kind = schema.types[place] if place >= 0 else pa.null()
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-        is_text = is_text or pa.types.is_string_view(kind)
+        text = str(kind) in ("string", "large_string", "string_view")
         checks = ("integer", "floating", "boolean")
-        if is_text or any(getattr(pa.types, f"is_{check}")(kind) for check in checks):
+        if text or any(getattr(pa.types, f"is_{check}")(kind) for check in checks):
             new = f"source_{name}" if name in _TAKEN_NAMES else name
-            carried[name] = pa.field(new, pa.string() if is_text else kind)
-    return carried, tuple(name for name in others if name not in carried)
+            carried[name] = pa.field(new, pa.string() if text else kind)
+    return carried, [name for name in others if name not in carried]
 
 
 def _check_result(table: TableSummary) -> Iterator[str]:

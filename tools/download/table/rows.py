@@ -8,36 +8,44 @@ repaired   bom, crlf, undecodable_bytes (U+FFFD in the caption), url_bytes_encod
            joined to the caption), bad_quote (a quote that is not closed: the line was read without
            quoting), several_captions (a list in one cell: the first was taken)
 kept       extra_tabs (they belong to the caption), line_break_in_caption
-dropped    empty_line, not_json, missing_url, missing_caption, text_too_long (above 64 KB),
-           duplicate_url (with the same caption), duplicate_url_other_caption, over_host_limit
+dropped    empty_line, not_json, unreadable, missing_url, missing_caption, text_too_long (above
+           64 KB), duplicate_url (with the same caption), duplicate_url_other_caption,
+           over_host_limit
 """
 
 from __future__ import annotations
 
-import ast
 import json
 import re
-import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from tessera.tools.download.table.layout import BOM, MAX_TEXT_BYTES, TableFormat, check_parquet
-from tessera.tools.download.table.records import csv_records, json_object, looks_like_url
+from tessera.pipeline.index.arrow_tables import ParquetTable
+from tessera.pipeline.index.cells import listed_texts
+from tessera.pipeline.index.foreign_tables import BadRow, Problem
+from tessera.tools.download.table.formats import (
+    BOM,
+    UNPACKING,
+    TableFormat,
+    csv_records,
+    json_object,
+    looks_like_url,
+)
 
 BASE_SCHEMA = pa.schema([("row_id", pa.int64()), ("url", pa.string()), ("caption", pa.string())])
+MAX_TEXT_BYTES = 65_536
+"""Length of a URL or caption; longer ones are left out, so that no batch of rows grows large."""
 _BATCH_ROWS, _BATCH_CHARACTERS = 32_768, 16 << 20
 _MAX_LINE = 1 << 20  # characters; what a longer line has more is passed over
 _EXAMPLES = 3
 _WHOLE_URL = re.compile(r"\s*https?://\S+\s*")
-_LIST = re.compile(r"\s*\[\s*['\"].*\]\s*", re.DOTALL)
 _SURROGATE = re.compile("[\ud800-\udfff]")
-DROPPED = frozenset({"empty_line", "not_json", "missing_url", "missing_caption", "text_too_long"})
+DROPPED = frozenset({"empty_line", "not_json", "unreadable", "missing_url", "missing_caption"})
+DROPPED |= {"text_too_long"}
 _KEPT = frozenset({"extra_tabs", "line_break_in_caption"})
 
 
@@ -45,10 +53,10 @@ class Tally:
     """What was found in the rows; see the module's text for the names."""
 
     def __init__(self) -> None:
-        self.num_rows = 0  # Rows of the source, bad ones too
+        self.num_rows = 0  # rows of the source, bad ones too
         self.counts: dict[str, Counter[str]] = defaultdict(Counter)
         """Rows by finding, under `repairs`, `oddities` and `dropped`."""
-        self.examples: dict[str, list[int]] = {}  # Row ids of the first of each finding
+        self.examples: dict[str, list[int]] = {}  # row ids of the first of each finding
 
     def note(self, name: str, row_ids: Sequence[int], num: int = 1, kind: str = "repairs") -> None:
         """Count `num` rows under a name, of which `row_ids` are the first."""
@@ -85,8 +93,9 @@ def read_batches(
     schema = pa.schema([*BASE_SCHEMA, *extras.values()])
     rows: list[tuple[Any, ...]] = []
     size = 0
+    parquet = table.layout == "parquet"
     try:
-        for raw in _from_parquet(path, table, extras) if table.is_parquet else _text(path, table):
+        for raw in _from_parquet(path, table, extras) if parquet else _text(path, table):
             if tally.num_rows == limit:
                 break
             if (row := _clean(raw, tally.num_rows, tally)) is not None:
@@ -96,7 +105,7 @@ def read_batches(
             if len(rows) == _BATCH_ROWS or size > _BATCH_CHARACTERS:
                 yield _batch(rows, schema)
                 rows, size = [], 0
-    except (EOFError, OSError, zlib.error, pa.ArrowException) as error:
+    except UNPACKING as error:
         raise ValueError(f"{path} cannot be read to its end ({error}): fetch it again") from error
     if rows:
         yield _batch(rows, schema)
@@ -111,14 +120,18 @@ def _batch(rows: list[tuple[Any, ...]], schema: pa.Schema) -> pa.RecordBatch:
 def _clean(raw: Raw, row_id: int, tally: Tally) -> tuple[str, str] | None:
     """URL and caption of a row, repaired; None where it is left out."""
     url, caption, marks = raw.url or "", raw.caption or "", list(raw.marks)
-    if caption[-1:] == "]" and (several := _first_of_list(caption)) is not None:
-        caption = several
+    if caption[-1:] == "]" and (several := listed_texts(caption)):
+        caption = several[0]
         marks.append("several_captions")
     if not looks_like_url(url) and _WHOLE_URL.fullmatch(caption):
         url, caption = caption, url
         marks.append("swapped_columns")
     if not url.isascii() and _SURROGATE.search(url):
-        url = _percent_encoded(url)
+        # A server compares bytes: those that are no text become %XX, as in a browser.
+        url = "".join(
+            f"%{ord(c) - 0xDC00:02X}" if "\udc80" <= c <= "\udcff" else c
+            for c in _bytes_of(url).decode("utf-8", "surrogateescape")
+        )
         marks.append("url_bytes_encoded")
     if not caption.isascii() and _SURROGATE.search(caption):
         caption = _bytes_of(caption).decode("utf-8", "replace")
@@ -149,23 +162,6 @@ def _bytes_of(text: str) -> bytes:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
 
 
-def _percent_encoded(text: str) -> str:
-    """A server compares bytes: write those that are no text as %XX, as a browser does."""
-    again = _bytes_of(text).decode("utf-8", "surrogateescape")
-    return "".join(f"%{ord(c) - 0xDC00:02X}" if "\udc80" <= c <= "\udcff" else c for c in again)
-
-
-def _first_of_list(cell: str) -> str | None:
-    """The first caption of a list that a data frame wrote into one cell."""
-    if _LIST.fullmatch(cell) and len(cell) <= MAX_TEXT_BYTES:
-        for read in (json.loads, ast.literal_eval):
-            with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-                value = read(cell.strip())
-                if value and all(isinstance(each, str) for each in value):
-                    return value[0]
-    return None
-
-
 def _text(path: Path, table: TableFormat) -> Iterator[Raw]:
     found: list[str] = []
     with table.open(path) as file:
@@ -174,7 +170,7 @@ def _text(path: Path, table: TableFormat) -> Iterator[Raw]:
         for raw in _json(lines, table) if table.layout == "jsonl" else _split(lines, table):
             if header:
                 header = "empty_line" in raw.marks
-                found = [mark for mark in found if mark == "bom"]  # the first row tells of it
+                found[:] = [mark for mark in found if mark == "bom"]  # the first row tells of it
                 continue
             yield raw._replace(marks=(*found, *raw.marks)) if found else raw
             found.clear()
@@ -226,36 +222,27 @@ def _json(lines: Iterator[str], table: TableFormat) -> Iterator[Raw]:
         item = json_object(line)
         if item is None:
             yield Raw(None, None, ("not_json" if line else "empty_line",))
-            continue
-        url, caption = item.get(table.url_column), item.get(table.caption_column)
-        caption = json.dumps(caption) if isinstance(caption, list) else caption
-        texts = [each if isinstance(each, str) else None for each in (url, caption)]
-        yield Raw(texts[0], texts[1])
+        else:
+            yield Raw(
+                _text_of(item.get(table.url_column)), _text_of(item.get(table.caption_column))
+            )
 
 
 def _from_parquet(path: Path, table: TableFormat, extras: Mapping[str, pa.Field]) -> Iterator[Raw]:
-    # Texts stay in their dictionary, or a file of 4 KB could hold a gigabyte of one text.
-    wanted = [table.url_column, table.caption_column, *extras]
-    with pq.ParquetFile(path, read_dictionary=wanted) as file:
-        check_parquet(path)
-        for batch in file.iter_batches(batch_size=8192, columns=wanted):
-            columns = [_values(batch.column(name)) for name in wanted]
-            for url, caption, *more in zip(*columns, strict=True):
-                long = ("text_too_long",) if _TOO_LONG in (url, caption) else ()
-                yield Raw(url, caption, long, [None if x is _TOO_LONG else x for x in more])
+    for row in ParquetTable((path,)).rows([table.url_column, table.caption_column, *extras]):
+        if isinstance(row, BadRow):
+            long = row.problem == Problem.TOO_LONG
+            yield Raw(None, None, ("text_too_long" if long else "unreadable",))
+        elif any(isinstance(each, bytes) and len(each) > MAX_TEXT_BYTES for each in row.values):
+            yield Raw(None, None, ("text_too_long",))
+        else:
+            url, caption, *more = row.values
+            yield Raw(_text_of(url), _text_of(caption), (), more)
 
 
-_TOO_LONG = "\0 too long"
-
-
-def _values(column: pa.Array) -> list[Any]:
-    """Values of a column; equal texts of a dictionary are one object."""
-    if not pa.types.is_dictionary(column.type):
-        return column.to_pylist()
-    words = []
-    for word in column.dictionary.cast(pa.binary()):
-        data = word.as_buffer() or b""
-        long = len(data) > MAX_TEXT_BYTES
-        words.append(_TOO_LONG if long else bytes(data).decode("utf-8", "surrogateescape"))
-    places = column.indices.to_pylist()
-    return [words[place] if place is not None and place < len(words) else None for place in places]
+def _text_of(value: object) -> str | None:
+    """A text, of bytes too; a list of texts as JSON; None for anything else."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "surrogateescape")
+    value = json.dumps(value) if isinstance(value, list) else value
+    return value if isinstance(value, str) else None

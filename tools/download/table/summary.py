@@ -7,8 +7,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from tessera.tools.download.table.source import SourceFile
-
 SUMMARY_FILE = "table.json"
 _VERSION = 1
 
@@ -19,28 +17,27 @@ class TableSummary:
 
     version: int = _VERSION
     pass_number: int = 0  # 0 for the first pass, 1 for the first retry, and so on
-    source: str  # As it was given
-    source_files: tuple[SourceFile, ...]
-    source_sha256: str  # SHA-256 (hex) of the file, or over those of all files
+    source: str  # as it was given
+    source_files: list[dict[str, Any]]  # path, num_bytes, mtime_ns and sha256 of each
+    source_sha256: str  # hex, of the file, or over those of all files
     source_bytes: int
-    options: dict[str, Any]  # What decides the result apart from the source
-    format: str  # How the rows were read, in words
-    format_notes: tuple[str, ...]
-    columns: tuple[str, ...]
-    extra_columns: dict[str, str]
-    """Further columns carried along: name in the parts to name in the source."""
-    ignored_columns: tuple[str, ...]
-    num_source_rows: int  # Data rows of the source, bad ones too
-    num_rows: int  # Rows of the table: what will be tried
-    part_rows: tuple[int, ...]
+    options: dict[str, Any]  # what decides the result apart from the source
+    format: str  # how the rows were read, in words
+    format_notes: list[str]
+    columns: list[str]
+    extra_columns: dict[str, str]  # carried along: name in the parts to name in the source
+    ignored_columns: list[str]
+    num_source_rows: int  # data rows of the source, bad ones too
+    num_rows: int  # rows of the table: what will be tried
+    part_rows: list[int]
     repairs: dict[str, int]
     oddities: dict[str, int]
     dropped: dict[str, int]
-    examples: dict[str, list[int]]  # Row ids of the first of each finding
+    examples: dict[str, list[int]]  # row ids of the first of each finding
     num_hosts: int
-    top_hosts: tuple[tuple[str, int], ...]
-    first_rows: tuple[tuple[str, str], ...]  # URL and caption of the first good rows of the source
-    warnings: tuple[str, ...] = ()
+    top_hosts: list[list[Any]]
+    first_rows: list[list[str]]  # URL and caption of the first good rows of the source
+    warnings: list[str]
 
     def describe(self) -> list[str]:
         """Lines to print: the format, the first rows, every count."""
@@ -58,11 +55,10 @@ class TableSummary:
             for name, count in counts.items():
                 seen = ", ".join(map(str, self.examples.get(name, [])))
                 lines.append(f"{title:<10} {count} {name} (rows {seen})")
-        for title, names in (
-            ("carried along", self.extra_columns),
-            ("left out", self.ignored_columns),
-        ):
-            lines += [f"columns    {title}: {', '.join(names)}"] if names else []
+        carried = {"carried along": self.extra_columns, "left out": self.ignored_columns}
+        lines += [
+            f"columns    {how}: {', '.join(names)}" for how, names in carried.items() if names
+        ]
         return lines + [f"warning    {text}" for text in self.warnings]
 
 
@@ -84,23 +80,15 @@ def load_summary(folder: Path) -> TableSummary | None:
                 f"{path} is of version {values.get('version')}, this program reads {_VERSION}: "
                 "use another folder, or the program that made it"
             )
-        values["source_files"] = [SourceFile(**file) for file in values["source_files"]]
-        for name in ("first_rows", "top_hosts"):
-            values[name] = [tuple(row) for row in values[name]]
-        values = {each.name: values[each.name] for each in fields(TableSummary)}
-        made: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
-        }
-        summary = TableSummary(**made)
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        summary = TableSummary(**{each.name: values[each.name] for each in fields(TableSummary)})
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(
             f"{path} is damaged ({error!r}): remove {folder} to make it anew"
         ) from error
-    expected = {f"part-{number:05d}.parquet" for number in range(len(summary.part_rows))}
-    found = {part.name for part in folder.glob("*.parquet")}
-    if expected != found:
+    found = len(list(folder.glob("part-*.parquet")))
+    if found != len(summary.part_rows):
         raise ValueError(
-            f"{folder} holds {len(found)} parts where its summary names {len(expected)}: "
+            f"{folder} holds {found} parts where its summary names {len(summary.part_rows)}: "
             "remove the folder to make it anew"
         )
     return summary

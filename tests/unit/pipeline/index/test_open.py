@@ -52,6 +52,7 @@ def test_columns_are_read_only_views_of_the_file(index_dir: Path) -> None:
 
 def test_an_index_of_the_first_edition_opens_and_is_scanned_again(index_dir: Path) -> None:
     assert open_index(index_dir).plain.tolist() == [1, 1, 1]
+    shutil.rmtree(index_dir / "scans")
     path = index_dir / "samples.arrow"
     write_batch(index_dir / "old", map_batch(path).drop_columns(["plain"]))
     (index_dir / "old").replace(path)

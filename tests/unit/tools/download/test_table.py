@@ -18,29 +18,28 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tessera.tools.download.table import prepare as table_module
-from tessera.tools.download.table.prepare import prepare_table, write_retry_table
-from tessera.tools.download.table.summary import TableSummary, load_summary
-
-NUM_PLAIN = 40
+from tessera.tools.download.table.prepare import prepare_table as prepare
+from tessera.tools.download.table.prepare import write_retry_table
+from tessera.tools.download.table.summary import load_summary
 
 
 def url(number: int) -> str:
     return f"https://host{number % 7}.example/{number}.jpg"
 
 
-def write(folder: Path, content: bytes | str, name: str = "table.tsv") -> Path:
+def write(folder: Path, content: bytes | str, name: str = "table.tsv") -> str:
     path = folder / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return path
+    return str(path)
 
 
-def prepare(source: Path | str, folder: Path, **options: object) -> TableSummary:
-    return prepare_table(str(source), folder, **options)
+def plain(numbers: range, separator: str = "\t") -> str:
+    return "".join(f"{url(n)}{separator}caption {n}\n" for n in numbers)
 
 
 def records(folder: Path) -> list[dict]:
     return [
-        row for path in sorted(folder.glob("part-*")) for row in pq.read_table(path).to_pylist()
+        row for part in sorted(folder.glob("part-*")) for row in pq.read_table(part).to_pylist()
     ]
 
 
@@ -55,7 +54,7 @@ def test_official_layout_is_kept_byte_for_byte(tmp_path: Path) -> None:
     captions = [
         'starts with " a quote',
         '"balanced" start',
-        "emoji 👩‍🚀, combining e\u0301, <PERSON>",
+        "emoji \N{DOG FACE}, combining e\u0301, <PERSON>",
         "  spaces at both ends  ",
         "line\u2028separator and \x0b \x0c \x85 are no line ends",
         "nul \x00 and \x1c control",
@@ -65,10 +64,7 @@ def test_official_layout_is_kept_byte_for_byte(tmp_path: Path) -> None:
     summary = prepare(write(tmp_path, text), tmp_path / "out/table")
     assert rows_of(tmp_path / "out/table") == {n: (url(n), c) for n, c in enumerate(captions)}
     assert summary.num_source_rows == summary.num_rows == len(captions)
-    assert not summary.repairs
-    assert not summary.dropped
-    assert not summary.oddities
-    assert summary.first_rows[0] == (url(0), captions[0])
+    assert (summary.repairs, summary.dropped, summary.oddities) == ({}, {}, {})
 
 
 def test_every_fault_has_a_counted_outcome(tmp_path: Path) -> None:
@@ -90,7 +86,8 @@ def test_every_fault_has_a_counted_outcome(tmp_path: Path) -> None:
         url(14).encode() + b"\ta bare\rcarriage return",  # 14
         b"https://h.example/caf\xe9.jpg\tlatin-1 in the url",  # 15
         b"no/scheme.jpg\tkept for the fetcher to refuse",  # 16
-        url(17).encode() + b"\tlast, without a line end",  # 17
+        url(17).encode() + b"\t" + b"x" * 70_000,  # 17
+        url(18).encode() + b"\tlast, without a line end",  # 18
     ]
     summary = prepare(write(tmp_path, b"\n".join(lines)), tmp_path / "table")
     assert rows_of(tmp_path / "table") == {
@@ -103,53 +100,24 @@ def test_every_fault_has_a_counted_outcome(tmp_path: Path) -> None:
         14: (url(14), "a bare\rcarriage return"),
         15: ("https://h.example/caf%E9.jpg", "latin-1 in the url"),
         16: ("no/scheme.jpg", "kept for the fetcher to refuse"),
-        17: (url(17), "last, without a line end"),
+        18: (url(18), "last, without a line end"),
     }
-    assert summary.repairs == {
-        "bom": 1,
-        "crlf": 1,
-        "undecodable_bytes": 1,
-        "url_bytes_encoded": 1,
-        "url_spaces": 1,
-        "swapped_columns": 1,
-    }
+    names = ("bom", "crlf", "undecodable_bytes", "url_bytes_encoded", "url_spaces")
+    assert summary.repairs == dict.fromkeys((*names, "swapped_columns"), 1)
     assert summary.oddities == {"extra_tabs": 1, "line_break_in_caption": 1}
     assert summary.dropped == {
         "empty_line": 1,
         "missing_url": 2,
         "missing_caption": 3,
+        "text_too_long": 1,
         "duplicate_url": 1,
         "duplicate_url_other_caption": 1,
     }
     assert summary.examples["missing_caption"] == [5, 6, 7]
-    assert summary.examples["missing_url"] == [8, 9]
     assert summary.examples["duplicate_url_other_caption"] == [13]
-    assert summary.num_source_rows == len(lines)
-    assert summary.num_rows + sum(summary.dropped.values()) == summary.num_source_rows
+    assert summary.num_rows + sum(summary.dropped.values()) == summary.num_source_rows == 19
     told = "\n".join(summary.describe())
-    for name in (*summary.repairs, *summary.oddities, *summary.dropped):
-        assert name in told
-
-
-def test_caption_first_table_keeps_tabs_in_the_caption(tmp_path: Path) -> None:
-    text = f"a dog\t{url(0)}\na\tcat\t{url(1)}\n{url(2)}\ta bird\n" + f"x\t{url(3)}\n" * 3
-    summary = prepare(write(tmp_path, text), tmp_path / "table")
-    found = rows_of(tmp_path / "table")
-    assert found[1] == (url(1), "a\tcat")
-    assert found[2] == (url(2), "a bird")
-    assert summary.oddities == {"extra_tabs": 1}
-    assert summary.repairs == {"swapped_columns": 1}
-    assert summary.dropped == {"duplicate_url": 2}
-
-
-def test_header_is_no_row_and_further_columns_are_told(tmp_path: Path) -> None:
-    text = (
-        f"\nid\tURL\tTEXT\tscore\n7\t{url(0)}\ta dog\t0.5\n8\t{url(1)}\ta\tcat\t0.4\n9\t{url(2)}\n"
-    )
-    summary = prepare(write(tmp_path, text), tmp_path / "table")
-    assert rows_of(tmp_path / "table") == {0: (url(0), "a dog"), 1: (url(1), "a\tcat")}
-    assert summary.ignored_columns == ("id", "score")
-    assert summary.dropped == {"missing_caption": 1}
+    assert all(name in told for name in (*summary.repairs, *summary.oddities, *summary.dropped))
 
 
 def test_csv_is_read_with_its_quotes(tmp_path: Path) -> None:
@@ -161,20 +129,16 @@ def test_csv_is_read_with_its_quotes(tmp_path: Path) -> None:
     text = "\ufeff" + buffer.getvalue() + "\r\n" + f"unquoted, comma,{url(7)}\r\n"
     content = text.encode() + b"bad \xff byte," + url(8).encode() + b"\r\n"
     summary = prepare(write(tmp_path, content, "t.csv"), tmp_path / "table")
-    found = rows_of(tmp_path / "table")
-    assert found == {
+    assert rows_of(tmp_path / "table") == {
         **{n: (url(n), caption) for n, caption in enumerate(captions) if caption},
         7: (url(7), "unquoted, comma"),
         8: (url(8), "bad \ufffd byte"),
     }
     assert summary.dropped == {"missing_caption": 1, "empty_line": 1}
-    assert summary.oddities == {"line_break_in_caption": 2}
     assert summary.repairs == {"bom": 1, "extra_separators": 1, "undecodable_bytes": 1}
 
 
-@pytest.mark.parametrize("bad", [
-    '"a "quoted" dog"', '"never closed', 'a 5" nail', '"', '"a",b"', '"" two', '"a" b',
-])  # fmt: skip
+@pytest.mark.parametrize("bad", ['"a "quoted" dog"', '"never closed', 'a 5" nail', '"', '"" two'])
 def test_a_bad_quote_costs_no_other_row_and_is_named(tmp_path: Path, bad: str) -> None:
     rows = [f'{url(n)},"a good ""one"", {n}"\n' for n in range(300)]
     text = f"url,caption\n{''.join(rows)}{url(300)},{bad}\n{url(301)},plain\n{''.join(rows)}"
@@ -189,60 +153,67 @@ def test_a_bad_quote_costs_no_other_row_and_is_named(tmp_path: Path, bad: str) -
         assert found[300][1] == bad
 
 
-@pytest.mark.parametrize("separator", [";", "|", ",", "\t"])
+@pytest.mark.parametrize("separator", [";", "|", ",", "\t", "~"])
 @pytest.mark.parametrize("header", [True, False])
-def test_any_separator_is_found(tmp_path: Path, separator: str, header: bool) -> None:
-    lines = [f"{url(n)}{separator}a dog, a cat" for n in range(9)]
-    lines = [separator.join(line.split(separator)[:2]) for line in lines]
-    text = "\n".join([f"url{separator}title", *lines] if header else lines)
-    if separator == ",":
-        text = text.replace("a dog, a cat", '"a dog, a cat"').replace(",a dog", ',"a dog, a cat"')
-    prepare(write(tmp_path, text, "t.csv"), tmp_path / "table")
+def test_any_separator_is_found_or_given(tmp_path: Path, separator: str, header: bool) -> None:
+    quoted = '"a dog, a cat"' if separator == "," else "a dog, a cat"
+    lines = [f"url{separator}title"] * header + [f"{url(n)}{separator}{quoted}" for n in range(9)]
+    path, given = write(tmp_path, "\n".join(lines), "t.csv"), {}
+    if separator == "~":
+        given["delimiter"] = "~"
+        with pytest.raises(ValueError, match="one character"):
+            prepare(path, tmp_path / "table", delimiter="~~")
+    prepare(path, tmp_path / "table", **given)
     assert rows_of(tmp_path / "table") == {n: (url(n), "a dog, a cat") for n in range(9)}
-
-
-def test_a_separator_can_be_given(tmp_path: Path) -> None:
-    text = "".join(f"{url(n)}~a dog\n" for n in range(9))
-    path = write(tmp_path, text)
-    with pytest.raises(ValueError, match="--delimiter"):
-        prepare(path, tmp_path / "none")
-    prepare(path, tmp_path / "table", delimiter="~")
-    assert rows_of(tmp_path / "table")[8] == (url(8), "a dog")
-    with pytest.raises(ValueError, match="one character"):
-        prepare(path, tmp_path / "two", delimiter="~~")
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "cp1252", "utf-8-sig"])
 def test_encodings_are_found(tmp_path: Path, encoding: str) -> None:
-    captions = [
-        f"caf\u00e9 \u201cna\u00efve\u201d {n}" if n % 2 else f"plain {n}" for n in range(9)
-    ]
+    captions = [f"caf\u00e9 \u201cna\u00efve\u201d {n}" if n % 2 else f"x {n}" for n in range(9)]
     text = "url,caption\n" + "".join(f"{url(n)},{text}\n" for n, text in enumerate(captions))
     path = write(tmp_path, text.encode(encoding), "t.csv")
-    summary = prepare(path, tmp_path / "table")
+    assert not prepare(path, tmp_path / "table").dropped
     assert rows_of(tmp_path / "table") == {n: (url(n), text) for n, text in enumerate(captions)}
-    assert not summary.dropped
     prepare(path, tmp_path / "given", encoding=encoding.removesuffix("-sig"))
     assert rows_of(tmp_path / "given") == rows_of(tmp_path / "table")
-    with pytest.raises(ValueError, match="not known"):
-        prepare(path, tmp_path / "none", encoding="klingon")
 
 
-def test_old_line_ends_and_lists_of_captions(tmp_path: Path) -> None:
+def test_headers_old_line_ends_and_lists_of_captions(tmp_path: Path) -> None:
+    lines = ["id\tURL\tTEXT", f"7\t{url(0)}\ta dog", f"8\t{url(1)}\ta\tcat", f"9\t{url(2)}"]
+    summary = prepare(write(tmp_path, "\n" + "\r\n".join(lines)), tmp_path / "table")
+    assert rows_of(tmp_path / "table") == {0: (url(0), "a dog"), 1: (url(1), "a\tcat")}
+    assert (summary.ignored_columns, summary.dropped) == (["id"], {"missing_caption": 1})
+    assert summary.repairs == {"crlf": 2}
     lines = [f'{url(0)},"[""a dog"", ""two""]"', f"{url(1)},\"['a cat', 'x']\"", f"{url(2)},[sic]"]
-    summary = prepare(write(tmp_path, "\r".join(lines), "t.csv"), tmp_path / "table")
-    assert rows_of(tmp_path / "table") == {
-        0: (url(0), "a dog"), 1: (url(1), "a cat"), 2: (url(2), "[sic]"),
-    }  # fmt: skip
+    summary = prepare(write(tmp_path, "\r".join(lines), "t.csv"), tmp_path / "lists")
+    assert [caption for _, caption in sorted(rows_of(tmp_path / "lists").values())] == [
+        "a dog", "a cat", "[sic]",
+    ]  # fmt: skip
     assert summary.repairs == {"several_captions": 2}
     assert "one row for each" in summary.warnings[0]
 
 
-def test_when_most_rows_are_skipped_the_table_is_refused(tmp_path: Path) -> None:
-    text = "".join(f"{url(n)}\t{'a dog' if n % 3 == 0 else ''}\n" for n in range(90))
-    with pytest.raises(RuntimeError, match="60 of 90 rows"):
-        prepare(write(tmp_path, text), tmp_path / "table")
-    assert not (tmp_path / "table").exists()
+@pytest.mark.parametrize(
+    ("content", "name", "error", "message"),
+    [
+        ("".join(f"{url(n)}\t{'x' * (n % 3 == 0)}\n" for n in range(90)), "t.tsv", RuntimeError,
+         "60 of 90 rows"),
+        (f"{url(0)}\t\n{url(1)}\t \n", "t.tsv", ValueError, "no usable row: 2 missing_caption"),
+        (f"{url(0)}~a\n", "t.txt", ValueError, "--delimiter"),
+        ("<!DOCTYPE html>", "t.tsv", ValueError, "web page"),
+        (b"PK\x03\x04", "t.tsv", ValueError, "zip"),
+        ("", "t.tsv", ValueError, "is empty"),
+        ("[\n]", "t.json", ValueError, "one object a line"),
+        (f"a\tb\tc\n{url(0)}\t{url(1)}\tx\n", "t.tsv", ValueError, "give --url-column"),
+        (gzip.compress(os.urandom(99_999).hex().encode())[:-9], "t.tsv.gz", ValueError, "fetch it"),
+    ],
+)  # fmt: skip
+def test_what_is_no_table_is_refused(
+    tmp_path: Path, content: bytes | str, name: str, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        prepare(write(tmp_path, content, name), tmp_path / "table")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_rows_of_one_host_can_be_limited_and_are_spread(tmp_path: Path) -> None:
@@ -261,46 +232,36 @@ def test_rows_of_one_host_can_be_limited_and_are_spread(tmp_path: Path) -> None:
     assert records(tmp_path / "other") != records(tmp_path / "all")
 
 
-def peak_of(path: Path, folder: Path) -> tuple[int, str]:
-    """Megabytes that a fresh process needs to make a table, and how that ended."""
-    code = (
-        "import resource, sys; from pathlib import Path;"
-        "from tools.download.table.prepare import prepare_table\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "try: print(prepare_table(sys.argv[1], Path(sys.argv[2])).dropped)\n"
-        "except (ValueError, RuntimeError) as error: print(error)\n"
-        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)"
-    )
-    command = [sys.executable, "-c", code, str(path), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100)
-    *said, peak = done.stdout.splitlines()
-    return int(peak), " ".join(said)
-
-
 @pytest.mark.parametrize("kind", ["dictionary", "one text", "brotli", "gzip", "many captions"])
 def test_a_small_table_that_unpacks_to_gigabytes_stays_bounded(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "bomb.parquet"
     urls = [url(n) for n in range(3000)]
     if kind == "gzip":
-        path = write(
-            tmp_path, gzip.compress(f"{url(0)}\ta\n".encode() * 9 + bytes(1 << 30), 9), "b.tsv.gz"
-        )
+        bomb = gzip.compress(f"{url(0)}\ta\n".encode() * 9 + bytes(1 << 30), 9)
+        path = Path(write(tmp_path, bomb, "b.tsv.gz"))
     elif kind == "many captions":
         same = pa.array(["http://a.example/1.jpg"]).take(pa.array([0] * 200_000))
         words = pa.DictionaryArray.from_arrays(pa.array([0] * 200_000), pa.array(["x" * 1000]))
         pq.write_table(pa.table({"url": same, "caption": words}), path, compression="zstd")
     elif kind == "brotli":
-        text = pa.array(["a" * (1 << 28)] * 2)
-        table = pa.table({"url": urls[:2], "caption": text})
+        table = pa.table({"url": urls[:2], "caption": pa.array(["a" * (1 << 28)] * 2)})
         pq.write_table(table, path, compression="brotli", use_dictionary=False)
     else:
         text = "x" * (1 << (20 if kind == "dictionary" else 27))
         words = pa.DictionaryArray.from_arrays(pa.array([0] * 3000, pa.int32()), pa.array([text]))
         pq.write_table(pa.table({"url": urls, "caption": words}), path, compression="brotli")
     assert path.stat().st_size < 1_200_000
-    peak, said = peak_of(path, tmp_path / "table")
-    assert peak < 700, said
-    assert "Traceback" not in said
+    code = (
+        "import resource, sys; from pathlib import Path\n"
+        "from tessera.tools.download.table.prepare import prepare_table\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "try: prepare_table(sys.argv[1], Path(sys.argv[2]))\n"
+        "except (ValueError, RuntimeError) as error: pass\n"
+        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)"
+    )
+    command = [sys.executable, "-c", code, str(path), str(tmp_path / "table")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100)
+    assert int(done.stdout) < 700, "megabytes"
 
 
 def test_jsonl(tmp_path: Path) -> None:
@@ -308,28 +269,20 @@ def test_jsonl(tmp_path: Path) -> None:
         {"url": url(0), "text": "a\tdog\nand \u2028 more", "score": 1},
         {"url": url(1), "text": None},
         {"url": 5, "text": "no url"},
-        {"text": "no url"},
         {"url": url(4), "text": "half a pair \ud83d here"},
-        {"url": url(5), "text": "a whole \U0001f600"},
+        *({"url": url(n), "text": ["first", "second"]} for n in range(10, 15)),
     ]
     lines = [json.dumps(item).encode() for item in objects]
     lines += [b"{broken", b"", b"[1, 2]", b'{"url": "' + url(9).encode() + b'", "text": "\xe9"}']
-    more = range(10, 15)
-    lines += [json.dumps({"url": url(n), "text": ["first", "second"]}).encode() for n in more]
     summary = prepare(write(tmp_path, b"\n".join(lines), "t.jsonl"), tmp_path / "table")
     assert rows_of(tmp_path / "table") == {
         0: (url(0), "a\tdog\nand \u2028 more"),
-        4: (url(4), "half a pair \ufffd here"),
-        5: (url(5), "a whole \U0001f600"),
-        9: (url(9), "\ufffd"),
-        **{n: (url(n), "first") for n in more},
+        3: (url(4), "half a pair \ufffd here"),
+        12: (url(9), "\ufffd"),
+        **{n - 6: (url(n), "first") for n in range(10, 15)},
     }
-    assert summary.dropped == {
-        "missing_caption": 1,
-        "missing_url": 2,
-        "not_json": 2,
-        "empty_line": 1,
-    }
+    dropped = {"missing_caption": 1, "missing_url": 1, "not_json": 2, "empty_line": 1}
+    assert summary.dropped == dropped
     assert summary.repairs == {"undecodable_bytes": 2, "several_captions": 5}
 
 
@@ -345,21 +298,11 @@ def test_parquet_carries_further_columns(tmp_path: Path) -> None:
         }
     )
     pq.write_table(source, tmp_path / "t.parquet")
-    summary = prepare(tmp_path / "t.parquet", tmp_path / "table")
-    assert summary.columns == ("row_id", "url", "caption", "uid", "source_original_width", "lang")
-    assert summary.extra_columns["source_original_width"] == "original_width"
-    assert summary.ignored_columns == ("boxes",)
-    rows = {row["row_id"]: row for row in records(tmp_path / "table")}
-    assert rows[2] == {
-        "row_id": 2,
-        "url": url(2),
-        "caption": "caf\ufffd",
-        "uid": "c",
-        "source_original_width": 3,
-        "lang": "en",
-    }
-    assert set(rows) == {0, 2}
-    assert summary.dropped == {"missing_url": 1}
+    summary = prepare(str(tmp_path / "t.parquet"), tmp_path / "table")
+    assert summary.columns == ["row_id", "url", "caption", "uid", "source_original_width", "lang"]
+    assert (summary.ignored_columns, summary.dropped) == (["boxes"], {"missing_url": 1})
+    found = sorted(tuple(row.values()) for row in records(tmp_path / "table"))
+    assert found == [(0, url(0), "a dog", "a", 1, "en"), (2, url(2), "caf\ufffd", "c", 3, "en")]
 
 
 def test_folder_of_tables_numbers_rows_through(tmp_path: Path) -> None:
@@ -368,88 +311,63 @@ def test_folder_of_tables_numbers_rows_through(tmp_path: Path) -> None:
     write(folder, f"url\tcaption\n{url(0)}\ta\n{url(1)}\tb\n", "a.tsv")
     write(folder, f"url\tcaption\n{url(2)}\tc\n{url(0)}\ta\n", "b.tsv")
     write(folder, "notes", "README.md")
-    summary = prepare(folder, tmp_path / "table")
+    summary = prepare(str(folder), tmp_path / "table")
     assert rows_of(tmp_path / "table") == {0: (url(0), "a"), 1: (url(1), "b"), 2: (url(2), "c")}
-    assert [Path(file.path).name for file in summary.source_files] == ["a.tsv", "b.tsv"]
+    assert [Path(file["path"]).name for file in summary.source_files] == ["a.tsv", "b.tsv"]
+    assert prepare(str(folder), tmp_path / "limited", limit=3).num_rows == 3
     write(folder, "{}", "c.jsonl")
     with pytest.raises(ValueError, match="several kinds"):
-        prepare(folder, tmp_path / "other")
+        prepare(str(folder), tmp_path / "other")
+    pq.write_table(pa.table({"url": [url(5)], "text": ["x"]}), folder / "train-00000.parquet")
+    assert prepare(str(folder), tmp_path / "hub").num_rows == 1  # parquet files come first
 
 
-def test_gzip_gives_the_same_rows(tmp_path: Path) -> None:
-    text = "".join(f"{url(n)}\tcaption {n}\n" for n in range(500)).encode()
-    prepare(write(tmp_path, text), tmp_path / "plain")
-    summary = prepare(write(tmp_path, gzip.compress(text), "t.tsv.gz"), tmp_path / "packed")
-    assert rows_of(tmp_path / "packed") == rows_of(tmp_path / "plain")
-    assert "gzip" in summary.format
-
-
-def test_gzip_cut_short_leaves_no_table(tmp_path: Path) -> None:
-    lines = "".join(f"{url(n)}\t{os.urandom(400).hex()}\n" for n in range(4000)).encode()
-    path = write(tmp_path, gzip.compress(lines)[:-500], "cut.tsv.gz")
-    with pytest.raises(ValueError, match="cannot be read to its end"):
-        prepare(path, tmp_path / "table")
-    assert [p.name for p in tmp_path.iterdir()] == ["cut.tsv.gz"]
-
-
-def test_parts_have_the_size_asked_for(tmp_path: Path) -> None:
-    text = "".join(f"{url(n)}\tcaption {n}\n" for n in range(250))
-    summary = prepare(write(tmp_path, text), tmp_path / "table", rows_per_part=100)
-    assert summary.part_rows == (100, 100, 50)
+@pytest.mark.parametrize("packer", ["gzip", "bz2", "lzma"])
+def test_packed_tables_give_the_same_rows_in_parts_of_the_size_asked_for(
+    tmp_path: Path, packer: str
+) -> None:
+    packed = __import__(packer).compress(plain(range(250)).encode())
+    summary = prepare(write(tmp_path, packed), tmp_path / "table", rows_per_part=100)
+    assert packer in summary.format
+    assert summary.part_rows == [100, 100, 50]
     parts = sorted((tmp_path / "table").glob("*.parquet"))
     assert [pq.read_metadata(part).num_rows for part in parts] == [100, 100, 50]
-    assert len(rows_of(tmp_path / "table")) == 250
-
-
-def test_limit_takes_the_first_rows(tmp_path: Path) -> None:
-    lines = [f"{url(n)}\tcaption {n}" if n != 3 else "" for n in range(50)]
-    path = write(tmp_path, "\n".join(lines))
-    summary = prepare(path, tmp_path / "table", limit=10)
-    assert sorted(rows_of(tmp_path / "table")) == [0, 1, 2, 4, 5, 6, 7, 8, 9]
-    assert (summary.num_source_rows, summary.dropped) == (10, {"empty_line": 1})
-    assert prepare(path, tmp_path / "table", limit=10) == summary
-    with pytest.raises(ValueError, match="limit 10, now None"):
-        prepare(path, tmp_path / "table")
-    assert prepare(path, tmp_path / "all", limit=100).num_rows == 49
-    parts = tmp_path / "parts"
-    parts.mkdir()
-    for name in ("a", "b"):
-        write(parts, f"{url(ord(name))}\ta\n{url(ord(name) + 9)}\tb\n", f"{name}.tsv")
-    assert prepare(parts, tmp_path / "two", limit=3).num_rows == 3
+    assert rows_of(tmp_path / "table") == {n: (url(n), f"caption {n}") for n in range(250)}
 
 
 def test_same_command_keeps_the_table_and_other_ones_are_refused(tmp_path: Path) -> None:
-    text = "".join(f"{url(n)}\tcaption {n}\n" for n in range(50))
-    path = write(tmp_path, text)
-    folder = tmp_path / "table"
+    path, folder = write(tmp_path, plain(range(50))), tmp_path / "table"
     first = prepare(path, folder)
     stamp = (folder / "part-00000.parquet").stat().st_mtime_ns
     assert prepare(path, folder) == first == load_summary(folder)
-    copy = write(tmp_path, text, "copy.tsv")
-    assert prepare(copy, folder) == first  # same content elsewhere
+    assert prepare(write(tmp_path, plain(range(50)), "copy.tsv"), folder) == first
     os.utime(path, (1, 1))
     assert prepare(path, folder) == first  # same content, other time
     assert (folder / "part-00000.parquet").stat().st_mtime_ns == stamp
     with pytest.raises(ValueError, match="seed 0, now 1"):
         prepare(path, folder, seed=1)
-    path.write_text(text.replace("caption 7", "caption x"))
+    write(tmp_path, plain(range(49)))
     with pytest.raises(ValueError, match="other content"):
         prepare(path, folder)
     with pytest.raises(ValueError, match="was made from"):
         prepare("https://h.example/t.tsv", folder)
-    path.unlink()
+    Path(path).unlink()
     assert prepare(path, folder) == first  # no longer needed
     with pytest.raises(FileNotFoundError):
-        prepare(tmp_path / "typo.tsv", folder)
+        prepare(str(tmp_path / "typo.tsv"), folder)
 
 
-def test_foreign_and_damaged_folders_are_refused(tmp_path: Path) -> None:
-    path = write(tmp_path, f"{url(0)}\ta\n{url(1)}\tb\n")
+def test_foreign_damaged_and_unfinished_folders(tmp_path: Path) -> None:
+    path = write(tmp_path, plain(range(2)))
     (tmp_path / "full").mkdir()
     (tmp_path / "full/notes.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"holds no table\.json"):
         prepare(path, tmp_path / "full")
+    left = tmp_path / ".table.partial"  # what a kill leaves
+    left.mkdir()
+    (left / "part-00000.parquet").write_bytes(b"half")
     prepare(path, tmp_path / "table", rows_per_part=1)
+    assert not left.exists()
     (tmp_path / "table/part-00001.parquet").unlink()
     with pytest.raises(ValueError, match="holds 1 parts"):
         prepare(path, tmp_path / "table")
@@ -458,57 +376,26 @@ def test_foreign_and_damaged_folders_are_refused(tmp_path: Path) -> None:
         load_summary(tmp_path / "table")
 
 
-def test_interrupted_conversion_starts_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = write(tmp_path, "".join(f"{url(n)}\tcaption {n}\n" for n in range(50)))
-    real = table_module._order
-
-    def killed(*args: object, **options: object) -> None:
-        real(*args, **options)  # type: ignore[arg-type]
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(table_module, "_order", killed)
-    with pytest.raises(KeyboardInterrupt):
-        prepare(path, tmp_path / "out/table")
-    assert not (tmp_path / "out/table").exists()
-    monkeypatch.undo()
-    left = tmp_path / "out/.table.partial"  # what a kill leaves
-    left.mkdir()
-    (left / "part-00000.parquet").write_bytes(b"half")
-    assert prepare(path, tmp_path / "out/table").num_rows == 50
-    assert not left.exists()
-
-
-def test_table_without_a_usable_row_is_refused(tmp_path: Path) -> None:
-    path = write(tmp_path, f"{url(0)}\t\n{url(1)}\t \n")
-    with pytest.raises(ValueError, match="no usable row: 2 missing_caption"):
-        prepare(path, tmp_path / "table", caption_column="1")
-
-
 def test_number_of_rows_of_the_official_file_is_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = write(tmp_path, f"{url(0)}\ta\n{url(1)}\tb\n", "cc12m.tsv")
-    summary = prepare(path, tmp_path / "one")
-    assert "the official file has 12423374" in summary.warnings[0]
-    monkeypatch.setattr(table_module, "CC12M_BYTES", path.stat().st_size)
+    path = write(tmp_path, plain(range(2)), "cc12m.tsv")
+    assert "the official file has 12423374" in prepare(path, tmp_path / "one").warnings[0]
+    monkeypatch.setattr(table_module, "CC12M_BYTES", Path(path).stat().st_size)
     with pytest.raises(RuntimeError, match="gave 2 rows"):
         prepare(path, tmp_path / "two")
     monkeypatch.setattr(table_module, "CC12M_ROWS", 2)
-    assert prepare(path, tmp_path / "two").warnings == ()
+    assert prepare(path, tmp_path / "two").warnings == []
 
 
 def test_file_that_grows_while_it_is_read_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = write(tmp_path, f"{url(0)}\ta\n")
-    real = table_module.describe_file
+    path, real = write(tmp_path, plain(range(2))), table_module.describe_file
 
-    def grows(*args: object) -> object:
-        described = real(*args)  # type: ignore[arg-type]
-        with path.open("a") as file:
-            file.write(f"{url(1)}\tb\n")
+    def grows(read: Path) -> dict:
+        described = real(read)
+        read.write_text(plain(range(3)))
         return described
 
     monkeypatch.setattr(table_module, "describe_file", grows)
@@ -517,52 +404,21 @@ def test_file_that_grows_while_it_is_read_is_refused(
 
 
 def test_retry_table_keeps_ids_and_columns(tmp_path: Path) -> None:
-    text = "".join(f"{url(n)}\tcaption {n}\n" for n in range(50))
-    first = prepare(write(tmp_path, text), tmp_path / "table")
+    first = prepare(write(tmp_path, plain(range(50))), tmp_path / "table")
     rows = pa.array(range(0, 50, 5))
     made = write_retry_table(tmp_path / "table", rows, tmp_path / "retry/table", pass_number=1)
     assert made == load_summary(tmp_path / "retry/table")
-    assert made.pass_number == 1
-    assert rows_of(tmp_path / "retry/table") == {
-        n: (url(n), f"caption {n}") for n in range(0, 50, 5)
-    }
-    assert (made.columns, made.source) == (first.columns, first.source)
+    found = rows_of(tmp_path / "retry/table")
+    assert found == {n: (url(n), f"caption {n}") for n in range(0, 50, 5)}
+    assert (made.pass_number, made.columns, made.source) == (1, first.columns, first.source)
     with pytest.raises(ValueError, match="holds 1 of the 2 rows"):
         write_retry_table(tmp_path / "table", pa.array([7, 70]), tmp_path / "no", pass_number=1)
-
-
-line_text = st.text(
-    st.characters(exclude_characters="\n\r\t", exclude_categories=["Cs"]), max_size=30
-)
-
-
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(
-    captions=st.lists(line_text, min_size=1, max_size=30),
-    url_first=st.booleans(),
-    ending=st.sampled_from(["\n", "\r\n"]),
-)
-def test_any_caption_comes_back_as_it_was(
-    tmp_path_factory: pytest.TempPathFactory, captions: list[str], url_first: bool, ending: str
-) -> None:
-    folder = tmp_path_factory.mktemp("any")
-    head = [f"{url(1000 + n)}\tplain" if url_first else f"plain\t{url(1000 + n)}" for n in range(5)]
-    lines = [
-        f"{url(n)}\t{caption}" if url_first else f"{caption}\t{url(n)}"
-        for n, caption in enumerate(captions)
-    ]
-    text = ending.join([*head, *lines]) + ending
-    summary = prepare(write(folder, text), folder / "table")
-    expected = {n + 5: (url(n), caption) for n, caption in enumerate(captions) if caption.strip()}
-    found = {n: row for n, row in rows_of(folder / "table").items() if n >= 5}
-    assert found == expected
-    assert summary.num_rows + summary.dropped.get("missing_caption", 0) == len(captions) + 5
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     captions=st.lists(
-        st.binary(max_size=30).map(lambda b: b.replace(b"\n", b"")), min_size=1, max_size=30
+        st.binary(max_size=30).map(lambda b: b.replace(b"\n", b"").replace(b"\t", b"")), min_size=1
     )
 )
 def test_any_bytes_in_captions_are_kept_or_counted(
@@ -570,17 +426,10 @@ def test_any_bytes_in_captions_are_kept_or_counted(
 ) -> None:
     folder = tmp_path_factory.mktemp("bytes")
     # More plain rows than others, so that the number of columns is not in doubt.
-    head = f"{url(1000)}\tplain\n".encode() * NUM_PLAIN
+    head = f"{url(1000)}\tplain\n".encode() * len(captions)
     lines = b"".join(url(n).encode() + b"\t" + c + b"\n" for n, c in enumerate(captions))
     summary = prepare(write(folder, head + lines), folder / "table", encoding="utf-8")
-    found = rows_of(folder / "table")
-    replaced = 0
-    for n, caption in enumerate(captions):
-        caption = caption.removesuffix(b"\r")
-        text = caption.decode("utf-8", "replace")
-        if text.strip():
-            assert found.pop(n + NUM_PLAIN) == (url(n), text)
-            replaced += text.encode() != caption
-    assert set(found) == {0}
-    assert summary.repairs.get("undecodable_bytes", 0) == replaced
+    texts = [caption.removesuffix(b"\r").decode("utf-8", "replace") for caption in captions]
+    kept = {n + len(texts): (url(n), text) for n, text in enumerate(texts) if text.strip()}
+    assert rows_of(folder / "table") == {0: (url(1000), "plain"), **kept}
     assert summary.num_rows + sum(summary.dropped.values()) == summary.num_source_rows

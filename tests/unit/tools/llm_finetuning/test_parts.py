@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from tessera.model.losses.ranks import Ranks
 from tessera.pipeline.index.dataset import open_dataset
-from tessera.pipeline.index.text_embeddings import EncoderRecord, write_text_embeddings
+from tessera.pipeline.index.embeddings import EncoderRecord, write_text_embeddings
 from tessera.tools.llm_finetuning.loss import info_nce
 from tessera.tools.llm_finetuning.pairs import PairDraw, TextPool
 
