@@ -47,7 +47,7 @@ class OwnTokens:
                 f"{reason}; fetch it before with `hf download {config.tokenizer}`"
             ) from error
         self._config = config
-        inner = getattr(self._tokenizer, "tokenizer", None)
+        inner: Any = getattr(self._tokenizer, "tokenizer", None)
         content = inner.backend_tokenizer.to_str() if hasattr(inner, "backend_tokenizer") else ""
         made_of = json.dumps([config.tokenizer, sorted(options.items()), content])
         digest = hashlib.sha256(made_of.encode()).hexdigest()

@@ -102,14 +102,16 @@ def _without_memory(model_name: str, raw: Mapping[str, Any], pool: str) -> Any:
 
 def _unlike(trunk: Any) -> list[str]:
     """Parts of a timm model that our tower lacks."""
-    from timm.layers import Mlp
-    from timm.models.vision_transformer import Attention, Block, VisionTransformer
+    from timm.layers.attention import Attention
+    from timm.layers.mlp import Mlp
+    from timm.models.vision_transformer import Block, VisionTransformer
 
     if not isinstance(trunk, VisionTransformer):
         return [f"the class {type(trunk).__name__}"]
     found = _unlike_embedding(trunk)
     others = [trunk.norm_pre, trunk.fc_norm]
-    for block in trunk.blocks:
+    blocks: Any = trunk.blocks
+    for block in blocks:
         kinds = [type(part) for part in (block, block.attn, block.mlp)]
         if kinds != [Block, Attention, Mlp]:
             return [*found, f"blocks of {', '.join(kind.__name__ for kind in kinds)}"]

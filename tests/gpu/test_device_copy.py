@@ -59,6 +59,7 @@ def test_no_buffer_is_used_again_too_early(device: torch.device) -> None:
         # Queued behind the products; `got` is dropped by the host long before it runs.
         kept.append([tensor.long().sum() for tensor in got.tensors().values()])
         if number % 50 == 0:
+            assert isinstance(got, PackedBatch)
             assert equal(got, numbered(number, 4000 + number % 3))
     for number, sums in enumerate(kept):
         expected = numbered(number, 4000 + number % 3)

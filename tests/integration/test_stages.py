@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 import train
 from tessera.model.losses import LossConfig, fastclip
-from tessera.pipeline import PackedBatch
+from tessera.pipeline.batch import DenseBatch, PackedBatch
 from tessera.pipeline.device_copy import DeviceCopier, Sent
 from tessera.pipeline.masking import MaskConfig
 from tessera.training.command_line import Command
@@ -284,7 +284,7 @@ def stall(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the next batch come late, as from a slow disk."""
     receive = DeviceCopier.receive
 
-    def late(copier: DeviceCopier, sent: Sent) -> PackedBatch:
+    def late(copier: DeviceCopier, sent: Sent) -> PackedBatch | DenseBatch:
         time.sleep(4)
         monkeypatch.setattr(DeviceCopier, "receive", receive)
         return receive(copier, sent)

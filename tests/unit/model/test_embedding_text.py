@@ -142,6 +142,7 @@ def test_a_clip_gives_its_towers_to_a_model_with_an_adapter(tmp_path) -> None:
     save_tensors(open_clip_weights.dump(source), path)
     wider = dataclasses.replace(config(), embed_dim=160)
     target = Clip(wider)
+    assert target.image.proj is not None
     fresh = target.image.proj.detach().clone()
     notes = " ".join(load_pretrained(target, path))
     assert "text tower was left out" in notes

@@ -27,7 +27,9 @@ def test_on_a_cpu_nothing_is_copied() -> None:
     with copier.queue():
         sent = copier.send(made)
     assert sent.ready is None
-    assert copier.receive(sent).patches.data_ptr() == made.patches.data_ptr()
+    received = copier.receive(sent)
+    assert isinstance(received, PackedBatch)
+    assert received.patches.data_ptr() == made.patches.data_ptr()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
