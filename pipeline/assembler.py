@@ -303,7 +303,7 @@ class Assembler:
             text_offsets=text_offsets,
             sample_ids=torch.from_numpy(shown.visits.sample_ids),
             text_embeddings=torch.from_numpy(stored.lookup(shown.caption_rows)) if stored else None,
-            grid=_grid(shown.images, self._config.patch_size),
+            host_grids=_grids(shown.images, self._config.patch_size),
         )
 
     def _dense(self, shown: Preview) -> DenseBatch:
@@ -337,8 +337,10 @@ def _embedding(config: LoaderConfig) -> PatchEmbedding | None:
     )
 
 
-def _grid(images: Tensor, patch_size: int) -> tuple[int, int]:
-    return images.shape[1] // patch_size, images.shape[2] // patch_size
+def _grids(images: Tensor, patch_size: int) -> Tensor:
+    """[B, 2] int32 in host memory, rows and columns of the patches of images [B, S, S, 3]."""
+    grid = [side // patch_size for side in images.shape[1:3]]
+    return torch.tensor([grid] * len(images), dtype=torch.int32)
 
 
 def _without(

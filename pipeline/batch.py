@@ -100,8 +100,9 @@ class PackedBatch(TensorFields):
     captions i*R up to i*R + R."""
     text_embeddings: Tensor | None = None
     """[B*R, E] float16, stored embeddings of the same captions; None where the loader has none."""
-    grid: tuple[int, int] | None = None
-    """(rows, columns) of each image's patches; None in a batch that no loader made."""
+    host_grids: Tensor | None = None
+    """[B, 2] int32 in host memory, rows and columns of each image's patches; None in a batch that
+    no loader made."""
     host_image_offsets: Tensor | None = None
     """`image_offsets` in host memory, of a batch that a loader hands out on a GPU; None elsewhere.
     Wait for `host_ready` before you read it."""
@@ -123,11 +124,13 @@ class PackedBatch(TensorFields):
             [B, 3, rows*p, columns*p] uint8.
 
         Raises:
-            ValueError: the batch has no `grid`.
+            ValueError: the batch has no `host_grids`, or images of different shapes.
         """
-        if self.grid is None:
-            raise ValueError("dense() needs the grid: replace(batch, grid=(rows, columns))")
-        grid = self.grid
+        if self.host_grids is None:
+            raise ValueError("dense() needs the grid of each image, [B, 2]: set host_grids")
+        if len(self.host_grids.unique(dim=0)) > 1:
+            raise ValueError("images of different shapes make no dense batch")
+        grid = int(self.host_grids[0, 0]), int(self.host_grids[0, 1])
         num_values, device = self.patches.shape[1], self.patches.device
         lengths = self.image_offsets.diff()
         owners = torch.repeat_interleave(

@@ -66,7 +66,7 @@ def next_commands(config: TrainConfig, argv: Sequence[str], checkpoint: Path) ->
     form = "open_clip-image" if image_only else "open_clip"
     target = f"{config.run_dir}-open_clip{'.safetensors' if image_only else ''}"
     tools = {
-        "search": ["search.py", config.run_dir, measured[0], "--query", "a red boat"],
+        "search": ["search.py", config.run_dir, measured[0], "--query", "a red heart"],
         "evaluate": ["evaluate.py", config.run_dir, "--retrieval", measured[0]],
         "export": ["export.py", str(checkpoint), "--format", form, "--out", target],
     }

@@ -43,7 +43,8 @@ def test_faults_are_survived(fault: Fault, bench: Bench, tmp_path: Path) -> None
 def test_every_flipped_bit_of_an_index_is_noticed(bench: Bench) -> None:
     index, choose = bench.index, random.Random(5)
     open_index(index).check_files()
-    for path in sorted(index.rglob("*.arrow")):
+    served = [path for path in sorted(index.rglob("*.arrow")) if path.parent.name != "scans"]
+    for path in served:
         original = path.read_bytes()
         for _ in range(8):
             data_faults.flip(path, choose)

@@ -78,7 +78,7 @@ def test_hidden_patches_are_black_and_named(coloured_index: Path) -> None:
     shown = patchify(packed.dense().permute(0, 2, 3, 1), 16)
     assert torch.equal(shown, whole * dense.visible[:, :, None])
     with pytest.raises(ValueError, match="needs the grid"):
-        replace(packed, grid=None).dense()
+        replace(packed, host_grids=None).dense()
 
 
 def test_ranks_and_resume_are_exact_in_dense_batches_too(coloured_index: Path) -> None:

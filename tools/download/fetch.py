@@ -79,15 +79,16 @@ class Resolver(AbstractResolver):
     hosts over and over. `getaddrinfo` has no time limit, so each lookup has a thread of its own.
     """
 
-    def __init__(self, timeout_s: float, lookup: Lookup) -> None:
+    def __init__(self, timeout_s: float, lookup: Lookup, may: Callable[[str, int], bool]) -> None:
         self._timeout_s = timeout_s
+        self._may = may
         self._lookup = lookup
         self._kept: dict[str, asyncio.Future[list[Any] | socket.gaierror]] = {}
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        """The addresses of a host.
+        """The addresses of a host that may be connected to, or all where none may.
 
         Raises:
             socket.gaierror: there is no such host, or no answer in time.
@@ -107,10 +108,12 @@ class Resolver(AbstractResolver):
             if found.errno not in _NO_HOST:
                 self._kept.pop(host, None)
             raise found.with_traceback(None)
+        addresses = [(family, str(place[0]).partition("%")[0]) for family, *_, place in found]
+        allowed = [each for each in addresses if self._may(each[1], port)] or addresses
         return [
-            {"hostname": host, "host": str(place[0]).partition("%")[0], "port": port,
-             "family": family, "proto": 0, "flags": socket.AI_NUMERICHOST}
-            for family, *_, place in found
+            {"hostname": host, "host": address, "port": port, "family": family,
+             "proto": 0, "flags": socket.AI_NUMERICHOST}
+            for family, address in allowed
         ]  # fmt: skip
 
     async def close(self) -> None:
@@ -235,7 +238,7 @@ class Fetcher:
         connector = aiohttp.TCPConnector(
             limit=0,
             ssl=tls_context(),
-            resolver=Resolver(wait_s, self._lookup),
+            resolver=Resolver(wait_s, self._lookup, self._may_connect),
             use_dns_cache=False,
             keepalive_timeout=_KEEP_CONNECTION_S,
             socket_factory=self._open_socket,
@@ -255,11 +258,14 @@ class Fetcher:
 
     def _open_socket(self, info: tuple[Any, ...]) -> socket.socket:
         family, kind, protocol, _, place = info
-        if not may_connect(ip_address(place[0].partition("%")[0]), place[1], self._allowed):
+        if not self._may_connect(place[0].partition("%")[0], place[1]):
             raise _AddressError("not a public address, or a port that is not the web's")
         opened = socket.socket(family, kind, protocol)
         opened.setblocking(False)
         return opened
+
+    def _may_connect(self, address: str, port: int) -> bool:
+        return may_connect(ip_address(address), port, self._allowed)
 
     def _check_head(self, answer: aiohttp.ClientResponse) -> None:
         if not 200 <= answer.status <= 299:

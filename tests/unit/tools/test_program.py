@@ -134,7 +134,7 @@ def test_a_closed_pipe_ends_the_output_and_not_the_work(tmp_path: Path) -> None:
 
 def test_ctrl_c_during_the_imports_is_one_line(tmp_path: Path) -> None:
     stand_in = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n"
-    (tmp_path / "torch.py").write_text(stand_in, "utf-8")
+    (tmp_path / "tyro.py").write_text(stand_in, "utf-8")
     ended = subprocess.run(
         [sys.executable, "tools/evaluate.py"],
         cwd=ROOT,

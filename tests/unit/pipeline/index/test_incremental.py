@@ -71,6 +71,19 @@ def content(index_dir: Path) -> dict[str, str]:
     }
 
 
+def test_a_damaged_scan_is_not_used_again(shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "index"
+    build(shards, out)
+    (scan, *_) = sorted((out / "scans").iterdir())
+    damaged = bytearray(scan.read_bytes())
+    for place in range(200, len(damaged), 97):
+        damaged[place] ^= 1 << place % 8
+    scan.write_bytes(damaged)
+    (shards / "2.tar").write_bytes(shard_bytes(numbered(100, 4)))
+    build(shards, out)
+    assert_as_new(shards, out)
+
+
 def assert_as_new(shards: Path, out: Path, options: ScanOptions | None = None) -> None:
     fresh = out.with_name("fresh")
     build_index(sorted(shards.glob("*.tar")), fresh, options=options or ScanOptions(), rebuild=True)
