@@ -10,18 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from tessera.pipeline.index.caption_readers import Reader, RowBatch
+from tessera.pipeline.index.database import open_database
 from tessera.pipeline.index.laclip import AlignmentCheck
 from tessera.pipeline.index.open import DEFAULT_SOURCE, SOURCE_SEPARATOR, Index
 
 _SAMPLES_AT_ONCE = 2048
 _KEYS_AT_ONCE = 1 << 17
-_MEMORY = "256MB"
 _GIVEN = pa.schema(
     [
         ("row", pa.int64()),
@@ -121,13 +120,7 @@ class JoinedRows:
         if options.join in ("key", "url"):
             by_key = options.join == "key"
             self._values = index.table.column("key") if by_key else index.column("url")
-        self._database = duckdb.connect(
-            config={
-                "threads": 1,
-                "memory_limit": _MEMORY,
-                "temp_directory": str(folder / "spilled"),
-            }
-        )
+        self._database = open_database(folder / "spilled")
 
     def __enter__(self) -> JoinedRows:
         return self

@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from tessera.pipeline.index.database import open_database
 from tessera.pipeline.index.scan import ShardScan, usable
 
-_MEMORY = "256MB"
 _ROWS = 1 << 17
 _NUM_FREQUENT = 10
 
@@ -124,14 +124,7 @@ class Queries:
 @contextmanager
 def open_queries(spill: Path) -> Iterator[Queries]:
     """A database that may spill to a folder, for as long as the block runs."""
-    config = {
-        "threads": 1,
-        "memory_limit": _MEMORY,
-        "temp_directory": str(spill),
-        "preserve_insertion_order": False,
-        "python_enable_replacements": False,
-    }
-    with duckdb.connect(config=config) as database:
+    with open_database(spill, ordered=False) as database:
         yield Queries(database)
 
 

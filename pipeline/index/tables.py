@@ -36,6 +36,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from tessera.pipeline.index import Index
+from tessera.pipeline.index.database import open_database
 from tessera.pipeline.index.joined_table import MATCHED_BY, JoinedTable
 from tessera.pipeline.index.sql_columns import (
     DERIVED,
@@ -93,15 +94,8 @@ class SampleTable:
             self._derived["domain"] = DOMAIN
         self._joined: JoinedTable | None = None
         self._list_length, self._list_example = 0, ""
-        self._database = duckdb.connect(
-            config={
-                "threads": min(4, os.cpu_count() or 1),
-                "memory_limit": _MEMORY,
-                "temp_directory": str(folder),
-                "preserve_insertion_order": True,
-                "python_enable_replacements": False,
-            }
-        )
+        threads = min(4, os.cpu_count() or 1)
+        self._database = open_database(folder, memory=_MEMORY, threads=threads)
         self._database.execute(_MACROS)
         self.kinds = self._own_kinds()
         """What each column holds, by name: number, text, hash or condition."""

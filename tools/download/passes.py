@@ -10,10 +10,11 @@ from pathlib import Path
 
 import duckdb
 
+from tessera.pipeline.index.database import open_database
 from tessera.tools.download.causes import Cause
 from tessera.tools.download.job import JOB_FILE
 from tessera.tools.download.shards import ShardBook
-from tessera.tools.download.table.prepare import HOST, QUIETLY
+from tessera.tools.download.table.prepare import HOST, MEMORY
 from tessera.tools.download.table.summary import load_summary
 
 _PASS = re.compile(r"retry-(\d{2,})")
@@ -65,8 +66,7 @@ def outcomes(passes: list[Pass]) -> Iterator[duckdb.DuckDBPyConnection]:
     Its columns: pass, row_id, url, host, caption, cause (NULL: stored), error_message, sha256,
     width, height, original_width and original_height.
     """
-    with duckdb.connect() as database:
-        database.execute(QUIETLY)
+    with open_database(memory=MEMORY, threads=0, ordered=False) as database:
         parts = []
         for number, each in enumerate(passes):
             if each.book.finished:

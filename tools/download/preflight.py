@@ -15,11 +15,11 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, NamedTuple
 
-import duckdb
 import numpy as np
 
+from tessera.pipeline.index.database import open_database
 from tessera.tools.download.job import Job
-from tessera.tools.download.table.prepare import HOST
+from tessera.tools.download.table.prepare import HOST, MEMORY
 
 _SAMPLE_BYTES, _SAMPLE_SIZE = 31_000, 256
 _LARGEST_SIZE = 1024  # few pictures of the web are larger, and none is enlarged
@@ -86,7 +86,7 @@ def sample_hosts(table: Path) -> list[str]:
     query = f"""SELECT DISTINCT host FROM (
         SELECT {HOST} AS host FROM read_parquet('{table}/part-00000.parquet') LIMIT 65536)
         WHERE host SIMILAR TO '.*[a-z].*' AND host NOT LIKE '[%' ORDER BY host"""  # noqa: S608 - a path of our own
-    with duckdb.connect() as database:
+    with open_database(memory=MEMORY) as database:
         hosts = [host for (host,) in database.execute(query).fetchall()]
     return hosts[:: max(1, len(hosts) // _PROBE_HOSTS)][:_PROBE_HOSTS]
 

@@ -20,12 +20,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow.dataset import ParquetFileFormat, dataset, write_dataset
 
 from tessera.pipeline.durable import sync_folder, write_text
+from tessera.pipeline.index.database import open_database
 from tessera.tools.download.table.formats import TableFormat, detect_format
 from tessera.tools.download.table.rows import BASE_SCHEMA, DROPPED, Tally, read_batches
 from tessera.tools.download.table.source import (
@@ -46,9 +46,8 @@ _TAKEN_NAMES = {
 }
 _READING = ("layout", "url_column", "caption_column", "delimiter", "encoding")
 _OPTIONS = (*_READING, "limit", "rows_per_host")
-QUIETLY = """SET memory_limit = '1GB'; SET preserve_insertion_order = false;
-    SET enable_progress_bar = false"""
-"""SQL: bounded memory, and no bar on stdout."""
+MEMORY = "1GB"
+"""Of a database over the table of a download."""
 HOST = r"""lower(regexp_extract(url,
     '^(?:[A-Za-z][A-Za-z0-9+.\-]*:)?//(?:[^/?#@]*@)?(\[[^\]]*\]|[^/?#:]*)', 1))"""
 """SQL: the host of a URL, empty where it has none."""
@@ -151,8 +150,8 @@ def _order(
     wanted: pa.Table | None = None,
 ) -> dict[str, Any]:
     """Drop repeated URLs, write the parts in their order; returns what the summary says of them."""
-    with duckdb.connect(config={"temp_directory": str(folder / "spill")}) as database:
-        database.execute(QUIETLY)
+    spill = folder / "spill"
+    with open_database(spill, memory=MEMORY, threads=0, ordered=False) as database:
         database.register("files", dataset([str(path) for path in files], format="parquet"))
         database.register("wanted", pa.table({"row_id": [0]}) if wanted is None else wanted)
         chosen = "" if wanted is None else "SEMI JOIN wanted USING (row_id)"
@@ -188,7 +187,7 @@ def _order(
             params=[f" {options['seed']}"],
         ).to_arrow_reader(65_536)
         part_rows = _write_parts(ordered, folder, options["rows_per_part"])
-    shutil.rmtree(folder / "spill", ignore_errors=True)
+    shutil.rmtree(spill, ignore_errors=True)
     return {
         "num_rows": sum(part_rows),
         "part_rows": part_rows,
