@@ -340,7 +340,7 @@ def _embedding(config: LoaderConfig) -> PatchEmbedding | None:
 def _grids(images: Tensor, patch_size: int) -> Tensor:
     """[B, 2] int32 in host memory, rows and columns of the patches of images [B, S, S, 3]."""
     grid = [side // patch_size for side in images.shape[1:3]]
-    return torch.tensor([grid] * len(images), dtype=torch.int32)
+    return torch.tensor([grid], dtype=torch.int32).repeat(len(images), 1)
 
 
 def _without(

@@ -198,15 +198,8 @@ class _Window:
         Raises:
             ValueError: it is no list, cut short, or not UTF-8; the message says where.
         """
-        self._take("[")
-        if self.peek() == "]":
-            self._take("]")
-        else:
-            separator = ","
-            while separator == ",":
-                yield self._value()
-                separator = self._take(",]")
-        self._check_end()
+        for _ in self._places("[", "]"):
+            yield self._value()
 
     def entries(self) -> Iterator[tuple[str, object]]:
         """The entries of an object, in order, repeated keys included.
@@ -216,18 +209,23 @@ class _Window:
         Raises:
             ValueError: it is no object, cut short, or not UTF-8; the message says where.
         """
-        self._take("{")
-        if self.peek() == "}":
-            self._take("}")
+        for _ in self._places("{", "}"):
+            key = self._value()
+            if not isinstance(key, str):
+                raise self._error("a key is no text")
+            self._take(":")
+            yield key, self._value()
+
+    def _places(self, start: str, end: str) -> Iterator[None]:
+        """Stop where each item begins; whoever asks for the next place has read the item."""
+        self._take(start)
+        if self.peek() == end:
+            self._take(end)
         else:
             separator = ","
             while separator == ",":
-                key = self._value()
-                if not isinstance(key, str):
-                    raise self._error("a key is no text")
-                self._take(":")
-                yield key, self._value()
-                separator = self._take(",}")
+                yield
+                separator = self._take(f",{end}")
         self._check_end()
 
     def peek(self) -> str:

@@ -103,9 +103,9 @@ class ShardScan:
     @property
     def rejected(self) -> list[Rejection]:
         """Samples that cannot be used, in the order of the tar."""
-        rows = self.table(["key", "member", "reason", "detail"]).to_pylist()
-        shard = self.record.location
-        return [Rejection(shard=shard, **row) for row in rows if row["reason"]]
+        table = self.table(["key", "member", "reason", "detail"])
+        rows = table.filter(pa.array(~usable(table))).to_pylist()
+        return [Rejection(shard=self.record.location, **row) for row in rows]
 
 
 def usable(table: pa.RecordBatch) -> NDArray[np.bool_]:
