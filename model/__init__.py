@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tessera.lazy import names_from
 
 if TYPE_CHECKING:
     from tessera.model import hugging_face, open_clip_weights
@@ -39,14 +40,9 @@ _HOMES = {
     "build_clip": "clip",
     "build_loss": "losses",
     "clip_loss": "losses",
+    "hugging_face": "hugging_face",
     "load_pretrained": "pretrained",
+    "open_clip_weights": "open_clip_weights",
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Import on first use: a program that only reads configurations must not wait for torch."""
-    if name in ("hugging_face", "open_clip_weights"):
-        return import_module(f"{__name__}.{name}")
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = names_from(__name__, _HOMES)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tessera.lazy import names_from
 
 if TYPE_CHECKING:
     from tessera.pipeline.batch import DenseBatch, PackedBatch
@@ -13,11 +15,13 @@ __all__ = [
     "DenseBatch", "Loader", "LoaderConfig", "PackedBatch", "open_evaluation_loader", "open_loader",
 ]  # fmt: skip
 
+_HOMES = {
+    "DenseBatch": "batch",
+    "Loader": "loader",
+    "LoaderConfig": "loader_config",
+    "PackedBatch": "batch",
+    "open_evaluation_loader": "loader",
+    "open_loader": "loader",
+}
 
-def __getattr__(name: str) -> Any:
-    """Import on first use: whoever only reads an index must not wait for torch."""
-    if name in __all__:
-        from tessera.pipeline import loader
-
-        return getattr(loader, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = names_from(__name__, _HOMES)

@@ -6,8 +6,9 @@ editable installation and a wheel run the same code by the same names.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tessera.lazy import names_from
 
 if TYPE_CHECKING:
     from tessera.model import build_clip
@@ -23,9 +24,4 @@ _HOMES = {
     "open_loader": "pipeline",
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Import on first use: `import tessera` must not wait for torch."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = names_from(__name__, _HOMES)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tessera.lazy import names_from
 
 if TYPE_CHECKING:
     from tessera.model.losses.base import ContrastiveLoss
@@ -30,9 +31,4 @@ _HOMES = {
     "distillation_loss": "distillation",
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Import on first use: the losses' configuration needs no torch."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = names_from(__name__, _HOMES)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
+
+from tessera.lazy import names_from
 
 if TYPE_CHECKING:
     from tessera.pipeline.decoding.choice import open_decoder
@@ -13,12 +15,11 @@ __all__ = ["DaliGraph", "Decoded", "Decoder", "DecoderKind", "open_decoder"]
 DecoderKind = Literal["auto", "turbo", "dali", "pil"]
 """`auto` takes the fastest of this machine: DALI for a GPU, turbo, or else DALI, for a CPU."""
 
+_HOMES = {
+    "DaliGraph": "decoder",
+    "Decoded": "decoder",
+    "Decoder": "decoder",
+    "open_decoder": "choice",
+}
 
-def __getattr__(name: str) -> Any:
-    """Import on first use: a program that only looks at files needs no torch."""
-    from importlib import import_module
-
-    homes = {"open_decoder": "choice"}
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{homes.get(name, 'decoder')}"), name)
+__getattr__ = names_from(__name__, _HOMES)

@@ -5,8 +5,9 @@ Names are imported on first use: whoever opens an index needs nothing that makes
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tessera.lazy import names_from
 
 if TYPE_CHECKING:
     from tessera.pipeline.index.build import build_index, scan_part
@@ -54,7 +55,7 @@ __all__ = [
     "read_manifest",
     "scan_part",
 ]
-_HOMES = {
+_HOMES = dict.fromkeys(__all__, "open") | {
     "IndexReport": "report",
     "Part": "parts",
     "PartReport": "parts",
@@ -64,8 +65,4 @@ _HOMES = {
     "scan_part": "build",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'open')}"), name)
+__getattr__ = names_from(__name__, _HOMES)
