@@ -9,7 +9,7 @@ from typing import Any
 from tessera.evaluation.scores import Score
 from tessera.report.numbers import count, percent
 from tessera.report.page import Headline, now, write
-from tessera.report.score_tables import score_tables
+from tessera.report.score_tables import confusion_bars, score_tables
 
 _MOST_CLASSES = 1000
 """On the page; the file of --out has all."""
@@ -35,7 +35,6 @@ def write_evaluation_page(
         result: what the tool writes to --out.
         before: what an earlier call wrote there.
     """
-    most = max([1, *(number for _, _, number in confusions)])
     write(
         path,
         "evaluation",
@@ -49,10 +48,7 @@ def write_evaluation_page(
         changes=list(_changes(result, before)) if before else [],
         classes=[_classes(place, rows, before) for place, rows in result["per_class"].items()],
         most_classes=_MOST_CLASSES,
-        confusions=[
-            (f"{true} \N{RIGHTWARDS ARROW} {said}", number / most, count(number))
-            for true, said, number in confusions
-        ],
+        confusions=confusion_bars(confusions),
     )
 
 

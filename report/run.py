@@ -14,7 +14,7 @@ from tessera.report.numbers import count, decimal, duration, percent
 from tessera.report.page import flatten, render, write
 from tessera.report.run_data import NUM_RESULTS, ReportData, RetrievalExample
 from tessera.report.run_words import headlines, hidden_shares, loss_ends, summary, verdict
-from tessera.report.score_tables import score_tables
+from tessera.report.score_tables import confusion_bars, score_tables
 from tessera.report.series import StepSeries, data_wait, shown_range, thin, trend, window_for
 
 
@@ -49,7 +49,7 @@ def _content(data: ReportData) -> dict[str, Any]:
         "learning": list(_learning(data)),
         "hidden": _hidden_shares(data),
         "tables": score_tables(data.scores),
-        "confusions": _confusions(data),
+        "confusions": confusion_bars(sorted(data.confusions, key=lambda each: -each[2])[:10]),
         "examples": {kind: found for kind, found in kinds.items() if found},
         "tally": _tally(data.retrieval),
         "seconds": _bars_of_time(seconds),
@@ -57,14 +57,6 @@ def _content(data: ReportData) -> dict[str, Any]:
         "step_time": _step_time(data.steps),
         "settings": flatten(data.config),
     }
-
-
-def _confusions(data: ReportData) -> list[tuple[str, float, str]]:
-    """(what was taken for what, share of the commonest, how often), the ten commonest."""
-    found = sorted(data.confusions, key=lambda each: -each[2])[:10]
-    most = max([1, *(number for _, _, number in found)])
-    arrow = "\N{RIGHTWARDS ARROW}"
-    return [(f"{true} {arrow} {said}", n / most, count(n)) for true, said, n in found]
 
 
 def _bars_of_time(seconds: Sequence[tuple[str, float]]) -> list[tuple[str, float, str, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -207,11 +207,12 @@ def _row(name: str, score: Score, texts: Sequence[str], *, error: bool = False) 
     return ScoreRow(name=name, cells=cells, bar=(score.value, score.chance or 0.0))
 
 
-def per_metric(scores: Sequence[Score]) -> Iterator[tuple[tuple[str, str, str], Score]]:
-    """Return ((data set, task, metric), row) of every share; of several draws the first."""
-    seen = set()
-    for row in scores:
-        key = (row.dataset, row.task, row.metric)
-        if row.chance is not None and key not in seen:
-            seen.add(key)
-            yield key, row
+def confusion_bars(confusions: Sequence[tuple[str, str, int]]) -> list[tuple[str, float, str]]:
+    """Return (what was taken for what, share of the commonest, how often).
+
+    Args:
+        confusions: (true class, predicted class, images).
+    """
+    most = max([1, *(number for _, _, number in confusions)])
+    arrow = "\N{RIGHTWARDS ARROW}"
+    return [(f"{true} {arrow} {said}", n / most, count(n)) for true, said, n in confusions]

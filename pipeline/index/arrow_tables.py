@@ -121,7 +121,11 @@ class ArrowTable:
                 number += 1
 
     def holds_bytes(self, column: str) -> bool:
-        """See `ImageTable`."""
+        """Whether the cells of a column are the bytes of files, not paths.
+
+        Raises:
+            ValueError: they are neither.
+        """
         check_columns(self.names, [column], self._place)
         kind = self.schema.field(column).type
         if is_text(kind) or (pa.types.is_dictionary(kind) and is_text(kind.value_type)):
@@ -135,14 +139,20 @@ class ArrowTable:
         )
 
     def cells(self, column: str) -> Iterator[object]:
-        """See `ImageTable`. A struct of bytes and path is a dict, a damaged cell is None."""
+        """The cells of one column in the order of the rows, one at a time in memory.
+
+        A struct of bytes and path is a dict, a damaged cell is None.
+
+        Raises:
+            ValueError: the file cannot be read on.
+        """
         check_columns(self.names, [column], self._place)
         for _, batch in self.batches([column]):
             yield from (None if isinstance(cell, BadCell) else cell
                         for cell in cells_of(batch.column(0), limit=None))  # fmt: skip
 
     def class_names(self, column: str) -> list[str] | None:
-        """See `ImageTable`."""
+        """Names that a Hugging Face data set has for the numbers of a column."""
         stored = (self.schema.metadata or {}).get(b"huggingface")
         if stored is None:
             return None

@@ -53,16 +53,6 @@ class Clues:
                 found[suffix] += count
         return found
 
-    @property
-    def is_worth_keeping(self) -> bool:
-        """Whether an index should remember it: a shard of usual samples says nothing."""
-        return bool(
-            self.json_lists
-            or self.num_apart
-            or self.num_texts_of_lines
-            or self.num_texts < self.layouts.total()
-        )
-
     def add(self, other: Clues) -> None:
         """Take in what was seen elsewhere."""
         for name in ("layouts", "json_texts", "json_lists"):

@@ -77,30 +77,6 @@ class Table(Protocol):
         ...
 
 
-class ImageTable(Table, Protocol):
-    """A table that may hold the bytes of images."""
-
-    def holds_bytes(self, column: str) -> bool:
-        """Whether the cells of a column are the bytes of files, not paths.
-
-        Raises:
-            ValueError: they are neither.
-        """
-        ...
-
-    def cells(self, column: str) -> Iterator[object]:
-        """The cells of one column in the order of the rows, one at a time in memory.
-
-        Raises:
-            ValueError: the file cannot be read on.
-        """
-        ...
-
-    def class_names(self, column: str) -> list[str] | None:
-        """Names that a Hugging Face data set has for the numbers of a column."""
-        ...
-
-
 def find_column(names: Sequence[str], wanted: str | None, meaning: str) -> str | None:
     """The column that was named, or the one that has a usual name.
 

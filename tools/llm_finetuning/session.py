@@ -105,11 +105,6 @@ class FineTuning:
         """Folder of the checkpoints."""
         return self.settings.out / "checkpoints"
 
-    @property
-    def batch_per_rank(self) -> int:
-        """Pairs of a step on this rank."""
-        return self.settings.batch_size // self._ranks.world_size
-
     def probe(self) -> ProbeScores:
         """The probe as the encoder is now; computed on rank 0."""
         pool, count = self._probe_pool, self.settings.probe_samples
